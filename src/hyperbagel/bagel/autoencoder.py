@@ -1,0 +1,199 @@
+"""The FLUX autoencoder, on diffusers' `AutoencoderKL`, with the checkpoint names of the official `ae.safetensors`.
+
+Pictures are (B, 3, H, W) in [-1, 1]; a latent is `scale_factor * (u - shift_factor)` of a draw `u` of the posterior.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+
+# diffusers' name -> official name, applied in this order; level indices of the decoder are mirrored besides.
+_RENAMES = (
+    (r"\.resnets\.", ".block."),
+    (r"\.mid_block\.block\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.block\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"\.attn_1\.group_norm\.", ".attn_1.norm."),
+    (r"\.attn_1\.to_([qkv])\.", r".attn_1.\1."),
+    (r"\.attn_1\.to_out\.0\.", ".attn_1.proj_out."),
+    (r"\.(down|up)_blocks\.", r".\1."),
+    (r"\.downsamplers\.0\.", ".downsample."),
+    (r"\.upsamplers\.0\.", ".upsample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+)
+_ATTENTION_WEIGHT = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Shape of the autoencoder; the defaults are the official network.
+
+    resolution: nominal training size, pixels (recorded only, any size works); ch: base width, a multiple of 32;
+    ch_mult: width factor of each level, highest resolution first; z_channels: latent channels;
+    pixel_unshuffle: side of the pixel blocks folded into channels at the door, for small and cheap autoencoders
+    (1 is the official network).
+    """
+
+    resolution: int = 256
+    in_channels: int = 3
+    ch: int = 128
+    out_ch: int = 3
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    pixel_unshuffle: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # JSON and YAML give lists
+        if self.ch % NORM_GROUPS:
+            raise ValueError(
+                f"autoencoder ch={self.ch} must be a multiple of {NORM_GROUPS}, the group count of its norms"
+            )
+        for name in ("pixel_unshuffle", "num_res_blocks", "z_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"autoencoder {name}={getattr(self, name)} must be at least 1")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise ValueError(f"autoencoder ch_mult={self.ch_mult} must have one positive factor a level")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent position along each side."""
+        return self.pixel_unshuffle * 2 ** (len(self.ch_mult) - 1)
+
+
+class Autoencoder(nn.Module):
+    """Pictures to scaled latents and back; differentiable both ways.
+
+    Its own `state_dict` has diffusers' names; `official_state_dict` and `load_official_state_dict` convert.
+    """
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AutoencoderConfig()
+        self.network = _build_network(self.config)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent position along each side."""
+        return self.config.downsample
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, each (B, z, h, w), of images (B, 3, H, W) in [-1, 1].
+
+        Raises ValueError unless H and W are positive multiples of `downsample`.
+        """
+        side = self.config.downsample
+        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
+            raise ValueError(f"images must be (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
+        if any(size == 0 or size % side for size in images.shape[2:]):
+            raise ValueError(f"image height and width must be multiples of {side}, got {tuple(images.shape[2:])}")
+        folded = F.pixel_unshuffle(images, self.config.pixel_unshuffle)
+        # `.parameters` are the encoder's raw outputs; diffusers' `.logvar` is clamped, the official one is not.
+        mean, logvar = self.network.encode(folded).latent_dist.parameters.chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latent (B, z, h, w) of images (B, 3, H, W) in [-1, 1].
+
+        noise: standard normal (B, z, h, w) for a draw from the posterior; None takes its mean.
+        """
+        mean, logvar = self.moments(images)
+        drawn = mean if noise is None else mean + (logvar / 2).exp() * noise
+        return self.config.scale_factor * (drawn - self.config.shift_factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images (B, 3, H, W), nominally in [-1, 1] but not clamped, of scaled latents (B, z, h, w)."""
+        if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
+            raise ValueError(f"latent must be (B, {self.config.z_channels}, h, w), got {tuple(latent.shape)}")
+        decoded = self.network.decode(latent / self.config.scale_factor + self.config.shift_factor).sample
+        return F.pixel_shuffle(decoded, self.config.pixel_unshuffle)
+
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names and shapes of `ae.safetensors` (views, not copies)."""
+        levels = len(self.config.ch_mult)
+        named = ((_official_name(key, levels), value) for key, value in self.network.state_dict().items())
+        return {name: value[..., None, None] if _ATTENTION_WEIGHT.search(name) else value for name, value in named}
+
+    def load_official_state_dict(self, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """Load weights with the names and shapes of `ae.safetensors`.
+
+        assign: take the given tensors as the parameters, as in `nn.Module.load_state_dict` (needed on "meta").
+        Raises one ValueError that lists all missing, unexpected and wrong-shape keys; nothing is loaded then.
+        """
+        levels = len(self.config.ch_mult)
+        expected = {name: tuple(value.shape) for name, value in self.official_state_dict().items()}
+        _check_keys(expected, {name: tuple(value.shape) for name, value in state_dict.items()})
+        renamed = {}
+        for key in self.network.state_dict():
+            name = _official_name(key, levels)
+            value = state_dict[name]
+            renamed[key] = value.flatten(1) if _ATTENTION_WEIGHT.search(name) else value
+        self.network.load_state_dict(renamed, assign=assign)
+
+
+def _build_network(config: AutoencoderConfig) -> AutoencoderKL:
+    """diffusers' network with the official widths."""
+    levels = len(config.ch_mult)
+    folded = config.pixel_unshuffle**2
+    network = AutoencoderKL(
+        in_channels=config.in_channels * folded,
+        out_channels=config.out_ch * folded,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config.ch * factor for factor in config.ch_mult),
+        layers_per_block=config.num_res_blocks,
+        latent_channels=config.z_channels,
+        norm_num_groups=NORM_GROUPS,
+        sample_size=config.resolution,
+        scaling_factor=config.scale_factor,
+        shift_factor=config.shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    if config.ch_mult[0] != 1:
+        # diffusers starts the encoder at the first level's width, the official network at the base width.
+        encoder = network.encoder
+        encoder.conv_in = nn.Conv2d(config.in_channels * folded, config.ch, kernel_size=3, padding=1)
+        encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+            in_channels=config.ch,
+            out_channels=config.ch * config.ch_mult[0],
+            temb_channels=None,
+            groups=NORM_GROUPS,
+            eps=NORM_EPS,
+        )
+    return network
+
+
+def _official_name(key: str, levels: int) -> str:
+    """The official name of a tensor of diffusers' network."""
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    # up.0 is the highest resolution officially, the lowest in diffusers.
+    return re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", key)
+
+
+def _check_keys(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise one ValueError with everything in which the given names and shapes differ from the expected ones."""
+    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in got]
+    problems += [f"unexpected {name}" for name in got if name not in expected]
+    problems += [
+        f"{name} has shape {got[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in got and got[name] != shape
+    ]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ValueError(f"autoencoder weights do not fit its configuration, {len(problems)} problems:\n  {listed}")

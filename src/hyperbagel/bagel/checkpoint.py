@@ -1,0 +1,294 @@
+"""Official checkpoint folders, and generation branches as files.
+
+A folder holds `llm_config.json`, `vit_config.json`, `ema.safetensors` (or shards with an index), `ae.safetensors`, the
+tokenizer's files and, where other settings differ from those of BAGEL-7B-MoT, `hyperbagel.json`. Weights are read from
+safetensors only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hyperbagel.bagel.autoencoder import AutoencoderConfig
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
+from hyperbagel.bagel.images import ImageTransform
+from hyperbagel.bagel.model import Bagel
+
+WEIGHTS = "ema.safetensors"
+AUTOENCODER = "ae.safetensors"
+EXTRAS = "hyperbagel.json"
+
+_Model = TypeVar("_Model", bound=Bagel)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that is missing, broken or made for another model; the message names file, keys and remedy."""
+
+
+# Names
+
+
+def official_key(name: str) -> str:
+    """The official name of a parameter or buffer of `Bagel` (the autoencoder converts its own names)."""
+    side, _, rest = name.partition(".")
+    gen = "_moe_gen" if side == "generation" else ""
+    if match := re.fullmatch(r"layers\.(\d+)\.(?:input|output)\.(\w+)\.(weight|bias)", rest):
+        layer, module, kind = match.groups()
+        if module in ("gate_proj", "up_proj", "down_proj"):
+            path = f"mlp{gen}.{module}"
+        elif module.endswith("layernorm"):
+            path = f"{module}{gen}"
+        else:
+            path = f"self_attn.{module}{gen}"
+        return f"language_model.model.layers.{layer}.{path}.{kind}"
+    if rest == "norm.weight":
+        return f"language_model.model.norm{gen}.weight"
+    if rest == "lm_head.weight":
+        return f"language_model.{rest}"
+    if rest == "embed_tokens.weight":
+        return f"language_model.model.{rest}"
+    if rest.startswith("vision."):
+        inner = rest.removeprefix("vision.")
+        inner = re.sub(r"^layers\.(\d+)\.(fc[12])\.", r"layers.\1.mlp.\2.", inner)
+        inner = re.sub(r"^layers\.", "encoder.layers.", inner)
+        inner = re.sub(r"^(patch|position)_embedding\.", r"embeddings.\1_embedding.", inner)
+        return f"vit_model.vision_model.{inner}"
+    return rest
+
+
+def official_names(model: Bagel) -> dict[str, str]:
+    """Own name -> official name of everything in `ema.safetensors`."""
+    return {name: official_key(name) for name in model.state_dict() if not name.startswith("autoencoder.")}
+
+
+# Reading
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a checkpoint folder needs it")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
+
+
+def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, floating ones converted to `dtype`. Raises CheckpointError."""
+    with _open(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    return {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: has no 'weight_map' from tensors to files; download or save it again")
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; is {path.parent} a BAGEL checkpoint folder?")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+_Config = TypeVar("_Config")
+
+
+def _pick(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """A config dataclass from the entries it knows."""
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{k: v for k, v in values.items() if k in known})
+
+
+def read_config(folder: str | Path) -> BagelConfig:
+    """Configuration of a checkpoint folder. Raises CheckpointError naming the file that is missing or broken."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a BAGEL checkpoint folder")
+    llm, vit = _read_json(folder / "llm_config.json"), _read_json(folder / "vit_config.json")
+    if not isinstance(vit.get("num_hidden_layers"), int):
+        raise CheckpointError(f"{folder / 'vit_config.json'}: num_hidden_layers must be a number")
+    vit["num_hidden_layers"] -= 1  # the public code drops SigLIP's last layer
+    extras = _read_json(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+    nested = {
+        "autoencoder": AutoencoderConfig,
+        "tokens": SpecialTokens,
+        "vae_transform": ImageTransform,
+        "vit_transform": ImageTransform,
+    }
+    try:
+        # The official files have settings of other software too; our own may not have any that we do not know.
+        values = {k: nested[k](**v) if k in nested else v for k, v in extras.items()}
+        return BagelConfig(llm=_pick(LLMConfig, llm), vit=_pick(ViTConfig, vit), **values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: impossible configuration: {error}") from error
+
+
+def _check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+    missing = [k for k in expected if k not in found]
+    extra = [k for k in found if k not in expected]
+    wrong = [
+        f"{k} is {tuple(found[k])}, expected {tuple(expected[k])}"
+        for k in expected
+        if k in found and found[k] != expected[k]
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for kind, keys in (("missing keys", missing), ("unknown keys", extra), ("wrong shapes", wrong))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{what} does not fit this model: {'; '.join(problems)}")
+
+
+def load_bagel(folder: str | Path, dtype: torch.dtype, cls: type[_Model]) -> _Model:
+    """Build a model from an official folder. Raises CheckpointError for missing, broken, or unfitting files."""
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        tensors |= read_tensors(path, dtype)
+    autoencoder = read_tensors(folder / AUTOENCODER, dtype)
+    with torch.device("meta"):
+        model = cls(config)
+    load_official(model, tensors, str(folder))
+    try:
+        model.autoencoder.load_official_state_dict(autoencoder, assign=True)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / AUTOENCODER}: {error}") from error
+    return model.eval()
+
+
+def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors with official names into the model (not its autoencoder); the tensors become its parameters."""
+    names = official_names(model)
+    state = model.state_dict()
+    _check_keys(source, {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
+    model.load_state_dict({own: tensors[official] for own, official in names.items()}, strict=False, assign=True)
+
+
+# Writing
+
+
+def save_bagel(model: Bagel, folder: str | Path) -> None:
+    """Write a model in the official layout (tokenizer files are the caller's)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    llm = dataclasses.asdict(config.llm) | {"hidden_act": "silu", "tie_word_embeddings": False}
+    vit = dataclasses.asdict(config.vit) | {"num_hidden_layers": config.vit.num_hidden_layers + 1}
+    extras = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("llm", "vit")}
+    for name, content in (("llm_config.json", llm), ("vit_config.json", vit), (EXTRAS, extras)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    names, state = official_names(model), model.state_dict()
+    write_tensors({official: state[own] for own, official in names.items()}, folder / WEIGHTS)
+    write_tensors(model.autoencoder.official_state_dict(), folder / AUTOENCODER)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that a crash leaves either the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+    partial.replace(path)
+
+
+# Branches
+
+
+def base_hash(model: Bagel) -> str:
+    """Fingerprint of the understanding stack a branch belongs to: names, shapes and a few values of every tensor."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.understanding.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchInfo:
+    """What a branch file says about itself.
+
+    stage: training stage that made it; nfe: evaluations an image it was made for (0: as many as the sampler takes);
+    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs.
+    """
+
+    stage: str
+    nfe: int
+    base: str
+    shift: float = 3.0
+    text_scale: tuple[float, float] | None = None
+    image_scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """JSON has lists for ranges."""
+        for name in ("text_scale", "image_scale"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
+    """Write a generation branch: official names (plus guidance embedders), `info` as metadata."""
+    tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
+    write_tensors(tensors, Path(path), {"hyperbagel_branch": json.dumps(dataclasses.asdict(info))})
+
+
+def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
+    """A branch for `model` from a file, in the model's dtype and on its device.
+
+    Raises CheckpointError when the file is missing, broken, not a branch, or belongs to another base model.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+    if "hyperbagel_branch" not in metadata:
+        raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
+    try:
+        info = BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
+        ) from error
+    tensors = read_tensors(path, model.dtype)
+    with torch.device("meta"):
+        branch = GenerationBranch(model.config)
+        if any(key.startswith("text_scale_embedder") for key in tensors):
+            branch.add_guidance_embedders()
+    state = branch.state_dict()
+    names = {name: official_key(f"generation.{name}") for name in state}
+    _check_keys(str(path), {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
+    if info.base != base_hash(model):
+        raise CheckpointError(
+            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
+            "load the model it was distilled from"
+        )
+    branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
+    return branch.to(model.device), info
+
+
+def generation_keys(names: Iterable[str]) -> Iterator[str]:
+    """Of official names, those that only generation uses."""
+    own = ("time_embedder.", "vae2llm.", "llm2vae.", "latent_pos_embed.")
+    return (name for name in names if "moe_gen" in name or name.startswith(own))

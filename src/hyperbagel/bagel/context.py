@@ -1,0 +1,156 @@
+"""Prefilled contexts: what a document leaves behind for denoising and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperbagel.bagel.layout import grid_ids
+from hyperbagel.bagel.mot import Past
+
+
+@dataclass(frozen=True)
+class Context:
+    """A key-value cache of a batch of documents; never written to.
+
+    past: keys and values, each (layers, B, kv_heads, T, head_dim); valid: (B, T) bool, or None when every entry is a
+    real token that may be attended to; next_position: (B,) rope position of the next block.
+    """
+
+    past: Past
+    valid: Tensor | None
+    next_position: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of documents."""
+        return self.next_position.shape[0]
+
+    @property
+    def length(self) -> int:
+        """T, the stored tokens a document, padding included."""
+        return self.past.keys.shape[3]
+
+    def valid_mask(self) -> Tensor:
+        """(B, T) bool."""
+        if self.valid is not None:
+            return self.valid
+        return torch.ones(self.batch_size, self.length, dtype=torch.bool, device=self.next_position.device)
+
+    def restrict(self, valid: Tensor, next_position: Tensor) -> Context:
+        """The same cache of which only `valid` (B, T) entries may be seen: an earlier state of the same documents."""
+        return replace(self, valid=valid & self.valid_mask(), next_position=next_position)
+
+    def rows(self, index: Tensor) -> Context:
+        """Select or repeat documents. index: (R,) int64."""
+        past = Past(self.past.keys[:, index], self.past.values[:, index])
+        return Context(past, None if self.valid is None else self.valid[index], self.next_position[index])
+
+    def compact(self) -> Context:
+        """Drop trailing entries that no document may see."""
+        if self.valid is None:
+            return self
+        used = int(self.valid.any(0).nonzero().max()) + 1 if self.valid.any() else 0
+        valid = self.valid[:, :used]
+        past = Past(self.past.keys[..., :used, :], self.past.values[..., :used, :])
+        return replace(self, past=past, valid=None if bool(valid.all()) else valid)
+
+    @staticmethod
+    def stack(contexts: Sequence[Context]) -> Context:
+        """One context over all documents of all contexts, padded to the longest."""
+        longest = max(c.length for c in contexts)
+        if all(c.valid is None and c.length == longest for c in contexts):
+            valid = None
+        else:
+            valid = torch.cat([F.pad(c.valid_mask(), (0, longest - c.length)) for c in contexts])
+        keys, values = (
+            torch.cat([F.pad(p, (0, 0, 0, longest - p.shape[3])) for p in pasts], dim=1)
+            for pasts in zip(*(c.past for c in contexts), strict=True)
+        )
+        return Context(Past(keys, values), valid, torch.cat([c.next_position for c in contexts]))
+
+
+class DecodeCache:
+    """A context with room for tokens to be decoded; written in place, so without gradients.
+
+    keys, values: (layers, B, kv_heads, capacity, head_dim); length: entries in use; valid: (B, capacity) bool, or None
+    when every entry in use is a real token; next_position: (B,) rope position of the next token.
+    """
+
+    def __init__(self, context: Context, capacity: int) -> None:
+        """Copy `context` and leave room for `capacity` more tokens."""
+        self.length = context.length
+        self.keys, self.values = (F.pad(p, (0, 0, 0, capacity)).contiguous() for p in context.past)
+        self.valid = None if context.valid is None else F.pad(context.valid, (0, capacity), value=True)
+        self.next_position = context.next_position.clone()
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values behind the entries in use; `advance` makes them permanent."""
+        end = self.length + k.shape[2]
+        if end > self.keys.shape[3]:
+            raise ValueError(f"the decoding cache has room for {self.keys.shape[3]} tokens, {end} are needed")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def mask(self, new: int) -> Tensor | None:
+        """(B or 1, 1, new, length + new) bool for causal new tokens; None where everything may be seen."""
+        if self.valid is None and new == 1:
+            return None
+        device = self.keys.device
+        mask = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)[None, None]
+        return mask if self.valid is None else mask & self.valid[:, None, None, : self.length + new]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more entries as used; negative rolls back."""
+        self.length += tokens
+        self.next_position += tokens
+
+
+@dataclass(frozen=True)
+class GuidedContext:
+    """A context with its guidance variants: without the last prompt, and without images (None: not prefilled)."""
+
+    full: Context
+    no_text: Context | None = None
+    no_image: Context | None = None
+
+    def rows(self, index: Tensor) -> GuidedContext:
+        """Select or repeat documents in every variant. index: (R,) int64."""
+        variants = (None if c is None else c.rows(index) for c in (self.full, self.no_text, self.no_image))
+        return GuidedContext(*variants)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """The token grids of a batch of images to be denoised.
+
+    sizes: (h, w) in tokens, one an image; position_ids: (B, n) into the latent position table, n the longest;
+    valid: (B, n) bool, or None when all images have n tokens.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    position_ids: Tensor
+    valid: Tensor | None
+
+    @staticmethod
+    def of(sizes: Sequence[tuple[int, int]], side: int, device: torch.device | str = "cpu") -> LatentGrid:
+        """Grids of the given sizes in a position table of `side` x `side`. Raises ValueError for a grid beyond it."""
+        for height, width in sizes:
+            if not (0 < height <= side and 0 < width <= side):
+                raise ValueError(f"image of {height}x{width} latent tokens: the model's grid is {side}x{side}")
+        ids = torch.nn.utils.rnn.pad_sequence([grid_ids(size, side) for size in sizes], batch_first=True)
+        lengths = torch.tensor([h * w for h, w in sizes])
+        valid = None
+        if bool((lengths != ids.shape[1]).any()):
+            valid = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+        return LatentGrid(tuple(sizes), ids.to(device), valid)
+
+    def repeat(self, times: int) -> LatentGrid:
+        """The grids of `times` stacked guidance variants."""
+        valid = None if self.valid is None else self.valid.repeat(times, 1)
+        return LatentGrid(self.sizes * times, self.position_ids.repeat(times, 1), valid)

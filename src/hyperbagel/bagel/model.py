@@ -1,0 +1,321 @@
+"""BAGEL: a frozen, shared understanding stack and an exchangeable generation branch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from hyperbagel.bagel.autoencoder import Autoencoder
+from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext, LatentGrid
+from hyperbagel.bagel.embeddings import PositionTable, Rotation, rotation
+from hyperbagel.bagel.layout import Layout, ViTBatch, build_layout, latent_grid
+from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Past, Streams, mot_forward
+from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment
+from hyperbagel.bagel.vision import Connector, VisionTower, unpatchify
+
+
+class UnderstandingStack(nn.Module):
+    """Everything that understanding needs: embeddings, understanding experts, LM head, vision tower and connector."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        llm, vit = config.llm, config.vit
+        self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
+        self.layers = nn.ModuleList(ExpertLayer(llm) for _ in range(llm.num_hidden_layers))
+        self.norm = nn.RMSNorm(llm.hidden_size, llm.rms_norm_eps)
+        self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
+        self.vision = VisionTower(vit)
+        self.connector = Connector(vit.hidden_size, llm.hidden_size)
+        self.vit_pos_embed = PositionTable(vit.patches_per_side, llm.hidden_size)
+
+    def embed_vit(self, vit: ViTBatch) -> Tensor:
+        """ViT token embeddings, connector and position table applied: (images, N, D)."""
+        patches = vit.patches.to(self.embed_tokens.weight.dtype)
+        x = self.connector(self.vision(patches, vit.position_ids, None if vit.valid.all() else vit.valid))
+        output: Tensor = x + self.vit_pos_embed(vit.position_ids).to(x.dtype)
+        return output
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """Of one training forward. und: (B, Nu, D) final hidden states of the understanding stream (after the norm);
+    gen: (B, Ng, D) likewise; velocity: (B, Ng, C) of every latent token."""
+
+    und: Tensor
+    gen: Tensor
+    velocity: Tensor
+
+
+class Bagel(nn.Module):
+    """BAGEL with official semantics. `generation` is the original branch; others are passed where they are used.
+
+    checkpointing, compiled: of the layers where gradients are taken, see `mot.mot_forward`.
+    """
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.understanding = UnderstandingStack(config)
+        self.generation = GenerationBranch(config)
+        self.autoencoder = Autoencoder(config.autoencoder)
+        self.checkpointing = False
+        self.compiled = False
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Load an official checkpoint folder; see `checkpoint.load_bagel`."""
+        from hyperbagel.bagel.checkpoint import load_bagel
+
+        return load_bagel(folder, dtype, cls)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the official layout; see `checkpoint.save_bagel`."""
+        from hyperbagel.bagel.checkpoint import save_bagel
+
+        save_bagel(self, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.understanding.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.understanding.embed_tokens.weight.dtype
+
+    # Images and latents
+
+    def encode(self, images: Sequence[Tensor], noise: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Pictures (3, H, W) in [-1, 1] of any sizes to scaled latents (z, h, w), each independent of the others.
+
+        noise: standard normal latents to sample the posterior with; None takes its mean.
+        """
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, image in enumerate(images):
+            groups[tuple(image.shape)].append(i)
+        latents: list[Tensor] = [torch.empty(0)] * len(images)
+        for members in groups.values():
+            stack = torch.stack([images[i] for i in members]).to(self.device, self.dtype)
+            eps = None if noise is None else torch.stack([noise[i] for i in members]).to(stack)
+            for i, latent in zip(members, self.autoencoder.encode(stack, eps), strict=True):
+                latents[i] = latent
+        return latents
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[list[Segment]]:
+        """The documents with every ImageSegment encoded to a LatentSegment (posterior mean)."""
+        images = [s.pixels for d in documents for s in d if isinstance(s, ImageSegment)]
+        latents = iter(self.encode(images))
+        return [
+            [LatentSegment(next(latents), s.loss) if isinstance(s, ImageSegment) else s for s in d] for d in documents
+        ]
+
+    def decode_latents(self, tokens: Tensor, grid: LatentGrid) -> list[Tensor]:
+        """Denoised tokens (B, n, C) to pictures (3, H, W) in about [-1, 1]."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, size in enumerate(grid.sizes):
+            groups[size].append(i)
+        pictures: list[Tensor] = [torch.empty(0)] * len(grid.sizes)
+        for size, members in groups.items():
+            latent = unpatchify(tokens[members, : size[0] * size[1]], size, self.config.latent_patch_size)
+            for i, picture in zip(members, self.autoencoder.decode(latent.to(self.dtype)), strict=True):
+                pictures[i] = picture
+        return pictures
+
+    def latent_grid(self, sizes: Sequence[tuple[int, int]]) -> LatentGrid:
+        """The token grids for pictures of `sizes` (height, width) in pixels. Raises ValueError if one does not fit."""
+        factor = self.config.autoencoder.downsample
+        for height, width in sizes:
+            if height % factor or width % factor:
+                raise ValueError(
+                    f"image of {width}x{height} pixels: sides must be multiples of {self.config.latent_stride}"
+                )
+        tokens = [latent_grid((h // factor, w // factor), self.config) for h, w in sizes]
+        return LatentGrid.of(tokens, self.config.max_latent_size, self.device)
+
+    # Contexts
+
+    def layout(self, documents: Sequence[Document], start: Tensor | None = None) -> Layout:
+        """Token streams of documents without ImageSegments, on the model's device."""
+        return build_layout(documents, self.config, start).to(self.device)
+
+    def run(self, layout: Layout, past: Context | None = None, *, record_layers: bool = False) -> MoTOutput:
+        """The understanding stack and the original generation branch over clean documents.
+
+        Every latent is taken as clean (t = 0). With record_layers the result holds the residual streams that enter
+        each layer and that leave the last one. Raises ValueError if the documents contain images to be generated.
+        """
+        if bool(layout.image_loss.any()):
+            raise ValueError("a context must not contain images to be generated (loss=True)")
+        t = torch.zeros_like(layout.image, dtype=torch.float32)
+        return self._forward(layout, layout.latents, t, past, record_layers=record_layers)
+
+    def prefill(self, documents: Sequence[Document], past: Context | None = None) -> Context:
+        """Key-value cache of documents (images are encoded on the way), appended to `past` where given."""
+        layout = self.layout(self.encode_documents(documents), None if past is None else past.next_position)
+        return self.context_of(layout, self.run(layout, past), past)
+
+    def prefill_guided(self, documents: Sequence[Document], *, text: bool = True, image: bool = False) -> GuidedContext:
+        """Cache with the guidance variants that are asked for: without the last prompt, without images.
+
+        The state before the last prompt is a restriction of the full cache, since nothing earlier depends on it.
+        """
+        layout = self.layout(self.encode_documents(documents))
+        full = self.context_of(layout, self.run(layout), None)
+        no_text = no_image = None
+        if text:
+            blocks = torch.cat([layout.und.block, layout.gen.block], 1)
+            no_text = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position).compact()
+        if image:
+            no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])
+        return GuidedContext(full, no_text, no_image)
+
+    def context_of(self, layout: Layout, output: MoTOutput, past: Context | None) -> Context:
+        """The cache that a `run` over a layout leaves, behind that of `past`."""
+        new = Past(torch.stack(output.keys), torch.stack(output.values))
+        valid = None
+        if layout.padded:
+            valid = torch.cat([layout.und.block, layout.gen.block], 1) >= 0
+        if past is not None:
+            both = (past.past.keys, new.keys), (past.past.values, new.values)
+            if valid is not None or past.valid is not None:
+                tokens = (
+                    valid if valid is not None else torch.ones_like(layout.next_position, dtype=torch.bool)[:, None]
+                )
+                valid = torch.cat([past.valid_mask(), tokens.expand(-1, new.keys.shape[3])], 1)
+            new = Past(*(torch.cat(p, dim=3) for p in both))
+        return Context(new, valid, layout.next_position)
+
+    # Passes through the layers
+
+    def velocity(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        context: Context,
+        grid: LatentGrid,
+        branch: GenerationBranch | None = None,
+        scales: GuidanceScales | None = None,
+    ) -> Tensor:
+        """Velocity of noisy latents, one pass of `branch` (default: the original) against a context.
+
+        x_t: (B, n, C) tokens, t: (B,) in [0, 1], grid: of the images -> v: (B, n, C), zero at padding. scales: inputs
+        of a CFG-distilled branch. Gradients reach x_t and the branch (and the context, if it has any).
+        """
+        branch = branch or self.generation
+        output = self.denoise_streams(x_t, t, context, grid, branch, scales)
+        velocity = branch.velocity_head(output.streams.gen)
+        return velocity if grid.valid is None else velocity * grid.valid[..., None]
+
+    def denoise_streams(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        context: Context,
+        grid: LatentGrid,
+        branch: GenerationBranch,
+        scales: GuidanceScales | None = None,
+        *,
+        record_layers: bool = False,
+    ) -> MoTOutput:
+        """The layers behind `velocity`; streams: start and end of image (B, 2, D), latents (B, n, D)."""
+        und, tokens = self.understanding, self.config.tokens
+        markers = und.embed_tokens(torch.tensor([tokens.start_of_image, tokens.end_of_image], device=x_t.device))
+        gen = branch.embed(x_t, t[:, None], grid.position_ids, scales)
+        streams = Streams(markers.expand(len(x_t), -1, -1), gen)
+        return mot_forward(
+            self._experts(branch),
+            streams,
+            # One rope position for the whole image; broadcasts over its tokens.
+            self._rope(context.next_position[:, None]),
+            self._denoise_mask(context, grid),
+            context.past if context.length else None,
+            record_layers=record_layers,
+            checkpointing=self.checkpointing,
+            compiled=self.compiled,
+        )
+
+    @staticmethod
+    def _denoise_mask(context: Context, grid: LatentGrid) -> Tensor | None:
+        if context.valid is None and grid.valid is None:
+            return None
+        latents = torch.ones_like(grid.position_ids, dtype=torch.bool) if grid.valid is None else grid.valid
+        markers = latents.new_ones(len(latents), 2)
+        return torch.cat([context.valid_mask(), markers, latents], dim=1)[:, None, None]
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, cache: DecodeCache, *, record_layers: bool = False) -> MoTOutput:
+        """Append text tokens ids (B, n), causal, to the cache. `streams.und` (B, n, D) goes through `next_logits`."""
+        position = cache.next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        x = self.understanding.embed_tokens(ids)
+        experts: list[tuple[ExpertLayer, ExpertLayer | None]] = [(layer, None) for layer in self.understanding.layers]  # type: ignore[misc]
+        output = mot_forward(
+            experts,
+            Streams(x, x[:, :0]),
+            self._rope(position),
+            cache.mask(ids.shape[1]),
+            cache,
+            record_layers=record_layers,
+        )
+        cache.advance(ids.shape[1])
+        return output
+
+    def next_logits(self, stream: Tensor) -> Tensor:
+        """Next-token logits of the residual stream behind the last layer: (..., D) -> (..., vocabulary)."""
+        return self.logits(self.understanding.norm(stream))
+
+    def forward(self, layout: Layout, x_t: Tensor, t: Tensor) -> TrainingOutput:
+        """The training forward over whole documents, noisy images included, without a cache.
+
+        x_t: (B, Ng, C) latent tokens, t: (B, Ng) their time (0 for clean ones).
+        """
+        streams = self._forward(layout, x_t, t, None).streams
+        gen = self.generation
+        return TrainingOutput(
+            self.understanding.norm(streams.und), gen.norm(streams.gen), gen.velocity_head(streams.gen)
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits of final hidden states (after the norm): (..., D) -> (..., vocabulary)."""
+        output: Tensor = self.understanding.lm_head(hidden)
+        return output
+
+    def _forward(
+        self, layout: Layout, latents: Tensor, t: Tensor, past: Context | None, *, record_layers: bool = False
+    ) -> MoTOutput:
+        und = self.understanding.embed_tokens(layout.ids.clamp(min=0))
+        if layout.vit is not None:
+            vit = self.understanding.embed_vit(layout.vit)[layout.vit.valid].to(und.dtype)
+            und = und.flatten(0, 1).index_copy(0, layout.vit.slots, vit).view_as(und)
+        gen = und[:, :0]
+        if layout.grid_ids.shape[1]:
+            gen = self.generation.embed(latents, t, layout.grid_ids)
+        order = layout.und.cat(layout.gen)
+        mask = order.mask()
+        if past is not None and past.length:
+            mask = torch.cat([past.valid_mask()[:, None, None].expand(-1, -1, mask.shape[2], -1), mask], dim=-1)
+        return mot_forward(
+            self._experts(self.generation),
+            Streams(und, gen),
+            self._rope(order.position),
+            mask,
+            past.past if past is not None and past.length else None,
+            record_layers=record_layers,
+            checkpointing=self.checkpointing,
+            compiled=self.compiled,
+        )
+
+    def _experts(self, branch: GenerationBranch) -> list[tuple[ExpertLayer, ExpertLayer | None]]:
+        return list(zip(self.understanding.layers, branch.layers, strict=True))  # type: ignore[arg-type]
+
+    def _rope(self, positions: Tensor) -> Rotation:
+        llm = self.config.llm
+        return rotation(positions, llm.head_dim, llm.rope_theta, self.dtype)

@@ -1,0 +1,188 @@
+"""Mixture of Transformers: two experts a layer that meet in one attention.
+
+Tokens are kept in two streams, understanding and generation, instead of one mixed sequence: routing is then slicing,
+every shape is static, and the order of a document lives in positions and mask alone (attention does not care for
+the order in which keys are stored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from hyperbagel.bagel.config import LLMConfig
+from hyperbagel.bagel.embeddings import Rotation
+
+
+class AttentionInput(nn.Module):
+    """First half of an expert layer: norm, q/k/v projections, q/k norm over each head, rope."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.input_layernorm = nn.RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, kv_width)
+        self.v_proj = nn.Linear(width, kv_width)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, N, D) -> q (B, heads, N, head_dim), k and v (B, kv_heads, N, head_dim)."""
+        x = self.input_layernorm(x)
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)
+        return rope.apply(q), rope.apply(k), v.transpose(1, 2)
+
+
+class AttentionOutput(nn.Module):
+    """Second half of an expert layer: output projection and SwiGLU MLP, both residual."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.post_attention_layernorm = nn.RMSNorm(width, config.rms_norm_eps)
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x: (B, N, D) residual stream, attended: (B, N, D) attention result of all heads -> (B, N, D)."""
+        x = x + self.o_proj(attended)
+        h = self.post_attention_layernorm(x)
+        x = x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        return x
+
+
+class ExpertLayer(nn.Module):
+    """One expert's parameters of one layer, in two halves with the shared attention between them."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.input = AttentionInput(config)
+        self.output = AttentionOutput(config)
+
+
+class Streams(NamedTuple):
+    """The residual streams: understanding (B, Nu, D) and generation (B, Ng, D); either may have no tokens."""
+
+    und: Tensor
+    gen: Tensor
+
+
+class KeyValues(Protocol):
+    """Keys and values of earlier tokens."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values that new tokens of `layer` attend to; k and v: (B, kv_heads, N, head_dim)."""
+        ...
+
+
+class Past(NamedTuple):
+    """Keys and values of earlier tokens, each (layers, B, kv_heads, T, head_dim), after q/k norm and rope."""
+
+    keys: Tensor
+    values: Tensor
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Earlier tokens followed by the new ones, without storing these."""
+        return torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
+
+
+class MoTOutput(NamedTuple):
+    """Streams after the last layer (before the final norms); the new tokens' keys and values, one tensor a layer
+    (B, kv_heads, Nu + Ng, head_dim), understanding tokens first; and, when asked for, the residual streams: entry i
+    enters layer i, the last one leaves the last layer."""
+
+    streams: Streams
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    layers: tuple[Streams, ...]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention. q: (B, H, N, d), k and v: (B, Hkv, T, d), mask: (B, 1, N, T) bool -> (B, N, H * d)."""
+    grouped = q.shape[1] != k.shape[1]
+    # The backward pass of the CPU's fused attention takes a third of a training step; that of plain attention does not.
+    training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+    with sdpa_kernel(SDPBackend.MATH) if training else nullcontext():
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def layer_forward(
+    experts: tuple[ExpertLayer, ExpertLayer | None],
+    streams: Streams,
+    ropes: tuple[Rotation, Rotation],
+    mask: Tensor | None,
+    layer: int,
+    past: KeyValues | None,
+) -> tuple[Streams, Tensor, Tensor]:
+    """One layer over both streams; streams without tokens are not computed. Returns also this layer's new k and v."""
+    split = streams.und.shape[1]
+    empty = not split and not streams.gen.shape[1]  # then shapes still have to come from somewhere
+    parts = [
+        expert.input(x, rope)
+        for expert, x, rope in zip(experts, streams, ropes, strict=True)
+        if expert is not None and (x.shape[1] or empty)
+    ]
+    q, k, v = (part[0] if len(part) == 1 else torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    keys, values = (k, v) if past is None else past.extend(layer, k, v)
+    attended = attend(q, keys, values, mask)
+    und, gen = streams
+    if split:
+        und = experts[0].output(und, attended[:, :split])
+    if gen.shape[1] and experts[1] is not None:
+        gen = experts[1].output(gen, attended[:, split:])
+    return Streams(und, gen), k, v
+
+
+@cache
+def compiled_layer_forward() -> Callable[..., Any]:
+    """`layer_forward` by torch.compile, made when first asked for."""
+    return torch.compile(layer_forward)
+
+
+def mot_forward(
+    experts: Sequence[tuple[ExpertLayer, ExpertLayer | None]],
+    streams: Streams,
+    rope: Rotation,
+    mask: Tensor | None,
+    past: KeyValues | None = None,
+    *,
+    record_layers: bool = False,
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> MoTOutput:
+    """All layers. rope: of all new tokens, understanding tokens first; mask: (B, 1, Nu + Ng, T + Nu + Ng) or None.
+
+    checkpointing, compiled: recompute layers in the backward pass; run compiled layers. Both act only where gradients
+    are taken: sampling meets too many shapes to compile for each.
+    """
+    ropes = rope.split(streams.und.shape[1])
+    training = torch.is_grad_enabled()
+    forward = compiled_layer_forward() if compiled and training else layer_forward
+    keys, values, layers = [], [], [streams]
+    for i, pair in enumerate(experts):
+        if checkpointing and training:
+            streams, k, v = checkpoint(forward, pair, streams, ropes, mask, i, past, use_reentrant=False)
+        else:
+            streams, k, v = forward(pair, streams, ropes, mask, i, past)
+        keys.append(k)
+        values.append(v)
+        if record_layers:
+            layers.append(streams)
+    return MoTOutput(streams, tuple(keys), tuple(values), tuple(layers) if record_layers else ())

@@ -1,0 +1,121 @@
+"""The pieces an interleaved document is made of, as the model sees them.
+
+A *document* is a sequence of segments. Data readers build documents, `layout.Layout` turns a batch of them into
+padded token streams, and `Bagel.prefill` turns them into a key-value cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+def _check_image(segment: object, image: object, channels: str, hint: str) -> None:
+    if not (isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point()):
+        got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+        raise TypeError(f"{type(segment).__name__} needs a float tensor ({channels}, height, width), got {got}; {hint}")
+
+
+_PIXELS = "an `images.ImageTransform` makes one from a picture"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegment:
+    """A text block: bos, the ids, eos. Causal; every token advances the rope position by one.
+
+    ids: (n,) int64 token ids without bos and eos.
+    loss: whether the ids (and the eos behind them) are predicted, i.e. whether this is an answer.
+    """
+
+    ids: Tensor
+    loss: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse anything but a row of token ids."""
+        if not (isinstance(self.ids, Tensor) and self.ids.ndim == 1 and self.ids.dtype == torch.long):
+            raise TypeError(f"TextSegment needs int64 token ids (n,), got {self.ids!r:.80}; tokenize the text first")
+
+
+@dataclass(frozen=True, slots=True)
+class ViTSegment:
+    """An image seen by the understanding tower. pixels: (3, H, W) in [-1, 1], H and W multiples of the ViT patch."""
+
+    pixels: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse anything but pixels."""
+        _check_image(self, self.pixels, "3", _PIXELS)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSegment:
+    """An image for the autoencoder, still in pixels: (3, H, W) in [-1, 1]; `Bagel.encode` makes it a LatentSegment.
+
+    loss: True for an image to be generated (noised, regressed), False for a clean condition.
+    """
+
+    pixels: Tensor
+    loss: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse anything but pixels."""
+        _check_image(self, self.pixels, "3", _PIXELS)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSegment:
+    """An image as scaled autoencoder latent. latent: (z, h, w), h and w multiples of the latent patch size.
+
+    loss: True for an image to be generated (its tokens are noised, nothing later sees it), False for a condition.
+    """
+
+    latent: Tensor
+    loss: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse anything but a latent."""
+        _check_image(self, self.latent, "channels", "`Bagel.encode` makes one from pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedSegment:
+    """An image block that condition dropout removed: no tokens, but the rope position still advances by one."""
+
+
+Segment: TypeAlias = TextSegment | ViTSegment | ImageSegment | LatentSegment | DroppedSegment
+Document: TypeAlias = Sequence[Segment]
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentBatch:
+    """What data modules hand to stages: one entry a document in each field.
+
+    documents: the segments, condition dropout already applied; keys: unique sample names, for error reports;
+    metas: the samples' free-form `meta`; source: name of the data source (one source a batch).
+    """
+
+    documents: tuple[Document, ...]
+    keys: tuple[str, ...]
+    metas: tuple[dict[str, Any], ...]
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
+        """The same batch with every tensor on `device` (Lightning calls this)."""
+
+        def move(segment: Segment) -> Segment:
+            tensors = {f.name: getattr(segment, f.name) for f in fields(segment)}
+            moved: dict[str, Any] = {
+                name: value.to(device, non_blocking=non_blocking)
+                for name, value in tensors.items()
+                if isinstance(value, Tensor)
+            }
+            return replace(segment, **moved)
+
+        return replace(self, documents=tuple([move(segment) for segment in document] for document in self.documents))

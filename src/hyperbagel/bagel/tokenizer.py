@@ -1,0 +1,92 @@
+"""Text to token ids and back, with the four special tokens that frame BAGEL's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.config import SpecialTokens
+
+SPECIAL_TOKENS: Final = {
+    "bos": "<|im_start|>",
+    "eos": "<|im_end|>",
+    "start_of_image": "<|vision_start|>",
+    "end_of_image": "<|vision_end|>",
+}
+"""Field of `SpecialTokens` -> text of the token."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read or lacks BAGEL's special tokens; the message names file, token and remedy."""
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer that knows BAGEL's special tokens.
+
+    tokens: their ids. Build one with `Tokenizer.from_pretrained`.
+    """
+
+    def __init__(self, backend: Any, source: str) -> None:
+        vocabulary = backend.get_vocab()
+        if missing := [text for text in SPECIAL_TOKENS.values() if text not in vocabulary]:
+            raise TokenizerError(
+                f"{source}: the tokenizer has no {', '.join(missing)}; "
+                "`hyperbagel init` adds them to a language model's tokenizer"
+            )
+        self.tokens = SpecialTokens(**{name: vocabulary[text] for name, text in SPECIAL_TOKENS.items()})
+        self.size = max(vocabulary.values()) + 1
+        self._backend = backend
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, add_special_tokens: bool = False) -> Self:
+        """Read the tokenizer of a folder or, of a language model, of a GGUF file; nothing is downloaded or executed.
+
+        add_special_tokens: append BAGEL's special tokens where they are missing, instead of raising.
+        Raises FileNotFoundError, or TokenizerError for a tokenizer that is broken or lacks special tokens.
+        """
+        backend = _read(Path(source))
+        if add_special_tokens:
+            from transformers import AddedToken
+
+            vocabulary = backend.get_vocab()
+            missing = [text for text in SPECIAL_TOKENS.values() if text not in vocabulary]
+            backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
+        return cls(backend, str(source))
+
+    def encode(self, text: str) -> Tensor:
+        """Ids (n,) int64 of a text, without the bos and eos that frame a block."""
+        return torch.tensor(self._backend.encode(text, add_special_tokens=False), dtype=torch.long)
+
+    def decode(self, ids: Tensor | Iterable[int]) -> str:
+        """The text of ids (n,), special tokens left out."""
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        text: str = self._backend.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files."""
+        self._backend.save_pretrained(str(folder))
+
+
+def _read(source: Path) -> Any:
+    """transformers' tokenizer of a folder or a GGUF file."""
+    from transformers import AutoTokenizer  # slow to import
+
+    if source.is_dir():
+        if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            raise FileNotFoundError(f"{source}: holds no tokenizer (tokenizer.json, vocab.json or tokenizer.model)")
+        place, options = source, {}
+    elif source.is_file():
+        place, options = source.parent, {"gguf_file": source.name}
+    else:
+        raise FileNotFoundError(f"{source}: no such tokenizer folder or GGUF file")
+    try:
+        return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # the readers behind it raise anything, a bare Exception for broken JSON
+        raise TokenizerError(
+            f"{source}: not a readable tokenizer ({type(error).__name__}: {error}); copy its files again"
+        ) from error

@@ -1,0 +1,26 @@
+"""Generated pictures as vision encoders see them, with gradients back to the pixels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperbagel.bagel.images import ImageTransform
+
+
+def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic with antialias. pixels: (..., 3, H, W), size: (height, width) -> (..., 3, height, width)."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    output = F.interpolate(flat, size, mode="bicubic", antialias=True, align_corners=False)
+    return output.reshape(*pixels.shape[:-2], *size)
+
+
+def encoder_view(pixels: Tensor, transform: ImageTransform) -> Tensor:
+    """A picture (3, H, W), clamped to [-1, 1] and resized as `transform` says: (3, h, w).
+
+    What reading the saved picture would give, but for the rounding to 8 bits; differentiable.
+    """
+    width, height = transform.size(pixels.shape[-1], pixels.shape[-2])
+    return resized(pixels.clamp(-1, 1), (height, width))

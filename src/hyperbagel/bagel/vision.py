@@ -1,0 +1,98 @@
+"""SigLIP vision tower for images of any size, and the connector to the language model."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperbagel.bagel.config import ViTConfig
+
+
+def patchify(image: Tensor, patch: int) -> Tensor:
+    """(..., C, h * patch, w * patch) -> (..., h * w, patch * patch * C): raster order, channel fastest."""
+    *batch, channels, height, width = image.shape
+    x = image.reshape(*batch, channels, height // patch, patch, width // patch, patch)
+    x = torch.einsum("...chpwq->...hwpqc", x)
+    return x.reshape(*batch, (height // patch) * (width // patch), patch * patch * channels)
+
+
+def unpatchify(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """Inverse of `patchify`: (..., h * w, patch * patch * C) with size (h, w) -> (..., C, h * patch, w * patch)."""
+    height, width = size
+    *batch, _, channels = tokens.shape
+    x = tokens.reshape(*batch, height, width, patch, patch, channels // patch**2)
+    x = torch.einsum("...hwpqc->...chpwq", x)
+    return x.reshape(*batch, channels // patch**2, height * patch, width * patch)
+
+
+class ViTAttention(nn.Module):
+    """Full multi-head attention inside one image."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (images, N, width), mask: (images, 1, 1, N) bool or None."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        output: Tensor = self.out_proj(attended)
+        return output
+
+
+class ViTLayer(nn.Module):
+    """Pre-norm transformer layer with a tanh-GELU MLP."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = ViTAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (images, N, width)."""
+        x = x + self.self_attn(self.layer_norm1(x), mask)
+        x = x + self.fc2(F.gelu(self.fc1(self.layer_norm2(x)), approximate="tanh"))
+        return x
+
+
+class VisionTower(nn.Module):
+    """Patch embedding, learned positions (top-left corner of the grid, never interpolated), layers, post norm."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
+        self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, patches: Tensor, position_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """patches: (images, N, patch_dim), position_ids: (images, N), mask: (images, N) bool, False at padding
+        -> (images, N, width)."""
+        x = self.patch_embedding(patches) + self.position_embedding(position_ids)
+        keys = None if mask is None else mask[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, keys)
+        output: Tensor = self.post_layernorm(x)
+        return output
+
+
+class Connector(nn.Module):
+    """Two-layer tanh-GELU MLP from the tower's width to the language model's."""
+
+    def __init__(self, width: int, llm_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, llm_width)
+        self.fc2 = nn.Linear(llm_width, llm_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., width) -> (..., llm_width)."""
+        output: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return output

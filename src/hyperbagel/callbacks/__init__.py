@@ -1,0 +1,25 @@
+"""Callbacks: moving averages, export, added losses, and the evaluations that every stage is judged by."""
+
+from hyperbagel.callbacks.add_loss import AddLoss
+from hyperbagel.callbacks.ema import EMA
+from hyperbagel.callbacks.export import ExportModel
+from hyperbagel.callbacks.fidelity import Fidelity
+from hyperbagel.callbacks.gedit import GEdit
+from hyperbagel.callbacks.geneval import GenEval
+from hyperbagel.callbacks.image_grid import ImageGrid
+from hyperbagel.callbacks.provenance import Provenance
+from hyperbagel.callbacks.report import Report
+from hyperbagel.callbacks.understanding import Understanding
+
+__all__ = [
+    "EMA",
+    "AddLoss",
+    "ExportModel",
+    "Fidelity",
+    "GEdit",
+    "GenEval",
+    "ImageGrid",
+    "Provenance",
+    "Report",
+    "Understanding",
+]

@@ -1,0 +1,170 @@
+"""What evaluating callbacks share: when they run, on which weights, over how many processes, and where results go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+import torch.distributed
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.callbacks.ema import averaged_weights
+from hyperbagel.evaluation.inference import Cost, Painter
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.stage import EvaluatedStage
+
+OWN = "model"
+"""Name of the row of the stage's own sampler."""
+
+_Item = TypeVar("_Item")
+
+
+@dataclass
+class Findings:
+    """What an evaluation yields.
+
+    rows: metrics by the name of what was measured (a sampler setting); the first row is the stage's result.
+    details: whatever else goes into report.json, JSON-able. pictures: (3, H, W) uint8 by tag, for the logger.
+    """
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation: the stage, its tokenizer, and this process's share of the work."""
+
+    stage: EvaluatedStage
+    tokenizer: Tokenizer
+    rank: int
+    world: int
+
+    def painter(self, sampler: Sampler) -> Painter:
+        """Draws with the stage's branch."""
+        return Painter(self.stage.model, self.tokenizer, sampler, self.stage.branch)
+
+    def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """What this process works on; over all processes every item comes exactly once."""
+        return items[self.rank :: self.world]
+
+    def gather(self, items: Sequence[_Item]) -> list[_Item]:
+        """The items of all processes, on each of them."""
+        if self.world == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
+
+    def gather_cost(self, cost: Cost) -> dict[str, float]:
+        """The metrics of what drawing cost, over all processes."""
+        costs = self.gather([cost])
+        total = Cost(sum(c.images for c in costs), sum(c.seconds for c in costs), max(c.nfe for c in costs))
+        return {"nfe": float(total.nfe), "time/seconds_per_image": total.seconds_per_image}
+
+
+class Evaluation(Callback, ABC):
+    """Runs in `validate` and `test`, and in `fit` every so many student updates, on averaged weights if there are any.
+
+    Metrics are logged against student updates: those of the first row under their plain names, those of others as
+    `<row>/<metric>`. `findings` keeps the last results for reports.
+
+    Args:
+        every_n_updates: student updates between two runs in `fit`; 0 for none.
+    """
+
+    def __init__(self, every_n_updates: int = 0) -> None:
+        if every_n_updates < 0:
+            raise ValueError(f"every_n_updates is {every_n_updates}: give 0 (not in fit) or more")
+        self.every_n_updates = every_n_updates
+        self.findings = Findings()
+        self._last_step = 0
+
+    @abstractmethod
+    def evaluate(self, run: Run) -> Findings:
+        """Do this process's share, gather, and return the results of all; the same on every process."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a stage that cannot be evaluated, before anything runs."""
+        if not isinstance(pl_module, EvaluatedStage):
+            raise TypeError(
+                f"{type(self).__name__} needs a stage with `model`, `branch`, `sampler` and `editing_sampler`; "
+                f"{type(pl_module).__name__} lacks some of them"
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Run if it is time."""
+        step = _step(trainer, pl_module)
+        if self.every_n_updates and step != self._last_step and step % self.every_n_updates == 0:
+            self._last_step = step
+            self._run(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(self._metrics(), step=step)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run in `validate`; the validations of `fit` have their own rhythm."""
+        if trainer.state.fn == "validate":
+            self._run_and_log(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run in `test`."""
+        self._run_and_log(trainer, pl_module)
+
+    def _run_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning shows and returns what is logged through the stage; "step" is the x-axis that it logs against."""
+        self._run(trainer, pl_module)
+        pl_module.log_dict(self._metrics() | {"step": float(_step(trainer, pl_module))})
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        training = pl_module.training
+        pl_module.eval()
+        run = Run(pl_module, _tokenizer(trainer), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
+        with averaged_weights(trainer, pl_module), torch.no_grad(), _autocast(trainer):
+            self.findings = self.evaluate(run)
+        pl_module.train(training)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for tag, picture in self.findings.pictures.items():
+                    logger.experiment.add_image(tag, picture, _step(trainer, pl_module))
+                logger.experiment.flush()
+
+    def _metrics(self) -> dict[str, float]:
+        """Of all rows, under the names of loggers."""
+        names = list(self.findings.rows)
+        return {
+            metric if row == names[0] else f"{row}/{metric}": value
+            for row, metrics in self.findings.rows.items()
+            for metric, value in metrics.items()
+        }
+
+
+def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
+    """The trainer's mixed precision; other plugins change the default type, which noise and times must not have."""
+    plugin = trainer.precision_plugin
+    return plugin.forward_context() if isinstance(plugin, MixedPrecision) else nullcontext()
+
+
+def _step(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
+    return int(getattr(pl_module, "student_step", trainer.global_step))
+
+
+def _tokenizer(trainer: L.Trainer) -> Tokenizer:
+    """The tokenizer by which the data is read."""
+    data = getattr(trainer, "datamodule", None)
+    builder = getattr(data, "builder", None)
+    if builder is None:
+        raise TypeError("evaluation reads texts with the data module's tokenizer: use InterleavedDataModule")
+    tokenizer: Tokenizer = builder.tokenizer
+    return tokenizer

@@ -1,0 +1,119 @@
+"""Distances of generated pictures to real ones and to the teacher's, and how much those of one prompt differ."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hyperbagel.bagel.images import to_uint8
+from hyperbagel.bagel.layout import grid_ids
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.vision import patchify
+from hyperbagel.callbacks.evaluation import Run
+from hyperbagel.datamodules.documents import parse_document
+from hyperbagel.evaluation.fidelity import extract_features, frechet_distance, within_prompt_diversity
+
+ImageKey: TypeAlias = tuple[int, int]
+"""Number of the prompt and of the picture."""
+
+
+class ViTFeatures(nn.Module):
+    """The mean over patches of what BAGEL's own vision tower says of a picture."""
+
+    def __init__(self, model: Bagel) -> None:
+        super().__init__()
+        self.vision, self.config = model.understanding.vision, model.config.vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, width of the tower). Pictures are resized to whole patches where they are not."""
+        patch, side = self.config.patch_size, self.config.patches_per_side
+        pixels = images.float().div(255).sub(0.5).div(0.5).to(self.vision.patch_embedding.weight.dtype)
+        size = tuple(min(max(length // patch, 1), side) for length in images.shape[-2:])
+        if (size[0] * patch, size[1] * patch) != tuple(images.shape[-2:]):
+            pixels = nn.functional.interpolate(
+                pixels, (size[0] * patch, size[1] * patch), mode="bicubic", antialias=True
+            )
+        ids = grid_ids((size[0], size[1]), side).to(images.device)
+        features: Tensor = self.vision(patchify(pixels, patch), ids.expand(len(images), -1))
+        return features.mean(1)
+
+
+class Fidelity:
+    """Fréchet distances of a GenEval run's pictures, `fidelity/real` and `fidelity/teacher`, and `diversity`.
+
+    Args:
+        real: samples of real pictures, an object as data sources take; the pictures that its documents generate count.
+        teacher: features of the teacher's pictures of the same prompts, a file that `save` wrote.
+        save: folder in which to leave the features of each row as `<row>.safetensors`.
+        extractor: (B, 3, H, W) uint8 -> (B, d) features; None for BAGEL's own vision tower.
+    """
+
+    def __init__(
+        self,
+        real: Any = None,
+        teacher: str | None = None,
+        save: str | None = None,
+        extractor: nn.Module | None = None,
+    ) -> None:
+        if teacher is not None and not Path(teacher).is_file():
+            raise FileNotFoundError(f"{teacher}: no features of the teacher; a run with `save` writes them")
+        if real is not None and not (hasattr(real, "__len__") and hasattr(real, "__getitem__")):
+            raise ValueError(f"fidelity: `real` needs __len__ and __getitem__, got {real!r}")
+        self.real, self.teacher, self.save = real, teacher, save
+        self.extractor = extractor
+        self._real_features: Tensor | None = None
+
+    def features(self, images: Sequence[Tensor], model: Bagel) -> Tensor:
+        """(n, d) float32 on the CPU of pictures (3, H, W) uint8 of one size."""
+        extractor = self.extractor.to(model.device) if self.extractor is not None else ViTFeatures(model)
+        return extract_features(images, extractor)
+
+    def compare(self, row: str, features: Mapping[ImageKey, Tensor], run: Run) -> dict[str, float]:
+        """The figures of one row's pictures."""
+        keys = sorted(features)
+        stacked = torch.stack([features[key] for key in keys])
+        if self.save is not None and run.rank == 0:
+            folder = Path(self.save)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"features": stacked, "keys": torch.tensor(keys)}, folder / f"{row}.safetensors")
+        metrics = {}
+        if self.real is not None:
+            metrics["fidelity/real"] = frechet_distance(self._real(len(stacked), run), stacked)
+        if self.teacher is not None:
+            metrics["fidelity/teacher"] = frechet_distance(load_file(self.teacher)["features"], stacked)
+        by_prompt: dict[int, list[Tensor]] = defaultdict(list)
+        for key in keys:
+            by_prompt[key[0]].append(features[key])
+        if any(len(group) > 1 for group in by_prompt.values()):
+            metrics["diversity"] = within_prompt_diversity(torch.stack(group) for group in by_prompt.values())
+        return metrics
+
+    def _real(self, number: int, run: Run) -> Tensor:
+        """Features of the first `number` real pictures, computed once."""
+        if self._real_features is None:
+            model = run.stage.model
+            pictures = [to_uint8(model.config.vae_transform(p)) for p in _generated_pictures(self.real, number)]
+            self._real_features = self.features(pictures, model)
+        return self._real_features
+
+
+def _generated_pictures(samples: Any, number: int) -> list[Image.Image]:
+    """The pictures to be generated of the first documents. ValueError when there are fewer than two."""
+    pictures: list[Image.Image] = []
+    for index in range(len(samples)):
+        sample = samples[index]
+        members = {name: value for name, value in sample.items() if not name.startswith("__")}
+        document = parse_document(members["json"], members)
+        pictures += [Image.fromarray(members[part.file]) for part in document.images if part.loss]
+        if len(pictures) >= number:
+            return pictures[:number]
+    if len(pictures) < 2:
+        raise ValueError("fidelity: `real` has no documents that generate pictures")
+    return pictures

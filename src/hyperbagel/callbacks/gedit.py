@@ -1,0 +1,116 @@
+"""GEdit of a stage: edited pictures, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+from torchvision.utils import make_grid
+
+from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.evaluation.gedit.dataset import GEditBench
+from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
+from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
+from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
+from hyperbagel.evaluation.inference import Painter
+from hyperbagel.flow.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class GEditData:
+    """What is to be edited.
+
+    data: the published benchmark, file or folder, None for edits of the scenes world; per_kind: edits of each kind of
+    the latter; languages: of the instructions; shown: pictures in the logged grid.
+    """
+
+    data: str | None = None
+    per_kind: int = 20
+    languages: tuple[str, ...] = LANGUAGES
+    shown: int = 8
+
+    def read(self) -> tuple[Sequence[EditSample], tuple[str, ...]]:
+        """The samples, and the categories they are of."""
+        if unknown := set(self.languages) - set(LANGUAGES):
+            raise ValueError(f"gedit: languages {sorted(unknown)} are unknown, use some of {LANGUAGES}")
+        if self.data is not None:
+            return GEditBench(self.data, self.languages), OFFICIAL_CATEGORIES
+        samples = scene_edit_samples(self.per_kind)
+        return [sample for sample in samples if sample.language in self.languages], tuple(SCENE_CATEGORIES)
+
+
+@dataclass(frozen=True)
+class GEditRun:
+    """batch_size: pictures edited at once; judge_workers: threads that ask the judge; seed: of all noise."""
+
+    batch_size: int = 32
+    judge_workers: int = 1
+    seed: int = 0
+
+
+_DATA, _SETTINGS = GEditData(), GEditRun()
+
+
+class GEdit(Evaluation):
+    """Edits pictures by instructions and has a judge score them: logs `gedit/{sc,pq,o}` (of the first language, and of
+    each under its name), `nfe` and `time/seconds_per_image`, and a grid of sources over edits.
+
+    Args:
+        judge: scores edits; figures of different judges must not be compared.
+        data: what is to be edited.
+        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own.
+        settings: batch size, threads of the judge, seed.
+        every_n_updates: student updates between two runs in `fit`; 0 for none.
+    """
+
+    def __init__(
+        self,
+        judge: Judge | ExactJudge,
+        data: GEditData = _DATA,
+        samplers: dict[str, Sampler | None] | None = None,
+        settings: GEditRun = _SETTINGS,
+        every_n_updates: int = 0,
+    ) -> None:
+        super().__init__(every_n_updates)
+        self.judge, self.shown = judge, data.shown
+        self.samples, categories = data.read()
+        self.settings = GEditSettings(categories, settings.seed, settings.batch_size, settings.judge_workers)
+        self.samplers = samplers or {OWN: None}
+
+    def evaluate(self, run: Run) -> Findings:
+        """One row a sampler."""
+        findings = Findings()
+        for row, sampler in self.samplers.items():
+            painter = run.painter(sampler or run.stage.editing_sampler)
+            rows = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
+            result = report(rows, self.judge, self.settings)
+            findings.rows[row] = result.metrics() | run.gather_cost(painter.cost)
+            findings.details[row] = result.to_dict()
+            findings.pictures[f"gedit/{row}"] = self._grid(run.painter(painter.sampler))
+        return findings
+
+    def _share(self, run: Run) -> list[EditSample]:
+        """This process's samples, instructions of like length together."""
+        order = sorted(range(len(self.samples)), key=lambda i: len(self.samples[i].instruction))
+        return [self.samples[index] for index in run.share(order)]
+
+    def _grid(self, painter: Painter) -> Tensor:
+        """Sources above their edits, the same samples and seeds in every run."""
+        number = min(self.shown, len(self.samples))
+        chosen = [self.samples[slot * len(self.samples) // number] for slot in range(number)]
+        edited = _editor(painter)(chosen, [sample_seed(self.settings.seed, sample.key) for sample in chosen])
+        size = chosen[0].source.size
+        pairs = [sample.source.convert("RGB").resize(size) for sample in chosen]
+        pairs += [picture.resize(size) for picture in edited if picture is not None]
+        return make_grid([pil_to_tensor(picture) for picture in pairs], nrow=max(number, 1))
+
+
+def _editor(painter: Painter) -> EditFunction:
+    def edit(samples: Sequence[EditSample], seeds: Sequence[int]) -> list[Image.Image]:
+        images = painter.edit([s.source for s in samples], [s.instruction for s in samples], seeds)
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+    return edit

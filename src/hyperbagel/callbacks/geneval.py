@@ -1,0 +1,161 @@
+"""GenEval of a stage, under one or several samplers, with the distances of its pictures to others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.callbacks.fidelity import Fidelity, ImageKey
+from hyperbagel.evaluation.geneval import (
+    ColorClassifier,
+    Detector,
+    PromptSet,
+    RunSettings,
+    Scorer,
+    build_report,
+    judge_jobs,
+    plan,
+    read_prompts,
+    run_info,
+)
+from hyperbagel.evaluation.geneval.report import ImageResult
+from hyperbagel.evaluation.geneval.runner import Job
+from hyperbagel.evaluation.inference import Painter, batches_of_equals
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.scenes.prompts import test_prompts
+
+
+@dataclass(frozen=True)
+class GenEvalPrompts:
+    """What is asked for.
+
+    file: official metadata file (JSON lines), None for the test prompts of the scenes world in the official mix;
+    limit: about so many of them, evenly spread over the tasks; size: height and width of a picture in pixels, None
+    for the model's largest square; shown: pictures in the logged grid, one each of evenly spread prompts.
+    """
+
+    file: str | None = None
+    limit: int | None = None
+    size: tuple[int, int] | None = None
+    shown: int = 16
+
+    def read(self) -> PromptSet:
+        """The prompts. Raises FileNotFoundError or PromptError for an unusable file."""
+        if self.file is None:
+            prompts = PromptSet.from_metadata(test_prompts(), "scenes test prompts")
+        else:
+            prompts = read_prompts(self.file)
+        return prompts if self.limit is None else prompts.thinned(self.limit)
+
+
+@dataclass(frozen=True)
+class GenEvalSettings:
+    """images_per_prompt: 4 officially; batch_size: pictures drawn at once; seed: of all noise."""
+
+    images_per_prompt: int = 4
+    batch_size: int = 64
+    seed: int = 0
+
+
+_PROMPTS, _SETTINGS = GenEvalPrompts(), GenEvalSettings()
+
+
+class GenEval(Evaluation):
+    """Draws N pictures of each prompt, judges them by the official rules, and logs `geneval/<task>`,
+    `geneval/overall`, `nfe` and `time/seconds_per_image`, and a grid of fixed prompts and seeds.
+
+    Noise depends on seed, prompt and picture alone, so that results of stages and samplers can be compared in pairs.
+
+    Args:
+        detector: finds objects in pictures.
+        color_classifier: names their colours; not needed where the detector does.
+        prompts: what is asked for.
+        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own.
+        settings: pictures a prompt, batch size, seed.
+        fidelity: also measure distances of the pictures to others, and diversity.
+        every_n_updates: student updates between two runs in `fit`; 0 for none.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        color_classifier: ColorClassifier | None = None,
+        prompts: GenEvalPrompts = _PROMPTS,
+        samplers: dict[str, Sampler | None] | None = None,
+        settings: GenEvalSettings = _SETTINGS,
+        fidelity: Fidelity | None = None,
+        every_n_updates: int = 0,
+    ) -> None:
+        super().__init__(every_n_updates)
+        self.prompts = prompts.read()
+        self.settings = RunSettings(settings.images_per_prompt, settings.batch_size, settings.seed)
+        self.scorer = Scorer(detector, color_classifier, self.settings.rules)
+        self.scorer.check(self.prompts.prompts)
+        self.size, self.shown = prompts.size, prompts.shown
+        self.fidelity = fidelity
+        self.samplers: Mapping[str, Sampler | None] = samplers or {OWN: None}
+
+    def evaluate(self, run: Run) -> Findings:
+        """One row a sampler."""
+        findings = Findings()
+        for row, sampler in self.samplers.items():
+            painter = run.painter(sampler or run.stage.sampler)
+            drawing = _Drawing(self, run, painter)
+            results = run.gather(drawing.judged(f"GenEval {row}"))
+            report = build_report(results, run_info(self.prompts, self.settings), self.settings.intervals)
+            metrics = report.metrics() | run.gather_cost(painter.cost)
+            if self.fidelity is not None:
+                features = dict(run.gather(list(drawing.features.items())))
+                metrics |= self.fidelity.compare(row, features, run)
+            shown = dict(run.gather(list(drawing.shown.items())))
+            findings.rows[row] = metrics
+            findings.details[row] = report.to_dict() | {"interval": str(report.overall)}
+            findings.pictures[f"geneval/{row}"] = make_grid([shown[key] for key in sorted(shown)], nrow=4)
+        return findings
+
+
+class _Drawing:
+    """This process's share of the pictures of one row."""
+
+    def __init__(self, callback: GenEval, run: Run, painter: Painter) -> None:
+        self.callback, self.run, self.painter = callback, run, painter
+        self.features: dict[ImageKey, Tensor] = {}
+        self.shown: dict[int, Tensor] = {}
+        prompts = len(callback.prompts)
+        number = min(callback.shown, prompts)
+        self._slots = {slot * prompts // number: slot for slot in range(number)} if number else {}
+
+    def judged(self, title: str) -> list[ImageResult]:
+        """Draw and judge in batches of prompts of equal length."""
+        callback, prompts = self.callback, self.callback.prompts
+        jobs = plan(prompts, callback.settings)
+        lengths = [len(self.painter.tokenizer.encode(prompt.prompt)) for prompt in prompts.prompts]
+        batches = list(batches_of_equals([lengths[job.prompt_index] for job in jobs], callback.settings.batch_size))
+        results: list[ImageResult] = []
+        hidden = True if self.run.rank else None  # None: hidden where nobody looks
+        for batch in tqdm(self.run.share(batches), title, leave=False, disable=hidden):
+            own = [jobs[index] for index in batch]
+            results += judge_jobs(own, self._generator(own), prompts, callback.scorer, len(own))
+        return results
+
+    def _generator(self, jobs: list[Job]) -> Any:
+        def generate(prompts: list[str], seeds: list[int]) -> list[Tensor]:
+            images = self.painter.generate(prompts, seeds, self.callback.size)
+            self._keep(jobs, images)
+            return images
+
+        return generate
+
+    def _keep(self, jobs: list[Job], images: list[Tensor]) -> None:
+        for job, image in zip(jobs, images, strict=True):
+            if job.image_index == 0 and job.prompt_index in self._slots:
+                self.shown[self._slots[job.prompt_index]] = image
+        if self.callback.fidelity is not None:
+            rows = self.callback.fidelity.features(images, self.run.stage.model)
+            self.features |= {(job.prompt_index, job.image_index): row for job, row in zip(jobs, rows, strict=True)}

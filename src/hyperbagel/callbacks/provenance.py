@@ -1,0 +1,89 @@
+"""What made a result: versions, weights, settings and cost, and the summary for TensorBoard's HParams."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import hyperbagel
+from hyperbagel.bagel.checkpoint import base_hash
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.callbacks.evaluation import Evaluation
+from hyperbagel.callbacks.report import run_folder
+
+PACKAGES = ("torch", "lightning", "transformers", "diffusers", "numpy")
+
+
+class Provenance(Callback):
+    """Writes `provenance.json` into the run's folder when a command ends: versions, the model's fingerprint, updates,
+    wall-clock and CPU seconds; and logs the settings with the results, so that TensorBoard's HParams compares runs.
+
+    The settings themselves are in `config.yaml` beside it.
+    """
+
+    def __init__(self) -> None:
+        self._begin: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note the start; a model that trains has its fingerprint taken before."""
+        model = getattr(pl_module, "model", None)
+        self._begin = {
+            "command": stage,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall": time.perf_counter(),
+            "cpu": time.process_time(),
+            "base": base_hash(model) if isinstance(model, Bagel) else None,
+        }
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file and the summary."""
+        if not trainer.is_global_zero or trainer.fast_dev_run or not self._begin:  # type: ignore[attr-defined]
+            return
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = self._record(pl_module)
+        (folder / "provenance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self._summarize(trainer)
+
+    def _record(self, pl_module: L.LightningModule) -> dict[str, Any]:
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        return {
+            "stage": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "command": self._begin["command"],
+            "started": self._begin["started"],
+            "seconds": round(time.perf_counter() - self._begin["wall"], 1),
+            "cpu_seconds": round(time.process_time() - self._begin["cpu"], 1),
+            "student_step": int(getattr(pl_module, "student_step", 0)),
+            "parameters": {"all": sum(p.numel() for p in pl_module.parameters()), "trained": trained},
+            "base_model": {"folder": str(getattr(pl_module, "folder", "")), "fingerprint": self._begin["base"]},
+            "versions": {"hyperbagel": hyperbagel.__version__, "python": platform.python_version()}
+            | {package: version(package) for package in PACKAGES},
+        }
+
+    def _summarize(self, trainer: L.Trainer) -> None:
+        metrics: dict[str, float] = {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluation) and callback.findings.rows:
+                metrics |= next(iter(callback.findings.rows.values()))
+        settings = _settings(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and metrics and settings:
+                logger.log_hyperparams(settings, {f"hparams/{name}": value for name, value in metrics.items()})
+
+
+def _settings(trainer: L.Trainer) -> dict[str, Any]:
+    """The scalars of the command line's configuration, by dotted name; nothing without a command line."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            flat = vars(callback.config.as_flat())
+            return {k: v for k, v in flat.items() if isinstance(v, str | int | float | bool) and k != "config"}
+    return {}

@@ -1,0 +1,122 @@
+"""The results of a run as `report.json` and `report.md`, and as a table of any runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from hyperbagel.callbacks.evaluation import OWN, Evaluation
+
+REPORT = "report.json"
+
+
+class Report(Callback):
+    """Collects what the evaluating callbacks of a run found: `report.json` with all details, `report.md` with tables,
+    which `test` and `validate` also show.
+
+    Args:
+        folder: to write to; None for the run's own.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write and show."""
+        self._write(trainer, pl_module, show=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write and show after `validate`."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, show=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last results of a training, if there were any."""
+        self._write(trainer, pl_module, show=False)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, show: bool) -> None:
+        report = collect(trainer, pl_module)
+        folder = Path(self.folder) if self.folder is not None else run_folder(trainer)
+        if not report["results"] or not trainer.is_global_zero:
+            return
+        write_report(report, folder)
+        if show:
+            tqdm.write(f"{tables({folder.name: report})}\n{folder / REPORT}")
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where a run keeps its files: the logger's folder, or the trainer's."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def collect(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    """The report of a trainer: results by benchmark, each with rows of metrics and details."""
+    results: dict[str, Any] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and callback.findings.rows:
+            name = type(callback).__name__.lower()
+            number = sum(key.split("-")[0] == name for key in results)
+            findings = {"rows": callback.findings.rows, "details": callback.findings.details}
+            results[f"{name}-{number + 1}" if number else name] = findings
+    step = int(getattr(pl_module, "student_step", trainer.global_step))
+    return {"stage": type(pl_module).__name__, "student_step": step, "results": results}
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write both files; a crash leaves the old ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {REPORT: json.dumps(report, indent=1, ensure_ascii=False), "report.md": tables({folder.name: report})}
+    for name, text in texts.items():
+        partial = folder / f"{name}.tmp"
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
+    """The report of a run's folder, or a report file. Raises FileNotFoundError, or ValueError if it is none."""
+    path = Path(run) / REPORT if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no report; `hyperbagel test` with the Report callback writes one")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        {row: dict(metrics) for found in report["results"].values() for row, metrics in found["rows"].items()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a report of a run ({error!r})") from error
+    loaded: dict[str, Any] = report
+    return loaded
+
+
+def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run."""
+    benchmarks = list(dict.fromkeys(name for report in reports.values() for name in report["results"]))
+    return "\n\n".join(_table(benchmark, reports) for benchmark in benchmarks)
+
+
+def _table(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
+    rows: dict[str, Mapping[str, float]] = {}
+    for run, report in reports.items():
+        for row, metrics in report["results"].get(benchmark, {"rows": {}})["rows"].items():
+            name = row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
+            rows[name] = metrics
+    columns = list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
+    lines = [["", *(column.removeprefix(f"{benchmark}/") for column in columns)]]
+    lines += [[name, *(_figure(metrics.get(column)) for column in columns)] for name, metrics in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    body = [
+        " | ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    ]
+    return "\n".join([f"### {benchmark}", "", *(f"| {line} |" for line in body)])
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3f}"

@@ -1,0 +1,5 @@
+"""The `hyperbagel` command."""
+
+from hyperbagel.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,141 @@
+"""Entry point: training commands go to LightningCLI, the others to plain functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import ArgumentParser, auto_cli
+
+import hyperbagel
+from hyperbagel.cli.assembly import Init, init
+from hyperbagel.cli.pictures import Edit, Generate, edit, generate
+from hyperbagel.cli.text import Chat, chat
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "generate": (Generate, generate),
+    "edit": (Edit, edit),
+    "chat": (Chat, chat),
+    "init": (Init, init),
+}
+"""Command -> its options, which become the command line, and what it does with them."""
+
+USAGE = """\
+usage: hyperbagel COMMAND [ARGS]
+
+Make the unified multimodal model BAGEL fast.
+
+use a model
+  generate    picture from a prompt
+  edit        picture from a picture and an instruction
+  chat        answer a question, about a picture or not
+  init        build a BAGEL from pretrained or fresh parts
+
+data (shards of interleaved documents)
+  data llava-onevision | journeydb | seed-data-edit | folder SRC OUT
+  data scenes OUT
+  data inspect SHARDS
+
+train and measure (PyTorch Lightning; settings in YAML, see configs/)
+  fit         run a training stage:  hyperbagel fit --config configs/nano/generation.yaml
+  test        measure a model or a stage's result
+  validate, predict
+  report      compare finished runs:  hyperbagel report RUN [RUN ...]
+
+`hyperbagel COMMAND --help` explains a command.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line `args` (default: the process's)."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "--version":
+        print(f"hyperbagel {hyperbagel.__version__}")
+    elif command in TRAINER_COMMANDS:
+        from hyperbagel.cli.trainer import run
+
+        run(arguments)
+    elif command == "data":
+        run_data(arguments[1:])
+    elif command == "report":
+        run_report(arguments[1:])
+    elif command in COMMANDS:
+        run_command(*COMMANDS[command], f"hyperbagel {command}", arguments[1:])
+    else:
+        sys.exit(f"hyperbagel: no command {command!r}; `hyperbagel --help` lists them")
+
+
+def run_command(options: type, action: Callable[[Any], None], name: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments of a plain command and run it."""
+    parsed = _parse(options, name, arguments)
+    with one_line_errors(name):
+        action(parsed)
+
+
+def run_data(arguments: Sequence[str]) -> None:
+    """Run a command on data sets."""
+    from hyperbagel.cli.data import DATA_COMMANDS
+
+    if not arguments or arguments[0] not in DATA_COMMANDS:
+        sys.exit(f"usage: hyperbagel data {{{','.join(DATA_COMMANDS)}}} ...")
+    name = f"hyperbagel data {arguments[0]}"
+    with one_line_errors(name):
+        result = _parse(DATA_COMMANDS[arguments[0]], name, arguments[1:])
+    if result is not None:
+        print(result)
+
+
+def run_report(arguments: Sequence[str]) -> None:
+    """Print the tables of finished runs side by side."""
+    from hyperbagel.callbacks.report import read_report, tables
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.exit("usage: hyperbagel report RUN [RUN ...], folders with a report.json")
+    with one_line_errors("hyperbagel report"):
+        print(tables({run: read_report(run) for run in arguments}))
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """User errors end the process with one line; HYPERBAGEL_TRACEBACK=1 shows where they come from."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYPERBAGEL_TRACEBACK"):
+            raise
+        sys.exit(f"{name}: {error}")
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Options as Python names: `--text-scale=4` becomes `--text_scale=4`; values stay as they are."""
+
+    def convert(argument: str) -> str:
+        if not argument.startswith("--") or len(argument) == 2:
+            return argument
+        option, equals, value = argument[2:].partition("=")
+        return f"--{option.replace('-', '_')}{equals}{value}"
+
+    return [convert(argument) for argument in arguments]
+
+
+def _parse(component: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any:
+    """What `component`, an options class or a function, returns when called with the arguments."""
+    return auto_cli(component, args=with_underscores(arguments), parser_class=_named(name), as_positional=True)
+
+
+def _named(name: str) -> type[ArgumentParser]:
+    """jsonargparse's parser, with the command's name in its usage line."""
+
+    class Parser(ArgumentParser):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "prog": name})
+
+    return Parser

@@ -1,0 +1,76 @@
+"""The latent discriminator: a generation branch, trained with heads on its layers, conditioned on time and context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.context import Context, LatentGrid
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.critics.heads import HeadStack, check_layers, spread_layers
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """Heads of a critic.
+
+    layers: after which layers (from 1) they stand, or how many there are, evenly spread; channels: width of a head.
+    """
+
+    layers: int | tuple[int, ...] = 4
+    channels: int = 128
+
+    def tapped(self, layers: int, what: str) -> tuple[int, ...]:
+        """The layers to tap in a network of so many. Raises ValueError for layers that it does not have."""
+        chosen = spread_layers(self.layers, layers) if isinstance(self.layers, int) else self.layers
+        return check_layers(chosen, layers, what)
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """What latents are judged in: context and grids of B images, and the guidance inputs under which they were made."""
+
+    context: Context
+    grid: LatentGrid
+    scales: GuidanceScales | None = None
+
+    def repeat(self, times: int) -> JudgedBatch:
+        """The same for `times` stacked batches of latents."""
+        scales = None if self.scales is None else GuidanceScales(*(s.repeat(times) for s in self.scales))
+        return JudgedBatch(Context.stack([self.context] * times), self.grid.repeat(times), scales)
+
+
+class LatentCritic(nn.Module):
+    """Multi-head discriminator of latents at any noise level (DMDX section 3), for token grids of any size.
+
+    Args:
+        backbone: a branch that trains too; one with guidance embedders sees the scales.
+        config: of the model that the branch belongs to.
+        settings: which layers are tapped, and how wide the heads are.
+    """
+
+    def __init__(self, backbone: GenerationBranch, config: BagelConfig, settings: CriticSettings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # The velocity head is no part of a critic, and would keep strict gradient reducers waiting.
+        self.backbone.norm.requires_grad_(False)
+        self.backbone.llm2vae.requires_grad_(False)
+        self.layers = settings.tapped(config.llm.num_hidden_layers, "the generation branch")
+        self.heads = HeadStack(len(self.layers), config.llm.hidden_size, settings.channels)
+
+    def forward(self, model: Bagel, x_t: Tensor, t: Tensor, judged: JudgedBatch) -> Tensor:
+        """Logits (B, heads), high for real. x_t: (B, n, C) latents at noise level t (B,)."""
+        scales = judged.scales if self.backbone.guided else None
+        output = model.denoise_streams(x_t, t, judged.context, judged.grid, self.backbone, scales, record_layers=True)
+        logits: Tensor = self.heads([output.layers[i].gen for i in self.layers], judged.grid.sizes)
+        return logits
+
+    def compare(self, model: Bagel, latents: tuple[Tensor, ...], t: Tensor, judged: JudgedBatch) -> tuple[Tensor, ...]:
+        """Logits of several batches of latents at the same times and in the same contexts, from one batched pass."""
+        k = len(latents)
+        logits = self(model, torch.cat(latents), t.repeat(k), judged.repeat(k))
+        return tuple(logits.chunk(k))

@@ -1,0 +1,43 @@
+"""What can be wrong with a row, which is counted, and with a whole data set, which stops the conversion."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+from hyperbagel.datamodules.corruption import Skip
+
+
+class RowCause(StrEnum):
+    """Why a row of a data set is left out, beyond what can be wrong with any sample (`Skip`)."""
+
+    BAD_TURNS = "bad_turns"
+    IMAGE_COUNT = "image_count"
+    INCOMPLETE_ROUND = "incomplete_round"
+    MISSING_CAPTION = "missing_caption"
+    MISSING_IMAGE = "missing_image"
+    NO_ANNOTATION = "no_annotation"
+    NOT_DOWNLOADED = "not_downloaded"
+    UNKNOWN_SPEAKER = "unknown_speaker"
+
+
+Cause: TypeAlias = RowCause | Skip
+
+EXPECTED: frozenset[str] = frozenset({RowCause.NOT_DOWNLOADED, RowCause.NO_ANNOTATION})
+"""Causes that come of taking a part of a data set and do not count towards `max_skipped`."""
+
+
+class BadRowError(ValueError):
+    """A row that cannot become a document. cause: the count it adds to."""
+
+    def __init__(self, cause: Cause, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class FormatError(ValueError):
+    """A data set is not of the expected format; the message names the file, the place and the remedy."""
+
+
+class TooManyBadRowsError(RuntimeError):
+    """A larger share of the rows is unusable than `max_skipped` allows."""

@@ -1,0 +1,101 @@
+"""What became of the rows: a report for each shard, which is also how a stopped conversion is continued."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError
+
+_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class ShardReport:
+    """The rows of one shard. skipped: bad rows by cause; examples: the first of each cause; last: of its source."""
+
+    rows: int = 0
+    written: int = 0
+    bytes: int = 0
+    last: bool = True
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, place: str, error: BadRowError) -> None:
+        """Count a bad row."""
+        cause = str(error.cause)
+        self.skipped[cause] = self.skipped.get(cause, 0) + 1
+        examples = self.examples.setdefault(cause, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"{place}: {error}")
+
+    def save(self, path: Path) -> None:
+        """Write the file, all or nothing."""
+        save_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> ShardReport | None:
+        """The report of a finished shard; None when it is not finished."""
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+
+@dataclass(slots=True)
+class ConversionSummary:
+    """What a conversion did.
+
+    rows: of the data set that were looked at; written: documents; skipped: bad rows by cause; examples: the first few
+    of each cause; shards, bytes: what is in the folder `out` now; kept: shards that were there before this run.
+    """
+
+    out: str
+    rows: int = 0
+    written: int = 0
+    shards: int = 0
+    bytes: int = 0
+    kept: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, report: ShardReport) -> None:
+        """Take over a shard's rows; reports come in the order of the shards."""
+        self.rows += report.rows
+        self.written += report.written
+        self.bytes += report.bytes
+        self.shards += report.written > 0
+        self.skipped = dict(sorted((Counter(self.skipped) + Counter(report.skipped)).items()))
+        for cause, examples in report.examples.items():
+            self.examples[cause] = (self.examples.get(cause, []) + examples)[:_EXAMPLES]
+
+    @property
+    def bad(self) -> int:
+        """Bad rows that count towards `max_skipped`."""
+        return sum(count for cause, count in self.skipped.items() if cause not in EXPECTED)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.written:,} of {self.rows:,} rows written to {self.shards:,} shards ({self.bytes / 1e6:,.1f} MB) "
+            f"in {self.out}" + (f"; {self.kept:,} of them were there already" if self.kept else "")
+        ]
+        for cause, count in self.skipped.items():
+            lines.append(f"skipped {count:,} {cause}, such as")
+            lines += [f"    {example}" for example in self.examples.get(cause, [])]
+        return "\n".join(lines)
+
+
+def total(reports: Iterable[ShardReport], out: Path, kept: int) -> ConversionSummary:
+    """All reports together."""
+    summary = ConversionSummary(str(out), kept=kept)
+    for report in reports:
+        summary.add(report)
+    return summary
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write a JSON file, all or nothing."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)

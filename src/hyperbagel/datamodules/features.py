@@ -1,0 +1,54 @@
+"""Stored hidden states of a target, for training a draft head without running the target's layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, DistributedSampler
+
+from hyperbagel.draft.batch import FeatureBatch
+from hyperbagel.draft.store import FeatureShards, collate
+
+
+class FeatureDataModule(L.LightningDataModule):
+    """Yields `FeatureBatch`es of shards that `draft.store.write_features` wrote.
+
+    The order is shuffled anew each epoch, from seed and epoch alone. A run resumes at the beginning of an epoch; to the
+    batch only documents do (`InterleavedDataModule`).
+
+    Args:
+        train: folder of feature shards.
+        val: folder of those to validate on; None for none.
+        batch_size: documents a batch on each rank.
+        num_workers: processes that load, 0 for the main process.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, train: str, val: str | None = None, batch_size: int = 8, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.folders = {"train": train, "val": val}
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    def train_dataloader(self) -> DataLoader[FeatureBatch]:
+        """Shuffled batches of this rank."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[FeatureBatch] | list[DataLoader[FeatureBatch]]:
+        """All validation documents in order."""
+        return self._loader("val", shuffle=False) if self.folders["val"] else []
+
+    def _loader(self, split: str, shuffle: bool) -> DataLoader[FeatureBatch]:
+        """Raises FileNotFoundError for a folder without shards, CheckpointError for features of another target."""
+        stage: Any = getattr(self.trainer, "lightning_module", None)
+        base, entries = stage.feature_needs() if hasattr(stage, "feature_needs") else (None, ())
+        folder = self.folders[split]
+        assert folder is not None
+        shards = FeatureShards(folder, base, entries)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        sampler: DistributedSampler[FeatureBatch] = DistributedSampler(
+            shards, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed
+        )
+        return DataLoader(shards, self.batch_size, sampler=sampler, collate_fn=collate, num_workers=self.num_workers)

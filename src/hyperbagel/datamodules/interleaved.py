@@ -1,0 +1,241 @@
+"""The data module of all stages: interleaved documents from any mix of sources, resumable to the batch."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from hyperbagel.datamodules.corruption import SkipLog
+from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
+from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting
+from hyperbagel.datamodules.plan import Plan, PlannedSource, PlanSettings
+from hyperbagel.datamodules.sources import Source, open_source
+
+_DROPOUT = CondDropout()
+_READER = ReaderSettings()
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How training batches are put together.
+
+    batch_size: documents a batch on each rank; batches_per_epoch: None for one pass over the data (over the largest
+    source when the sources have weights); window: batches among which documents are sorted by size, more gives less
+    padding and less random batches; seed: of order and dropout.
+    """
+
+    batch_size: int = 8
+    batches_per_epoch: int | None = None
+    window: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        if self.batch_size < 1 or self.window < 1 or (self.batches_per_epoch or 1) < 1 or self.seed < 0:
+            raise ValueError(f"batching needs positive sizes and a seed that is not negative, got {self}")
+
+
+_BATCHING = Batching()
+
+
+class InterleavedDataModule(L.LightningDataModule):
+    """Yields `DocumentBatch`es of one source each, ready for the model.
+
+    The sequence of batches depends on the configuration, the rank and nothing else; the state is one number. A run
+    that was stopped anywhere and resumed sees exactly the batches that it had not seen, in the same order, also with
+    another number of workers. Validation and test read the sources one after another in order and without dropout.
+
+    Args:
+        formatting: tokenizer folder, resize rules, longest document.
+        train, val, test: sources of each stage; prediction reads `test`.
+        batching: sizes, epoch length and seed.
+        dropout: of conditions in training documents that generate pictures.
+        reader: worker processes and limits.
+        rank, world_size: which part of the data this process reads; by default what the trainer says.
+    """
+
+    def __init__(
+        self,
+        formatting: Formatting,
+        train: list[Source] | None = None,
+        val: list[Source] | None = None,
+        test: list[Source] | None = None,
+        batching: Batching = _BATCHING,
+        dropout: CondDropout = _DROPOUT,
+        reader: ReaderSettings = _READER,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        # The tokenizer works on one text at a time here; its threads would only make forking workers unsafe.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.sources = {"train": train or [], "val": val or [], "test": test or []}
+        for split, sources in self.sources.items():
+            if len({source.name for source in sources}) < len(sources):
+                raise ValueError(f"two {split} sources have the same name")
+        if (rank is None) != (world_size is None):
+            raise ValueError("give both `rank` and `world_size`, or neither")
+        self.batching, self.dropout, self.reader = batching, dropout, reader
+        self.rank, self.world_size = rank, world_size
+        self.builder = DocumentBuilder(formatting)
+        self.skips = SkipLog(reader.max_skipped)
+        self._open: dict[str, list[OpenSource]] = {}
+        self._train_loader: DocumentLoader | None = None
+        self._resumed: dict[str, Any] = {}
+
+    def prepare_data(self) -> None:
+        """Copy remote shards and scan new ones, in one process of each machine."""
+        for split in self._splits(self.trainer.state.fn if self.trainer is not None else None):
+            for source in self.sources[split]:
+                open_source(source, self._cache_dir, with_loss=split == "train")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the sources of a stage. Raises TooManySkippedError when too many of their samples are unusable."""
+        for split in self._splits(stage):
+            if split in self._open:
+                continue
+            self._open[split] = [
+                OpenSource(
+                    source.name, open_source(source, self._cache_dir, with_loss=split == "train"), source.vit_transform
+                )
+                for source in self.sources[split]
+            ]
+            for source in self._open[split]:
+                self.skips.add(source.samples.skipped)
+
+    def train_dataloader(self) -> DocumentLoader:
+        """The training batches that were not handed out yet."""
+        plan = self._plan("train", self.batching.seed, self.batching.batches_per_epoch)
+        fingerprint = self._fingerprint(plan)
+        if self._resumed and self._resumed["data"] != fingerprint:
+            raise ValueError(
+                f"the data is not that of the checkpoint, so its batches cannot be continued: it had "
+                f"{self._resumed['data']}, now {fingerprint}. Resume with the same sources, batching and number of "
+                "ranks, or start a new run from the checkpoint's weights"
+            )
+        dataset = self._dataset("train", self.dropout)
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        self._train_loader = DocumentLoader(
+            plan, dataset, self.reader, self._monitor(), position=self._consumed(), repeat=overfit
+        )
+        return self._train_loader
+
+    def val_dataloader(self) -> DocumentLoader | list[DocumentLoader]:
+        """All validation documents."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DocumentLoader | list[DocumentLoader]:
+        """All test documents."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DocumentLoader | list[DocumentLoader]:
+        """All test documents."""
+        return self._evaluation("test")
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers."""
+        if stage == "fit" and self._train_loader is not None:
+            self._resumed = self.state_dict()
+            self._train_loader = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of batches consumed, what the data was, and the samples skipped so far."""
+        if self._train_loader is None:
+            return self._resumed
+        data = self._fingerprint(self._train_loader.plan)
+        return {"batches": self._consumed(), "data": data, "skipped": self.skips.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run stopped; checked against the data when training begins."""
+        self._resumed = state_dict
+        self._train_loader = None
+        self.skips.load_state_dict(state_dict.get("skipped", {}))
+
+    @staticmethod
+    def _splits(stage: str | None) -> tuple[str, ...]:
+        """The splits that a stage of the trainer reads; all of them when it is not known."""
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        return splits.get(stage or "", ("train", "val", "test"))
+
+    @property
+    def _cache_dir(self) -> Path:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperbagel"
+        return Path(self.reader.cache_dir) if self.reader.cache_dir else default
+
+    def _consumed(self) -> int:
+        """Batches handed out, without the one that the trainer has not finished."""
+        if self._train_loader is None:
+            return int(self._resumed.get("batches", 0))
+        position = self._train_loader.position
+        if self.trainer is None or not self.trainer.training:
+            return position
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return position - (progress.ready - progress.processed)
+
+    def _evaluation(self, split: str) -> DocumentLoader | list[DocumentLoader]:
+        if not self.sources[split]:
+            return []
+        plan = self._plan(split, None, None)
+        return DocumentLoader(plan, self._dataset(split, None), self.reader, self._monitor(), repeat=True)
+
+    def _plan(self, split: str, seed: int | None, batches: int | None) -> Plan:
+        """The batches of a split; seed: None reads everything once and in order."""
+        if split not in self._open:
+            raise RuntimeError("call setup() first")
+        if not self._open[split]:
+            raise ValueError(f"no sources for {split}; set `data.{split}`")
+        formatting, planned = self.builder.formatting, []
+        for source, opened in zip(self.sources[split], self._open[split], strict=True):
+            order = opened.samples.size_order(formatting.latent, source.vit_transform or formatting.vit)
+            weight = source.weight if seed is not None else None
+            planned.append(PlannedSource(order, source.batch_size or self.batching.batch_size, weight))
+        rank, world = self._ranks()
+        return Plan(planned, PlanSettings(world, seed, self.batching.window, batches), rank)
+
+    def _ranks(self) -> tuple[int, int]:
+        """Rank and number of ranks among those that read different data (not those that share a batch)."""
+        if self.rank is not None and self.world_size is not None:
+            return self.rank, self.world_size
+        distributed = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (distributed["rank"], distributed["num_replicas"]) if distributed else (0, 1)
+
+    def _dataset(self, split: str, dropout: CondDropout | None) -> BatchDataset:
+        return BatchDataset(self._open[split], self.builder, self.batching.seed, dropout)
+
+    def _fingerprint(self, plan: Plan) -> dict[str, Any]:
+        """What the sequence of batches depends on."""
+        sources: Sequence[PlannedSource] = plan.sources
+        return {
+            "sources": [
+                {
+                    "name": source.name,
+                    "samples": len(planned.order),
+                    "order": zlib.crc32(planned.order.tobytes()),
+                    "batch_size": planned.batch_size,
+                    "weight": planned.weight,
+                }
+                for source, planned in zip(self.sources["train"], sources, strict=True)
+            ],
+            "batches_per_epoch": len(plan),
+            "window": plan.settings.window,
+            "seed": plan.settings.seed,
+            "ranks": plan.settings.world,
+        }
+
+    def _monitor(self) -> Monitor:
+        every = getattr(self.trainer, "log_every_n_steps", 0) or 50
+        return Monitor(self.skips, self._report, every)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Log against student updates where the stage counts them."""
+        if self.trainer is None or self.trainer.sanity_checking:
+            return
+        step = getattr(self.trainer.lightning_module, "student_step", self.trainer.global_step)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=int(step))

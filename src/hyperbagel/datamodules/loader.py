@@ -1,0 +1,200 @@
+"""Loading planned batches with worker processes, and counting what was consumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hyperbagel.bagel.images import ImageTransform
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.datamodules.corruption import SkipLog, SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.packing import PackedBatch, pack
+from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, keyed_random
+from hyperbagel.datamodules.plan import Plan, PlannedBatch
+from hyperbagel.datamodules.sources import Samples
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that was opened. vit_transform: rules for its ViT images, None for the usual ones."""
+
+    name: str
+    samples: Samples
+    vit_transform: ImageTransform | None = None
+
+
+class BatchDataset(Dataset[PackedBatch]):
+    """Builds the batch that a plan asks for; dropout: None for none."""
+
+    def __init__(
+        self, sources: Sequence[OpenSource], builder: DocumentBuilder, seed: int, dropout: CondDropout | None
+    ) -> None:
+        self.sources, self.builder, self.seed, self.dropout = list(sources), builder, seed, dropout
+
+    def __getitem__(self, batch: PlannedBatch) -> PackedBatch:
+        """The documents of a batch without those that turn out to be unusable, which are recorded instead."""
+        source = self.sources[batch.source]
+        documents, skipped = [], []
+        for index in batch.samples:
+            try:
+                sample = source.samples.read(index)
+                random = keyed_random(self.seed, batch.turn, sample.key)
+                dropout = (self.dropout, random) if self.dropout else None
+                documents.append(self.builder.build(sample, source.vit_transform, dropout))
+            except SkippedSampleError as error:
+                skipped.append(SkipRecord(error.cause, source.samples.place(index), str(error)))
+        return pack(documents, source.name, skipped)
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """How data is read.
+
+    num_workers: processes that load, 0 for the main process; prefetch: batches each worker loads ahead;
+    max_skipped: an error is raised when more samples than this are unusable; cache_dir: where indexes of shards and
+    copies of remote shards are kept, by default ~/.cache/hyperbagel.
+    """
+
+    num_workers: int = 2
+    prefetch: int = 4
+    max_skipped: int = 100
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What a loader tells while it runs. skips: where unusable samples are counted; every: batches between two
+    reports; report: takes the metrics, by name."""
+
+    skips: SkipLog
+    report: Callable[[dict[str, float]], None]
+    every: int = 50
+
+
+class DocumentLoader(Iterable[DocumentBatch]):
+    """Batches of a plan, in its order for any number of workers.
+
+    Each `iter` goes over the rest of the current epoch, or over the next when that is done. `position` counts the
+    batches handed out since the beginning of the run, however many were loaded ahead. With repeat, every `iter`
+    begins with batch 0 again (validation).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: BatchDataset,
+        settings: ReaderSettings,
+        monitor: Monitor,
+        position: int = 0,
+        repeat: bool = False,
+    ) -> None:
+        self.plan, self.dataset, self.monitor = plan, dataset, monitor
+        self.position, self.repeat = position, repeat
+        workers = settings.num_workers
+        self._loader: DataLoader[PackedBatch] = DataLoader(
+            dataset,
+            sampler=_Remaining(self),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            prefetch_factor=settings.prefetch if workers else None,
+            persistent_workers=bool(workers) and not repeat,
+            generator=torch.Generator(),  # the default would draw from the global state, once an epoch
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch, resumed ones included."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[DocumentBatch]:
+        if self.repeat:
+            self.position = 0
+        meter = _Meter()
+        stream = iter(self._loader)
+        end = self._epoch_end()
+        for number in range(self.position, end):
+            begin = perf_counter()
+            packed = self._usable(next(stream), number)
+            meter.add(packed, perf_counter() - begin)
+            if number % self.monitor.every == 0 or number + 1 == end:
+                self.monitor.report(meter.metrics() | self._skip_metrics())
+                meter = _Meter()
+            batch = packed.unpack()
+            self.position = number + 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the position. That the method exists tells Lightning that resuming works."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, see `state_dict`."""
+
+    def _epoch_end(self) -> int:
+        return (self.position // len(self) + 1) * len(self)
+
+    def _usable(self, packed: PackedBatch, number: int) -> PackedBatch:
+        """The batch; if none of its documents is usable, the next of its source instead, so that no rank runs out of
+        batches before the others."""
+        self.monitor.skips.add(packed.skipped)
+        if packed.keys:
+            return packed
+        source = self.plan[number].source
+        for other in range(number + 1, number + len(self)):
+            if self.plan[other].source == source:
+                packed = self.dataset[self.plan[other]]
+                self.monitor.skips.add(packed.skipped)
+                if packed.keys:
+                    return packed
+        raise ValueError(f"source {packed.source!r} has no usable sample on rank {self.plan.rank}")
+
+    def _skip_metrics(self) -> dict[str, float]:
+        return {f"data/skipped/{cause}": float(count) for cause, count in self.monitor.skips.counts.items()}
+
+
+class _Remaining:
+    """The planned batches from a loader's position to the end of the epoch."""
+
+    def __init__(self, loader: DocumentLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        loader = self._loader
+        return (loader.plan[number] for number in range(loader.position, loader._epoch_end()))
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+class _Meter:
+    """Speed and padding over some batches."""
+
+    def __init__(self) -> None:
+        self._begin = perf_counter()
+        self._documents = self._tokens = self._room = 0
+        self._waited = 0.0
+
+    def add(self, batch: PackedBatch, waited: float) -> None:
+        """Count a batch for which the training waited so many seconds."""
+        self._documents += len(batch.keys)
+        self._tokens += sum(batch.tokens)
+        self._room += max(batch.tokens) * len(batch.tokens)
+        self._waited += waited
+
+    def metrics(self) -> dict[str, float]:
+        """Documents a second; share of the time spent waiting for data; share of padding in batches."""
+        seconds = perf_counter() - self._begin
+        return {
+            "data/samples_per_second": self._documents / seconds,
+            "data/wait_share": self._waited / seconds,
+            "data/padding_share": 1 - self._tokens / max(self._room, 1),
+        }
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

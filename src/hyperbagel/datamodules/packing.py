@@ -1,0 +1,110 @@
+"""Batches on their way from a worker to the main process.
+
+A batch has hundreds of small tensors, each of which would cost a shared-memory file. All pictures travel as one
+uint8 tensor and all token ids as one int64 tensor instead, and are cut up on arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperbagel.bagel.segments import DocumentBatch, DroppedSegment, ImageSegment, Segment, TextSegment, ViTSegment
+from hyperbagel.datamodules.corruption import SkipRecord
+from hyperbagel.datamodules.pipeline import BuiltDocument, Kind
+
+
+class _Place(NamedTuple):
+    """Where a block's numbers are: offset in `ids` for texts, in `pixels` for pictures."""
+
+    kind: Kind
+    loss: bool
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A batch as two tensors and a list of places.
+
+    ids: (all tokens,) int64; pixels: (all channels of all pictures,) uint8; tokens: (documents,) length of each;
+    skipped: samples that turned out to be unusable.
+    """
+
+    places: tuple[tuple[_Place, ...], ...]
+    ids: Tensor
+    pixels: Tensor
+    keys: tuple[str, ...]
+    metas: tuple[dict[str, Any], ...]
+    tokens: tuple[int, ...]
+    source: str
+    skipped: tuple[SkipRecord, ...]
+
+    def unpack(self) -> DocumentBatch:
+        """The batch as stages want it, pictures as float32 in [-1, 1]."""
+        pixels = self.pixels.float().div_(255).sub_(0.5).div_(0.5)
+        documents = tuple([self._segment(place, pixels) for place in document] for document in self.places)
+        return DocumentBatch(documents=documents, keys=self.keys, metas=self.metas, source=self.source)
+
+    def _segment(self, place: _Place, pixels: Tensor) -> Segment:
+        if place.kind == "dropped":
+            return DroppedSegment()
+        numbers = self.ids if place.kind == "text" else pixels
+        values = numbers[place.offset : place.offset + int(np.prod(place.shape))].view(place.shape)
+        if place.kind == "text":
+            return TextSegment(values, place.loss)
+        return ViTSegment(values) if place.kind == "vit" else ImageSegment(values, place.loss)
+
+
+def pack(documents: Sequence[BuiltDocument], source: str, skipped: Sequence[SkipRecord]) -> PackedBatch:
+    """Put the documents of a batch together; a picture that occurs in several blocks is stored once."""
+    ids, pixels = _Store(np.int64), _Store(np.uint8)
+    places = []
+    for document in documents:
+        row = []
+        for block in document.blocks:
+            if block.data is None:
+                row.append(_Place(block.kind, block.loss))
+                continue
+            store = ids if block.kind == "text" else pixels
+            row.append(_Place(block.kind, block.loss, block.data.shape, store.add(block.data)))
+        places.append(tuple(row))
+    return PackedBatch(
+        places=tuple(places),
+        ids=ids.tensor(),
+        pixels=pixels.tensor(),
+        keys=tuple(document.key for document in documents),
+        metas=tuple(document.meta for document in documents),
+        tokens=tuple(document.tokens for document in documents),
+        source=source,
+        skipped=tuple(skipped),
+    )
+
+
+class _Store:
+    """Arrays put end to end."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._dtype = dtype
+        self._offsets: dict[int, int] = {}
+        self._arrays: list[NDArray[Any]] = []
+        self._size = 0
+
+    def add(self, array: NDArray[Any]) -> int:
+        """Offset of the array; the same array is stored once (it stays alive here, so its id is unique)."""
+        if id(array) not in self._offsets:
+            self._offsets[id(array)] = self._size
+            self._arrays.append(array)
+            self._size += array.size
+        return self._offsets[id(array)]
+
+    def tensor(self) -> Tensor:
+        """(all numbers,)"""
+        flat = [np.zeros(0, self._dtype), *(array.reshape(-1) for array in self._arrays)]
+        return torch.from_numpy(np.concatenate(flat))

@@ -1,0 +1,168 @@
+"""From a raw sample to the segments the model reads: pictures resized, texts tokenised, conditions expanded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hyperbagel.bagel.images import LATENT_TRANSFORM, VIT_TRANSFORM, ImageError, ImageTransform, load_image
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, image_skip
+from hyperbagel.datamodules.documents import ImagePart, InterleavedDocument
+from hyperbagel.datamodules.shards import Sample
+
+Kind: TypeAlias = Literal["text", "vit", "image", "dropped"]
+
+
+@dataclass(frozen=True)
+class CondDropout:
+    """Probabilities with which a block without loss is dropped from a document that generates pictures.
+
+    Independent for each block; a picture given as condition is two blocks (`image`, the clean latent, and `vit`).
+    """
+
+    text: float = 0.1
+    vit: float = 0.3
+    image: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability."""
+        if not all(0 <= p <= 1 for p in (self.text, self.vit, self.image)):
+            raise ValueError(f"dropout probabilities must be in [0, 1], got {self}")
+
+
+@dataclass(frozen=True)
+class Formatting:
+    """How documents become segments.
+
+    tokenizer: folder of a Hugging Face tokenizer; latent, vit: resize rules of the autoencoder's and the ViT's
+    pictures; max_tokens: longer documents are skipped (image blocks count with their two delimiters).
+    """
+
+    tokenizer: str
+    latent: ImageTransform = LATENT_TRANSFORM
+    vit: ImageTransform = VIT_TRANSFORM
+    max_tokens: int = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A segment before it is a tensor.
+
+    data: (n,) int64 token ids of a text, (3, H, W) uint8 of a picture, None for a dropped picture.
+    """
+
+    kind: Kind
+    data: NDArray[Any] | None = None
+    loss: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDocument:
+    """The blocks of one document. tokens: its length in the model, delimiters included."""
+
+    key: str
+    blocks: tuple[Block, ...]
+    meta: dict[str, Any]
+    tokens: int
+
+
+def keyed_random(seed: int, turn: int, key: str) -> Random:
+    """Random numbers that depend on the sample and on how often its source was read, not on who reads it when."""
+    return Random(int.from_bytes(blake2b(f"{seed}/{turn}/{key}".encode(errors="replace"), digest_size=8).digest()))
+
+
+class DocumentBuilder:
+    """Builds documents as BAGEL reads them.
+
+    In a document that generates pictures, a given picture enters as clean latent image and then as ViT image (resized
+    from the former), a picture to be generated as noisy image, followed by its clean copies if something learnt comes
+    later. In a document for understanding every picture is a ViT image only.
+    Raises FileNotFoundError or TokenizerError for a tokenizer that cannot be used.
+    """
+
+    def __init__(self, formatting: Formatting) -> None:
+        self.formatting = formatting
+        self.tokenizer = Tokenizer.from_pretrained(formatting.tokenizer)
+
+    def build(
+        self, sample: Sample, vit: ImageTransform | None = None, dropout: tuple[CondDropout, Random] | None = None
+    ) -> BuiltDocument:
+        """One document; vit: other rules than usual for ViT images; dropout: with its source of random numbers.
+
+        Raises SkippedSampleError for a document that cannot be used.
+        """
+        document = sample.document()
+        blocks = list(self._blocks(document, self._pictures(sample, document), vit or self.formatting.vit))
+        if dropout is not None and document.generates:
+            blocks = list(_drop(blocks, *dropout))
+        tokens = sum(self._tokens(block, vit or self.formatting.vit) for block in blocks)
+        if tokens > self.formatting.max_tokens:
+            raise SkippedSampleError(Skip.TOO_LONG, f"{tokens} tokens, over the limit of {self.formatting.max_tokens}")
+        return BuiltDocument(sample.key, tuple(blocks), document.meta, tokens)
+
+    def _pictures(self, sample: Sample, document: InterleavedDocument) -> dict[str, Image.Image]:
+        return {image.file: _picture(image.file, sample.members[image.file]) for image in document.images}
+
+    def _blocks(
+        self, document: InterleavedDocument, pictures: dict[str, Image.Image], vit: ImageTransform
+    ) -> Iterator[Block]:
+        last_loss = max((i for i, part in enumerate(document.parts) if part.loss), default=-1)
+        for i, part in enumerate(document.parts):
+            if not isinstance(part, ImagePart):
+                yield Block("text", self.tokenizer.encode(part.text).numpy(), part.loss)
+            elif not document.generates:
+                yield Block("vit", _pixels(vit.resize(pictures[part.file], images=len(document.images))))
+            else:
+                resized = self.formatting.latent.resize(pictures[part.file])
+                pixels = _pixels(resized)
+                if part.loss:
+                    yield Block("image", pixels, loss=True)
+                if not part.loss or i < last_loss:
+                    yield Block("image", pixels)
+                    yield Block("vit", _pixels(vit.resize(resized)))
+
+    def _tokens(self, block: Block, vit: ImageTransform) -> int:
+        if block.data is None:
+            return 0
+        if block.kind == "text":
+            return len(block.data) + 2
+        stride = vit.stride if block.kind == "vit" else self.formatting.latent.stride
+        return (block.data.shape[1] // stride) * (block.data.shape[2] // stride) + 2
+
+
+def _drop(blocks: list[Block], dropout: CondDropout, random: Random) -> Iterator[Block]:
+    """A dropped text vanishes, of a dropped picture the step in rope position stays."""
+    chances = {"text": dropout.text, "vit": dropout.vit, "image": dropout.image}
+    for block in blocks:
+        if block.loss or random.random() >= chances[block.kind]:
+            yield block
+        elif block.kind != "text":
+            yield Block("dropped")
+
+
+def _picture(name: str, member: object) -> Image.Image:
+    """A picture member, encoded or drawn, as RGB."""
+    if isinstance(member, np.ndarray):
+        if member.dtype != np.uint8 or member.ndim != 3 or member.shape[2] != 3:
+            raise SkippedSampleError(Skip.BAD_SCHEMA, f"{name!r} must be (H, W, 3) uint8, not {member.shape}")
+        return Image.fromarray(member)
+    if not isinstance(member, bytes):
+        raise SkippedSampleError(Skip.BAD_SCHEMA, f"{name!r} must be bytes or an array, not {type(member).__name__}")
+    try:
+        return load_image(member)
+    except ImageError as error:
+        skip = image_skip(error)
+        raise SkippedSampleError(skip.cause, f"{name!r}: {error}") from error
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(3, H, W) uint8."""
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

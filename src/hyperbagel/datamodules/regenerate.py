@@ -1,0 +1,222 @@
+"""On-policy data for draft heads: the target answers the questions of documents anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import ImageSegment, LatentSegment, Segment, TextSegment
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.datamodules.corruption import SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.documents import TextPart
+from hyperbagel.datamodules.packing import pack
+from hyperbagel.datamodules.pipeline import DocumentBuilder
+from hyperbagel.datamodules.shards import Sample, find_samples, find_shards
+from hyperbagel.datamodules.writer import ShardWriter
+from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.modules.randomness import step_generator
+
+STATE = ".regeneration"
+"""Folder inside the output folder for the answers of unfinished shards."""
+
+
+@dataclass(frozen=True)
+class RegenerationSettings:
+    """batch_size: documents answered at once; max_tokens: longest answer, longer ones are dropped, since their end is
+    not the target's; temperature, top_p: 0 takes the greedy answer; seed: of the sampling."""
+
+    batch_size: int = 16
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class RegenerationSummary:
+    """documents: written; answers: in them; without_answers: documents that ask nothing; cut: documents dropped
+    because an answer was empty or too long; skipped: unusable samples."""
+
+    documents: int = 0
+    answers: int = 0
+    without_answers: int = 0
+    cut: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class _Turns:
+    """A document being answered. segments: as the model reads it, without pictures to be generated; given: number of
+    the segment of each answer; answers: new texts so far; complete: whether all so far ended by themselves."""
+
+    sample: Sample
+    segments: list[Segment]
+    given: list[int]
+    answers: list[str] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something left to answer."""
+        return self.complete and len(self.answers) < len(self.given)
+
+
+class Regenerator:
+    """Answers every text with loss anew, each behind the new answers before it.
+
+    speculator: target, and a draft of earlier training if there is one; builder: how documents become segments.
+    """
+
+    def __init__(self, speculator: Speculator, builder: DocumentBuilder, settings: RegenerationSettings) -> None:
+        self.speculator, self.builder, self.settings = speculator, builder, settings
+        self.tokenizer: Tokenizer = builder.tokenizer
+        self.model: Bagel = speculator.model
+
+    def run(self, shards: str | Sequence[str], out: str | Path) -> RegenerationSummary:
+        """One output shard for each input shard, under its name; what is finished is left alone, and answers of a shard
+        that was interrupted are kept. Raises FileNotFoundError for missing shards, ValueError when out holds them."""
+        out = Path(out)
+        paths = find_shards(shards, out / STATE)
+        if any(path.resolve().parent == out.resolve() for path in paths):
+            raise ValueError(f"{out}: holds the shards that are to be read; give another output folder")
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):
+            raise ValueError("two input shards have the same name, and would be written to the same file; rename one")
+        summary = RegenerationSummary()
+        for path in tqdm(paths, "shards"):
+            if not (out / path.name).exists():
+                self._shard(path, out, summary)
+        return summary
+
+    def _shard(self, path: Path, out: Path, summary: RegenerationSummary) -> None:
+        journal = out / STATE / f"{path.name}.jsonl"
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        known = _read_journal(journal)
+        unfinished = out / STATE / (path.stem + "-{:06d}.tar")
+        for stale in unfinished.parent.glob(f"{path.stem}-*.tar*"):
+            stale.unlink()
+        with ShardWriter(unfinished, 2**62, 2**62) as writer, journal.open("a") as log:
+            samples = _samples(path, summary)
+            progress = tqdm(desc=path.name, unit="document", leave=False)
+            while batch := list(islice(samples, self.settings.batch_size)):
+                missing = [turns for turns in map(self._turns, batch) if turns and turns.sample.key not in known]
+                for turns in self._answer(missing):
+                    known[turns.sample.key] = turns.answers if turns.complete else None
+                    log.write(json.dumps({"key": turns.sample.key, "answers": known[turns.sample.key]}) + "\n")
+                log.flush()
+                for sample in batch:
+                    self._write(writer, sample, known.get(sample.key, []), summary)
+                progress.update(len(batch))
+            progress.close()
+        if writer.shards:
+            os.replace(writer.shards[0], out / path.name)
+        journal.unlink()
+
+    def _turns(self, sample: Sample) -> _Turns | None:
+        """What a sample asks; None if nothing, or if it cannot be used."""
+        try:
+            built = self.builder.build(sample)
+        except SkippedSampleError:
+            return None
+        segments = [
+            s
+            for s in pack([built], "", []).unpack().documents[0]
+            if not (isinstance(s, ImageSegment | LatentSegment) and s.loss)
+        ]
+        given = [i for i, s in enumerate(segments) if isinstance(s, TextSegment) and s.loss]
+        return _Turns(sample, segments, given) if given and given[0] > 0 else None
+
+    def _answer(self, documents: list[_Turns]) -> list[_Turns]:
+        """All turns of all documents, a turn of each at a time."""
+        settings = self.settings
+        eos = self.model.config.tokens.eos
+        decoding = DecodingSettings(settings.max_tokens + 1, settings.temperature, settings.top_p, stop=(eos,))
+        while turns := [document for document in documents if document.open]:
+            asked = [[_moved(s, self.model) for s in t.segments[: t.given[len(t.answers)]]] for t in turns]
+            name = f"{turns[0].sample.key}/{len(turns[0].answers)}"
+            generator = step_generator(settings.seed, 0, 0, purpose=name)
+            answers = self.speculator.decode(self.speculator.prefill(asked), decoding, generator)
+            for document, ids in zip(turns, answers, strict=True):
+                text = self.tokenizer.decode(ids)
+                document.complete = len(ids) <= settings.max_tokens and bool(text.strip())
+                document.segments[document.given[len(document.answers)]] = TextSegment(
+                    torch.tensor(ids, dtype=torch.long)
+                )
+                document.answers.append(text)
+        return documents
+
+    def _write(
+        self, writer: ShardWriter, sample: Sample, answers: list[str] | None, summary: RegenerationSummary
+    ) -> None:
+        if not answers:
+            summary.cut += answers is None
+            summary.without_answers += answers is not None
+            return
+        document = sample.document()
+        new = iter(answers)
+        segments: list[dict[str, Any]] = []
+        for part in document.parts:
+            if isinstance(part, TextPart):
+                segments.append({"type": "text", "text": next(new) if part.loss else part.text, "loss": part.loss})
+            else:
+                segments.append({"type": "image", "file": part.file, "loss": part.loss})
+        images = {name: data for name, data in sample.members.items() if name != "json"}
+        meta = document.meta | {"regenerated": True}
+        writer.write(sample.key, {"segments": segments, "meta": meta}, images)  # type: ignore[arg-type]
+        summary.documents += 1
+        summary.answers += len(answers)
+
+
+def _moved(segment: Segment, model: Bagel) -> Segment:
+    if isinstance(segment, TextSegment):
+        return segment
+    return type(segment)(segment.pixels.to(model.device, model.dtype))  # type: ignore[union-attr,call-arg]
+
+
+def _samples(path: Path, summary: RegenerationSummary) -> Iterator[Sample]:
+    with path.open("rb") as file:
+        for found in find_samples(file, path.stat().st_size, path.name):
+            if isinstance(found, SkipRecord):
+                summary.skipped += 1
+                continue
+            sample = found.read(file)
+            try:
+                sample.document()
+            except SkippedSampleError:
+                summary.skipped += 1
+                continue
+            yield sample
+
+
+def _read_journal(path: Path) -> dict[str, list[str] | None]:
+    """Answers by key; a last line that was cut off is left out."""
+    known: dict[str, list[str] | None] = {}
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        if len(whole) < len(lines):
+            path.write_bytes(b"".join(whole))
+        for entry in map(json.loads, whole):
+            known[entry["key"]] = entry["answers"]
+    return known
+
+
+def regenerate(
+    model: Bagel,
+    builder: DocumentBuilder,
+    shards: str | Sequence[str],
+    out: str | Path,
+    settings: RegenerationSettings | None = None,
+) -> RegenerationSummary:
+    """Let `model` answer the documents of shards anew; see `Regenerator`."""
+    return Regenerator(Speculator(model), builder, settings or RegenerationSettings()).run(shards, out)

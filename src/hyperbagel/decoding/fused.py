@@ -1,0 +1,178 @@
+"""Layers in few, large operations: at one token and batch size 1, what costs is the number of operations.
+
+The same mathematics as `bagel.mot`, without gradients and for the understanding stream alone: joined projections, rope
+applied to queries and keys at once, residual additions inside the matrix products, query heads of one key-value head
+as rows of one attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperbagel.bagel.config import LLMConfig
+from hyperbagel.bagel.embeddings import rotation
+from hyperbagel.decoding.cache import RowCache
+from hyperbagel.draft.head import PairInput
+
+
+class Rope(NamedTuple):
+    """Cosines and signed sines of a pass, each (B or 1, n, 1, head_dim)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RopeTable:
+    """Rotations of all positions up to a highest one, computed once."""
+
+    def __init__(self, llm: LLMConfig, positions: int, like: Tensor) -> None:
+        table = rotation(torch.arange(positions, device=like.device)[None], llm.head_dim, llm.rope_theta, like.dtype)
+        self._cos, self._sin = table.cos[0, 0, :, None], table.sin[0, 0, :, None]
+
+    def at(self, positions: Tensor) -> Rope:
+        """Rotations of positions (B, n)."""
+        return Rope(self._cos[positions], self._sin[positions])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """As `F.rms_norm`, in operations that cost half as much for a few rows in float32. eps: a scalar tensor."""
+    if x.dtype != torch.float32:  # there the operator computes in float32 inside
+        return F.rms_norm(x, x.shape[-1:], weight, float(eps))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_() * weight
+
+
+class Projection:
+    """Linear maps of one input as one product, or one by one without copies of their weights.
+
+    fuse: copy the weights, joined and transposed: for a few rows, float32 products with (in, out) weights stream them
+    two to three times as fast.
+    """
+
+    def __init__(self, maps: Sequence[nn.Linear], fuse: bool) -> None:
+        self.parts: list[tuple[Tensor, Tensor | None]] = [(m.weight.t(), m.bias) for m in maps]
+        if fuse:
+            weights: list[Tensor] = [m.weight for m in maps]
+            biases: list[Tensor] = [m.bias for m in maps if m.bias is not None]
+            weight = torch.cat(weights).t().contiguous()
+            self.parts = [(weight, torch.cat(biases) if biases else None)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (rows, in) -> (rows, out of all maps)."""
+        results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+    def add_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + this projection of y, of a single map without bias."""
+        return torch.addmm(x, y, self.parts[0][0])
+
+
+class LogitsHead:
+    """Final norm and LM head."""
+
+    @torch.no_grad()
+    def __init__(self, norm: nn.RMSNorm, lm_head: nn.Linear, fuse: bool) -> None:
+        self.weight, self.eps = norm.weight, norm.weight.new_tensor(norm.eps)
+        self.projection = Projection([lm_head], fuse)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (B, n, D) -> logits (B, n, V)."""
+        return self.projection(rms_norm(x, self.weight, self.eps).flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class _Layer:
+    """One layer's weights, ready for use. layer: `ExpertLayer` or EAGLE-3's `PairLayer`."""
+
+    def __init__(self, layer: Any, llm: LLMConfig, fuse: bool) -> None:
+        entry, out = layer.input, layer.output
+        self.norm: Tensor = entry.input_layernorm.weight
+        self.second_norm: Tensor | None = entry.hidden_norm.weight if isinstance(entry, PairInput) else None
+        self.qkv = Projection([entry.q_proj, entry.k_proj, entry.v_proj], fuse)
+        self.qk_scale: Tensor | None = None
+        if isinstance(getattr(entry, "q_norm", None), nn.RMSNorm):
+            heads = ((entry.q_norm, llm.num_attention_heads), (entry.k_norm, llm.num_key_value_heads))
+            self.qk_scale = torch.cat([norm.weight.expand(count, -1) for norm, count in heads])
+        self.out = Projection([out.o_proj], fuse)
+        self.mlp_norm: Tensor = out.post_attention_layernorm.weight
+        self.gate_up = Projection([out.gate_proj, out.up_proj], fuse)
+        self.down = Projection([out.down_proj], fuse)
+
+
+class FusedStack:
+    """Layers for inference. A snapshot: build it anew after the weights have changed.
+
+    layers: `ExpertLayer`s (the first may be EAGLE-3's `PairLayer`); fuse: keep joined copies of the projections, which
+    is faster and costs their memory again (small models); without it the layers' own weights are used.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[nn.Module], llm: LLMConfig, fuse: bool = True) -> None:
+        self.llm = llm
+        self.groups = llm.num_attention_heads // llm.num_key_value_heads
+        self.layers = [_Layer(layer, llm, fuse) for layer in layers]
+        self.eps = self.layers[0].norm.new_tensor(llm.rms_norm_eps)
+
+    def cache(self, batch: int, capacity: int, like: Tensor) -> RowCache:
+        """An empty cache for these layers."""
+        llm = self.llm
+        return RowCache.empty((len(self.layers), batch, llm.num_key_value_heads, capacity, llm.head_dim), like)
+
+    def __call__(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cache: RowCache,
+        read: Tensor | None = None,
+        record: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Residual stream (B, n, D) through the layers, keys and values written where `cache.place` said.
+
+        mask: as `place` returned it; read: what the first layer's attention reads instead of x (EAGLE-3); record: gets
+        the stream behind every layer.
+        """
+        batch, new, width = x.shape
+        if mask is not None and self.groups > 1:
+            mask = mask.repeat(1, 1, self.groups, 1)
+        x = x.reshape(-1, width)
+        for i, layer in enumerate(self.layers):
+            h = x if read is None or i else read.reshape(batch * new, -1)
+            attended = self._attention(i, layer, self._read(layer, h), (rope, mask, cache))
+            x = layer.out.add_to(x, attended)
+            gate, up = layer.gate_up(rms_norm(x, layer.mlp_norm, self.eps)).chunk(2, -1)
+            x = layer.down.add_to(x, F.silu(gate).mul_(up))
+            if record is not None:
+                record.append(x.view(batch, new, width))
+        return x.view(batch, new, width)
+
+    def _read(self, layer: _Layer, h: Tensor) -> Tensor:
+        if layer.second_norm is None:
+            return rms_norm(h, layer.norm, self.eps)
+        embedded, feature = h.chunk(2, dim=-1)
+        norms = (embedded, layer.norm), (feature, layer.second_norm)
+        return torch.cat([rms_norm(part, weight, self.eps) for part, weight in norms], dim=-1)
+
+    def _attention(self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, RowCache]) -> Tensor:
+        """Normed input (B * n, ·) -> attention result of all heads (B * n, heads * head_dim)."""
+        rope, mask, cache = place
+        batch, new = rope.cos.shape[:2]
+        heads, kv, dim = self.llm.num_attention_heads, self.llm.num_key_value_heads, self.llm.head_dim
+        qkv = layer.qkv(h).view(batch, new, heads + 2 * kv, dim)
+        qk = qkv[:, :, : heads + kv]
+        if layer.qk_scale is not None:
+            qk = rms_norm(qk, layer.qk_scale, self.eps)
+        qk = torch.addcmul(qk * rope.cos, qk.roll(dim // 2, dims=-1), rope.sin)
+        keys, values = cache.extend(index, qk[:, :, heads:], qkv[:, :, heads + kv :])
+        q = qk[:, :, :heads]
+        if self.groups == 1:
+            attended = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask)
+            return attended.transpose(1, 2).reshape(batch * new, heads * dim)
+        q = q.unflatten(2, (kv, -1)).permute(0, 2, 3, 1, 4).reshape(batch, kv, -1, dim)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        attended = attended.unflatten(2, (self.groups, new)).permute(0, 3, 1, 2, 4)
+        return attended.reshape(batch * new, heads * dim)

@@ -1,0 +1,57 @@
+"""What speculative decoding achieved: acceptance length and the curve of acceptance rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SpeculationStatistics:
+    """Counts over any number of answers.
+
+    passes: target verification passes, one a document and round; tokens: those emitted by them, stop tokens included;
+    proposed: how often position n was reached with all earlier ones accepted; accepted: how often it was accepted too.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    proposed: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def add(self, emitted: int, accepted: int, proposed: int) -> None:
+        """Count one pass of one document: tokens emitted, length of the accepted path and of the longest one
+        proposed.
+        """
+        self.passes += 1
+        self.tokens += emitted
+        missing = proposed - len(self.proposed)
+        self.proposed += [0] * missing
+        self.accepted += [0] * missing
+        for position in range(min(accepted + 1, proposed)):
+            self.proposed[position] += 1
+            self.accepted[position] += position < accepted
+
+    def merge(self, other: SpeculationStatistics) -> None:
+        """Add another's counts."""
+        self.passes += other.passes
+        self.tokens += other.tokens
+        for name in ("proposed", "accepted"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            mine += [0] * (len(theirs) - len(mine))
+            setattr(self, name, [a + b for a, b in zip(mine, theirs + [0] * (len(mine) - len(theirs)), strict=True)])
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens emitted per target pass, the target's own (bonus) token included."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def n_alpha(self) -> list[float]:
+        """Acceptance rate at draft position n, given that all earlier positions were accepted."""
+        return [a / p if p else 0.0 for a, p in zip(self.accepted, self.proposed, strict=True)]
+
+    @property
+    def mean_alpha(self) -> float:
+        """Mean of the curve over the positions that were reached."""
+        reached = [alpha for alpha, count in zip(self.n_alpha, self.proposed, strict=True) if count]
+        return sum(reached) / len(reached) if reached else 0.0

@@ -1,0 +1,53 @@
+"""Which proposed tokens the target keeps: pure functions that leave its distribution, or its greedy choice, exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """The nodes of a tree that the target's own choices pass through, from the root (0) on.
+
+    tokens: of nodes 1, 2, ...; parents: their parents, which come before them; chosen: what the target chooses behind
+    each node, the root first. Its choice behind the last node of the path is the next token. Exact for greedy choices
+    and for choices drawn from the target, as the tree does not depend on them.
+    """
+    path, node = [0], 0
+    for child, (token, parent) in enumerate(zip(tokens, parents, strict=True), start=1):
+        if parent == node and token == chosen[node]:
+            path.append(child)
+            node = child
+    return path
+
+
+def sample_chain(
+    tokens: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Speculative sampling (arXiv 2211.17192): number of accepted tokens (B,) and the token behind them (B,).
+
+    tokens: (B, K) drawn from the draft's distributions q (B, K, V); p: (B, K + 1, V) the target's. Token i is accepted
+    with probability min(1, p / q); behind the first rejected one the next token comes from max(p - q, 0), normalised.
+    What results is distributed as p.
+    """
+    drawn = tokens[..., None]
+    threshold = torch.rand(tokens.shape, generator=generator, device=generator.device if generator else p.device)
+    kept = threshold.to(p.device) * q.gather(-1, drawn)[..., 0] < p[:, :-1].gather(-1, drawn)[..., 0]
+    accepted = kept.long().cumprod(-1).sum(-1)
+    rows = torch.arange(len(p), device=p.device)
+    there = p[rows, accepted]
+    padded = torch.cat([q, torch.zeros_like(q[:, :1])], dim=1)  # nothing was proposed behind the last token
+    rest = (there - padded[rows, accepted]).clamp(min=0)
+    # Rounding can leave nothing of p - q where both are equal.
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, there)
+    return accepted, draw(rest, generator)
+
+
+def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Tokens (...) drawn in proportion to weights (..., V)."""
+    flat = weights.flatten(0, -2)
+    where = generator.device if generator is not None else flat.device
+    drawn = torch.multinomial(flat.to(where), 1, generator=generator)[:, 0].to(flat.device)
+    return drawn.view(weights.shape[:-1])

@@ -1,0 +1,54 @@
+"""Draft heads as files: one safetensors file that says which target it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from hyperbagel.bagel.checkpoint import CheckpointError, base_hash, read_tensors, write_tensors
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
+
+_METADATA = "hyperbagel_draft"
+
+
+def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
+    """Write a draft head of `model`; its settings and the model's fingerprint become metadata."""
+    content = {"config": dataclasses.asdict(head.config), "base": base_hash(model)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(head.state_dict(), Path(path), {_METADATA: json.dumps(content)})
+
+
+def load_draft(path: str | Path, model: Bagel) -> DraftHead:
+    """A draft head for `model`, on its device and in its dtype.
+
+    Raises CheckpointError when the file is missing, broken, not a draft head, or made for another target.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+    if _METADATA not in metadata:
+        raise CheckpointError(f"{path}: not a draft head (no {_METADATA!r} metadata); pass a file of a draft training")
+    content = json.loads(metadata[_METADATA])
+    if content["base"] != base_hash(model):
+        raise CheckpointError(
+            f"{path}: made for another target (fingerprint {content['base']}, this model has {base_hash(model)}); "
+            "load the model it was trained for"
+        )
+    tensors = read_tensors(path, model.dtype)
+    vocabulary = tensors["vocabulary"].tolist() if "vocabulary" in tensors else None
+    head = DraftHead(DraftConfig(**content["config"]), model.config.llm, vocabulary)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit its own settings: {error}; save it again") from error
+    return head.to(model.device, model.dtype).eval()

@@ -1,0 +1,120 @@
+"""Draft heads for serving engines: the checkpoint layout of EAGLE-3 that vLLM and SGLang load.
+
+An EAGLE-3 head (`kind: eagle3`, one layer) becomes a checkpoint that these engines read as it is:
+
+    fc.weight                                    (D, 3 D) low, middle, high level -> feature (fc1)
+    midlayer.{input_layernorm,hidden_norm}       norms of the token embedding and of the feature
+    midlayer.self_attn.{q,k,v}_proj.weight       over [embedding ; feature], no biases; o_proj
+    midlayer.post_attention_layernorm, midlayer.mlp.{gate,up,down}_proj
+    norm.weight, lm_head.weight                  final norm, head over the draft's vocabulary
+    d2t, t2d                                     target id - draft id; whether the draft has a target id
+    embed_tokens.weight                          the target's
+
+A Hyper-Bagel head has the same keys where it has the same parts (norm, head, vocabulary, `fc` = fc1, and its layers as
+`layers.N` in Qwen2's names), and what EAGLE-3 has not as further keys, which an engine has to learn first:
+
+    intermediate.queries, intermediate.norm, intermediate.{q,k,v,o}_proj   cross-attention per token
+    intermediate.decoder.*                       `Dec`, in Qwen2's names
+    fuse.norm.weight, fuse.fc2.weight            fc2 over [normed embedding ; feature]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.checkpoint import write_tensors
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.draft.head import DraftHead
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+
+
+def export_eagle3(head: DraftHead, model: Bagel, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors` into a folder (see the module's text for their content).
+
+    Raises ValueError for an EAGLE-3 head of several layers, or of other features than three levels, which the engines
+    do not load.
+    """
+    config = head.config
+    if config.kind == "eagle3" and (config.layers != 1 or config.queries != 3):
+        raise ValueError(
+            f"serving engines load EAGLE-3 heads of 1 layer over 3 levels, not of {config.layers} over {config.queries}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(_config(head, model), indent=2) + "\n")
+    tensors = {_key(name, head): value for name, value in head.state_dict().items() if name != "vocabulary"}
+    embedding = model.understanding.embed_tokens.weight
+    write_tensors(tensors | _vocabulary(head) | {"embed_tokens.weight": embedding}, folder / "model.safetensors")
+
+
+def _key(name: str, head: DraftHead) -> str:
+    """Name in the checkpoint of a tensor of the head."""
+    if name == "features.fc1.weight":
+        return "fc.weight"
+    if name.startswith("features.attention."):
+        return name.replace("features.attention", "intermediate")
+    if name.startswith("fusion."):
+        return name.replace("fusion", "fuse")
+    if name.startswith("features.decoder."):
+        return f"intermediate.decoder.{_layer_key(name.removeprefix('features.decoder.'))}"
+    if name.startswith("layers."):
+        _, number, rest = name.split(".", 2)
+        return f"{'midlayer' if head.config.kind == 'eagle3' else f'layers.{number}'}.{_layer_key(rest)}"
+    return name
+
+
+def _layer_key(name: str) -> str:
+    """Of a layer's tensor: our halves are merged into Qwen2's names."""
+    _, module, kind = name.split(".")
+    if module in _ATTENTION:
+        return f"self_attn.{module}.{kind}"
+    return f"{module}.{kind}" if module.endswith("norm") else f"mlp.{module}.{kind}"
+
+
+def _vocabulary(head: DraftHead) -> dict[str, Tensor]:
+    size = head.llm.vocab_size
+    ids = torch.arange(size) if head.vocabulary is None else head.vocabulary.cpu()
+    known = torch.zeros(size, dtype=torch.bool)
+    known[ids] = True
+    return {"d2t": ids - torch.arange(len(ids)), "t2d": known}
+
+
+def _config(head: DraftHead, model: Bagel) -> dict[str, Any]:
+    llm, levels = head.llm, head.config.level_entries(head.llm)
+    content: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "num_hidden_layers": head.config.layers,
+        "head_dim": llm.head_dim,
+        "draft_vocab_size": head.lm_head.out_features,
+        "max_position_embeddings": 32768,
+        "bos_token_id": model.config.tokens.bos,
+        "eos_token_id": model.config.tokens.eos,
+        "torch_dtype": str(head.lm_head.weight.dtype).removeprefix("torch."),
+        "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": list(levels)},
+    }
+    for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+        "rope_theta",
+    ):  # fmt: skip
+        content[name] = getattr(llm, name)
+    if head.config.kind == "hyper":
+        content["architectures"] = ["HyperBagelDraft"]
+        content["attention_bias"] = True  # of queries, keys and values, as in Qwen2
+        content["hyper_bagel"] = {
+            "queries": head.config.queries,
+            "meta_queries": head.config.attends,
+            "decoder": head.config.decodes,
+            "decoder_size": head.config.decoder_size or llm.intermediate_size,
+            "qk_norm": llm.qk_norm,
+        }
+    return content

@@ -1,0 +1,134 @@
+"""A model as benchmarks see it: prompts and seeds in, pictures or answers out, in batches."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.context import LatentGrid
+from hyperbagel.bagel.images import to_pixels, to_uint8
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.flow.sampler import Sampler
+
+
+@dataclass
+class Cost:
+    """What drawing has cost so far. nfe: network evaluations of one picture; seconds: from prompts to pixels."""
+
+    images: int = 0
+    seconds: float = 0.0
+    nfe: int = 0
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Mean over all pictures."""
+        return self.seconds / max(self.images, 1)
+
+
+@dataclass
+class Painter:
+    """Draws and edits pictures. branch: what denoises (None: the model's own); contexts are prefilled on the model."""
+
+    model: Bagel
+    tokenizer: Tokenizer
+    sampler: Sampler
+    branch: GenerationBranch | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of a generated picture unless others are asked for: the model's largest square."""
+        config = self.model.config
+        side = min(config.vae_transform.max_size, config.max_latent_size * config.latent_stride)
+        return side, side
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int] | None = None
+    ) -> list[Tensor]:
+        """One picture (3, H, W) uint8 on the CPU for each prompt, from noise of its seed."""
+        documents: list[Document] = [[TextSegment(self.tokenizer.encode(prompt))] for prompt in prompts]
+        return self._draw(documents, [size or self.size] * len(documents), seeds)
+
+    def edit(self, sources: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Tensor]:
+        """Each source picture changed as its instruction says: (3, H, W) uint8 on the CPU, at the model's size."""
+        config = self.model.config
+        documents: list[Document] = []
+        sizes = []
+        for picture, instruction in zip(sources, instructions, strict=True):
+            resized = config.vae_transform.resize(picture.convert("RGB"))
+            ids = self.tokenizer.encode(instruction)
+            documents.append([
+                ImageSegment(to_pixels(resized).to(self.model.device)),
+                ViTSegment(config.vit_transform(resized).to(self.model.device)),
+                TextSegment(ids),
+            ])  # fmt: skip
+            sizes.append((resized.height, resized.width))
+        return self._draw(documents, sizes, seeds)
+
+    @torch.no_grad()
+    def _draw(
+        self, documents: Sequence[Document], sizes: Sequence[tuple[int, int]], seeds: Sequence[int]
+    ) -> list[Tensor]:
+        started = time.perf_counter()
+        guidance = self.sampler.guidance
+        grid = self.model.latent_grid(sizes)
+        # A distilled branch makes one pass a step; whether there are images tells it if the image scale applies.
+        passes = guidance is not None and not (self.branch or self.model.generation).guided
+        image = guidance is not None and guidance.uses_image and any(len(document) > 1 for document in documents)
+        contexts = self.model.prefill_guided(documents, text=passes, image=image)
+        noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
+        sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch)
+        pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]
+        self.cost.nfe = max(self.cost.nfe, sample.nfe)
+        self.cost.images += len(pictures)
+        self.cost.seconds += time.perf_counter() - started
+        return pictures
+
+
+def seeded_noise(grid: LatentGrid, seeds: Sequence[int], channels: int) -> Tensor:
+    """Standard normal tokens (B, n, C), each picture's from its own seed, zero at padding."""
+    rows = [
+        torch.randn(height * width, channels, dtype=torch.float32, generator=_generator(seed))
+        for (height, width), seed in zip(grid.sizes, seeds, strict=True)
+    ]
+    return pad_sequence(rows, batch_first=True)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def answer(
+    model: Bagel, tokenizer: Tokenizer, questions: Sequence[tuple[Image.Image, str]], max_tokens: int = 256
+) -> list[str]:
+    """Greedy answers to questions about pictures, in one batch."""
+    documents: list[Document] = [
+        [
+            ViTSegment(model.config.vit_transform(picture.convert("RGB")).to(model.device)),
+            TextSegment(tokenizer.encode(question)),
+        ]
+        for picture, question in questions
+    ]
+    with torch.inference_mode():
+        answers = decode_text(model, model.prefill(documents), DecodingSettings(max_tokens))
+    return [tokenizer.decode(ids) for ids in answers]
+
+
+def batches_of_equals(keys: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches whose entries have equal keys (such as text lengths: no padding), in order of the keys."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+    for _, group in sorted(groups.items()):
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))

@@ -1,0 +1,46 @@
+"""Rectified flow: data at t = 0, noise at t = 1, velocity pointing from data to noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shift_time(u: Tensor, shift: float) -> Tensor:
+    """Timestep shift t = s u / (1 + (s - 1) u): (...) in [0, 1] -> (...) in [0, 1]."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def timesteps(steps: int, shift: float) -> Tensor:
+    """The sampling grid of exactly `steps` Euler steps: (steps + 1,) float32, from 1 (noise) down to 0 (data).
+
+    The public sampler's `num_timesteps` counts grid points: its 50 are 49 steps. Raises ValueError for steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: sampling needs at least one step")
+    return shift_time(torch.linspace(1, 0, steps + 1), shift)
+
+
+def logit_normal(raw: Tensor, shift: float) -> Tensor:
+    """Training times from standard normal draws: sigmoid, then the timestep shift. (...) -> (...)."""
+    return shift_time(torch.sigmoid(raw), shift)
+
+
+def interpolate(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x_0 + t e, with t broadcastable to x_0."""
+    return (1 - t) * x_0 + t * noise
+
+
+def velocity_target(x_0: Tensor, noise: Tensor) -> Tensor:
+    """v = dx_t / dt = e - x_0."""
+    return noise - x_0
+
+
+def predict_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """x_0 estimate x_t - t v, with t broadcastable to x_t."""
+    return x_t - t * velocity
+
+
+def euler_step(x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler step from time t to time s: x_t + (s - t) v, times broadcastable to x_t."""
+    return x_t + (s - t) * velocity

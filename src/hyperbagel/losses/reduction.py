@@ -1,0 +1,23 @@
+"""Means over latent tokens of images that may be padded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def mean_per_image(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over the tokens and channels of each image, in float32. values: (B, n, C), valid: (B, n) bool -> (B,)."""
+    values = values.float()
+    if valid is None:
+        return values.mean((1, 2))
+    weight = valid[..., None].to(values.dtype)
+    return (values * weight).sum((1, 2)) / (weight.sum((1, 2)) * values.shape[2]).clamp(min=1)
+
+
+def mean_squared_error(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over images of the mean squared error of each, in float32, every image counting the same.
+
+    prediction, target: (B, n, C), valid: (B, n) bool or None -> scalar. The loss of CFG distillation (velocities
+    against the guided ones of the teacher) and of the fake branch.
+    """
+    return mean_per_image((prediction.float() - target.float()).square(), valid).mean()

@@ -1,0 +1,109 @@
+"""Loss terms: what a stage adds up, and what users add to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.context import GuidedContext, LatentGrid
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch
+
+Update = Literal["student", "critic"]
+
+
+class CriticLogits(NamedTuple):
+    """Logits of one critic, each (B, heads): on generated and on real samples, and on real ones with a little noise for
+    the approximate R1 penalty. Student updates have `fake` only."""
+
+    fake: Tensor
+    real: Tensor | None = None
+    perturbed: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a stage computed in one update; loss terms read it.
+
+    model, batch, contexts, grid: the frozen model, the documents, what was prefilled of them, and the images' token
+    grids. student_step: student updates so far. scales: guidance inputs of the student.
+    x_t, t, velocity: input (B, n, C), time (B,) and output (B, n, C) of the student, or of the fake branch in its
+    updates; the velocity has a graph to the network that is updated, so none in the update of a critic.
+    output, target: what is compared (B, n, C): velocities in CFG distillation and for the fake branch, latents at t_end
+    in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
+    real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update). logits: of each critic, by name.
+    """
+
+    model: Bagel
+    batch: DocumentBatch
+    contexts: GuidedContext
+    grid: LatentGrid
+    student_step: int
+    scales: GuidanceScales | None
+    x_t: Tensor
+    t: Tensor
+    velocity: Tensor
+    output: Tensor
+    target: Tensor | None = None
+    real_x0: Tensor | None = None
+    fake_x0: Tensor | None = None
+    logits: Mapping[str, CriticLogits] = field(default_factory=dict)
+
+    def judged(self, logits: Mapping[str, CriticLogits]) -> Step:
+        """The same step with critics' logits; pictures that were decoded already are kept."""
+        step = replace(self, logits=logits)
+        if "pixels" in self.__dict__:
+            step.__dict__["pixels"] = self.pixels
+        return step
+
+    def detached(self) -> Step:
+        """The same step without the student's graph, for the update of a critic."""
+        step = replace(self, velocity=self.velocity.detach(), output=self.output.detach())
+        if "pixels" in self.__dict__:
+            step.__dict__["pixels"] = [picture.detach() for picture in self.pixels]
+        return step
+
+    @property
+    def x0_hat(self) -> Tensor:
+        """The estimate of x_0 that the velocity makes, (B, n, C)."""
+        return self.x_t - self.t[:, None, None] * self.velocity
+
+    @cached_property
+    def pixels(self) -> list[Tensor]:
+        """The estimate decoded, with its graph: pictures (3, H, W) in about [-1, 1]. Decoded once a step."""
+        return self.model.decode_latents(self.x0_hat, self.grid)
+
+
+class LossTerm(nn.Module, ABC):
+    """One addend of a stage's loss.
+
+    Args:
+        name: logged as `loss/<name>`; unique within a stage.
+        weight: factor in the sum; the logged value is without it.
+        update: the sum it belongs to: that of the student, or of the stage's critic (DMDO's is its fake branch).
+
+    Parameters of a term train with the network it belongs to. `unsaved` names submodules that stay out of checkpoints
+    because they are frozen and loaded from elsewhere. What `forward` puts into `metrics` is logged under those names.
+    """
+
+    unsaved: tuple[str, ...] = ()
+
+    def __init__(self, name: str, weight: float = 1.0, update: Update = "student") -> None:
+        super().__init__()
+        if update not in ("student", "critic"):
+            raise ValueError(f"loss term {name!r}: update is {update!r}, choose student or critic")
+        self.name, self.weight, self.update = name, weight, update
+        self.metrics: dict[str, Tensor] = {}
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Called once by the stage that takes the term: its frozen model, and the folder that it came from."""
+
+    @abstractmethod
+    def forward(self, step: Step) -> Tensor:
+        """The unweighted loss of a step, a scalar."""

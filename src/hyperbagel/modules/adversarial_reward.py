@@ -1,0 +1,227 @@
+"""The 1-NFE model: adversarial diffusion pretraining (ADP, stage 4) and reward feedback learning (ReFL, stage 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
+from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
+from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
+from hyperbagel.losses.adversarial import Objective
+from hyperbagel.losses.term import CriticLogits, Step
+from hyperbagel.losses.terms import Adversarial, Discrimination
+from hyperbagel.modules.base import DistillationStage, StageSettings
+from hyperbagel.modules.batches import PreparedBatch, trajectory
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen, trainable_branch
+from hyperbagel.modules.reward_term import RewardTerm
+from hyperbagel.rewards.base import Reward
+
+_ONE_STEP = StageSettings(steps=1)
+_CRITIC = CriticSettings()
+
+
+def one_step(settings: StageSettings) -> StageSettings:
+    """The same settings, for a student that samples in one step."""
+    return replace(settings, steps=1)
+
+
+@dataclass(frozen=True)
+class ADPSettings:
+    """Settings of ADP.
+
+    pair_steps: steps with which the initial branch makes the pairs; latent_weight, pixel_weight: of the student's
+    losses against the two critics, 0 leaves one out; objective: of the adversarial game; student_every: batches on
+    which only the critics train come between the student's; renoise: range of t' at which the latent critic judges,
+    before the timestep shift; r1_weight, r1_sigma: approximate R1 penalty of the latent critic and its noise, 0 for
+    none.
+    """
+
+    pair_steps: int = 6
+    latent_weight: float = 0.85
+    pixel_weight: float = 0.15
+    objective: Objective = "hinge"
+    student_every: int = 1
+    renoise: tuple[float, float] = (0.0, 1.0)
+    r1_weight: float = 0.0
+    r1_sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.pair_steps < 1 or self.student_every < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
+            raise ValueError(f"need pair_steps, student_every >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
+        if not self.latent_weight and not self.pixel_weight:
+            raise ValueError("ADP needs latent_weight or pixel_weight above 0")
+
+
+_ADP = ADPSettings()
+
+
+@dataclass(frozen=True)
+class Renoising:
+    """At which time t (B,), with which noise (B, n, C) and in what contexts latents are judged."""
+
+    t: Tensor
+    noise: Tensor
+    judged: JudgedBatch
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        """Latents x_0 (B, n, C) at noise level t."""
+        return interpolate(x_0, self.noise, self.t[:, None, None])
+
+
+def noise_favouring_times(u: Tensor) -> Tensor:
+    """DMDX's cubic schedule t = 1 - u^3 of uniform draws: (...) -> (...), half of them above 0.875."""
+    return 1 - u**3
+
+
+class ADP(DistillationStage):
+    """Stage 4: one step from anywhere on the way of the 6-NFE model, judged by a latent and a pixel critic.
+
+    Args:
+        model: folder of the original model.
+        init_from: the branch of stage 3; the student starts as it, and it makes the pairs.
+        features: pretrained vision encoder behind the pixel critic's heads; None: no pixel critic.
+        student, critic, pixel_critic: how the networks are trained.
+        adp: settings of the method.
+        heads: settings of both critics' heads.
+        settings: what all stages have in common; the student always samples in one step.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        init_from: str | None = None,
+        features: VisionFeatures | None = None,
+        student: Training = DEFAULT_TRAINING,
+        critic: Training = DEFAULT_TRAINING,
+        pixel_critic: Training = DEFAULT_TRAINING,
+        adp: ADPSettings = _ADP,
+        heads: CriticSettings = _CRITIC,
+        settings: StageSettings = _ONE_STEP,
+    ) -> None:
+        super().__init__(model, init_from, student, one_step(settings))
+        self.adp = adp
+        self.pair_branch = self.initial_branch()
+        self.leave_out("pair_branch")
+        self.critic: LatentCritic | None = None
+        self.pixel_critic: PixelCritic | None = None
+        self.critic_network = "critic" if adp.latent_weight else "pixel_critic"
+        if adp.latent_weight:
+            backbone = trainable_branch(self.teacher_branch or self.model.generation, critic)
+            self.critic = LatentCritic(backbone, self.model.config, heads)
+            self.add_network("critic", critic)
+            self.add_loss(Discrimination("latent", adp.objective, r1_weight=adp.r1_weight))
+            self.add_loss(Adversarial("latent", adp.objective, adp.latent_weight))
+        if features is not None and adp.pixel_weight:
+            features.attach(self.model)
+            self.pixel_critic = PixelCritic(features, heads)
+            self.leave_out("pixel_critic.encoder")
+            self.add_network("pixel_critic", pixel_critic)
+            self.add_loss(Discrimination("pixel", adp.objective))
+            self.add_loss(Adversarial("pixel", adp.objective, adp.pixel_weight))
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """Pairs from the 6-NFE branch, one update of the critics, then (in turn) one of the student."""
+        prepared, generator = self.begin(batch, teacher=False)
+        noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
+        with self.timed("trajectory"):
+            x_0 = self.pairs(prepared, scales, noise)
+        t = noise_favouring_times(torch.rand(len(prepared), generator=generator)).to(self.device)
+        x_t = interpolate(x_0, noise, t[:, None, None])
+        student_turn = int(self.batches_seen) % self.adp.student_every == 0
+        with torch.set_grad_enabled(student_turn):
+            velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales)
+        x0_hat = predict_x0(x_t, velocity.float(), t[:, None, None])
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, target=x_0)
+        renoising = self.draw_renoising(prepared, scales, generator)
+        with self.timed("critic"):
+            self.update_critics(step, renoising, generator)
+        if student_turn:
+            with self.timed("student"):
+                self.update_student(step, renoising)
+
+    @property
+    def critic_names(self) -> tuple[str, ...]:
+        """The critics that take part."""
+        return tuple(name for name in ("critic", "pixel_critic") if getattr(self, name) is not None)
+
+    def pairs(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor) -> Tensor:
+        """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T."""
+        grid_t = timesteps(self.adp.pair_steps, self.settings.shift).to(self.device)
+        return trajectory(self.model, prepared, noise, self.pair_branch, scales, grid_t)[-1]
+
+    def draw_renoising(self, prepared: PreparedBatch, scales: GuidanceScales, generator: torch.Generator) -> Renoising:
+        """Time t' and fresh noise at which the latent critic judges this batch."""
+        low, high = self.adp.renoise
+        t = shift_time(low + (high - low) * torch.rand(len(prepared), generator=generator), self.settings.shift)
+        judged = JudgedBatch(prepared.contexts.full, prepared.grid, scales)
+        return Renoising(t.to(self.device), self.draw_noise(prepared, generator), judged)
+
+    def update_critics(self, step: Step, renoising: Renoising, generator: torch.Generator) -> None:
+        """One update of each critic, on the student's estimates (fake) and the pairs' x_0 (real)."""
+        assert step.target is not None
+        logits = {}
+        if self.critic is not None:
+            fake, real = renoising(step.output.detach()), renoising(step.target)
+            noisy: tuple[Tensor, ...] = ()
+            if self.adp.r1_weight:
+                noisy = (real + self.adp.r1_sigma * torch.randn(real.shape, generator=generator).to(real),)
+            latents = (fake, real, *noisy)
+            logits["latent"] = CriticLogits(*self.critic.compare(self.model, latents, renoising.t, renoising.judged))
+        if self.pixel_critic is not None:
+            with torch.no_grad():
+                real_pictures = self.model.decode_latents(step.target, step.grid)
+            pictures = [p.detach() for p in step.pixels] + real_pictures
+            logits["pixel"] = CriticLogits(*self.pixel_critic(pictures).chunk(2))
+        self.update(self.critic_names, self.total(step.detached().judged(logits), "critic"))
+
+    def update_student(self, step: Step, renoising: Renoising) -> None:
+        """One update of the student against the critics."""
+        logits = {}
+        with frozen(*(self.get_submodule(name) for name in self.critic_names)):
+            if self.critic is not None:
+                seen = self.critic(self.model, renoising(step.output), renoising.t, renoising.judged)
+                logits["latent"] = CriticLogits(seen)
+            if self.pixel_critic is not None:
+                logits["pixel"] = CriticLogits(self.pixel_critic(step.pixels))
+            self.update("student", self.total(step.judged(logits), "student"))
+
+
+class ReFL(DistillationStage):
+    """Stage 5: the one-step student is tuned by a reward on its decoded pictures.
+
+    Args:
+        model: folder of the original model.
+        reward: what scores the pictures.
+        init_from: the branch of stage 4.
+        threshold: rewards above it give no gradient; 6.0 in the paper, for HPSv3.
+        student: how the student is trained.
+        settings: what all stages have in common; the student always samples in one step.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        reward: Reward,
+        init_from: str | None = None,
+        threshold: float = 6.0,
+        student: Training = DEFAULT_TRAINING,
+        settings: StageSettings = _ONE_STEP,
+    ) -> None:
+        super().__init__(model, init_from, student, one_step(settings))
+        self.add_loss(RewardTerm(reward, threshold))
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """One picture of each document in one step from pure noise, and the reward's gradient through the decoder."""
+        prepared, generator = self.begin(batch, teacher=False)
+        noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
+        t = torch.ones(len(prepared), device=self.device)
+        with self.timed("student"):
+            velocity = self.model.velocity(noise, t, prepared.contexts.full, prepared.grid, self.student, scales)
+            x0_hat = predict_x0(noise, velocity.float(), t[:, None, None])
+            step = self.step(prepared, scales, x_t=noise, t=t, velocity=velocity, output=x0_hat)
+            self.update("student", self.total(step, "student"))

@@ -1,0 +1,148 @@
+"""Training of the autoencoder: reconstruction error and the rate of the latents."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, ViTSegment
+from hyperbagel.modules.randomness import step_generator
+from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.modules.stage import Compute, Samplers, Stage
+
+STATISTICS_DECAY = 0.99
+_COMPUTE, _SAMPLERS = Compute(), Samplers()
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Terms of one batch.
+
+    error: mean squared error of pixels in [-1, 1]; rate: KL divergence from a standard normal, in nats a latent value;
+    mean: (B, z, h, w) of the posterior.
+    """
+
+    error: Tensor
+    rate: Tensor
+    mean: Tensor
+
+
+class AutoencoderTraining(Stage):
+    """Trains the autoencoder of a BAGEL on the pictures of documents, all else frozen.
+
+    At the end the scale and shift of the latents are set so that they have mean 0 and deviation 1 over the training
+    pictures, as flow matching wants them; exporting the model writes them with the weights.
+
+    Args:
+        model: checkpoint folder to start from.
+        optimizer: of the autoencoder's named parameters.
+        scheduler: learning-rate schedule, stepped every update.
+        kl_weight: weight of the mean KL divergence against the mean squared error. It sets how many nats a latent
+            value carries: with too many the flow model learns noise.
+        compute: type of the weights.
+        seed: of the draws from the posterior.
+    """
+
+    branch: GenerationBranch | None = None
+    latent_mean: Tensor
+    latent_square: Tensor
+
+    def __init__(
+        self,
+        model: str,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable = WarmupStableDecay,
+        kl_weight: float = 1e-3,
+        compute: Compute = _COMPUTE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.folder = model
+        self.model = compute.load(model)
+        self.model.requires_grad_(False)
+        self.model.autoencoder.requires_grad_(True).to(memory_format=torch.channels_last)  # faster convolutions
+        self.sampler, self.editing_sampler = _SAMPLERS.generation, _SAMPLERS.editing
+        self.kl_weight, self.seed = kl_weight, seed
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.register_buffer("latent_mean", torch.zeros(()))
+        self.register_buffer("latent_square", torch.zeros(()))
+        self.leave_out_frozen_parts()
+
+    def rate_distortion(self, images: Tensor, generator: torch.Generator) -> RateDistortion:
+        """Encode pictures (B, 3, H, W) in [-1, 1], draw from the posterior and decode."""
+        autoencoder, config = self.model.autoencoder, self.model.autoencoder.config
+        mean, logvar = (moment.float() for moment in autoencoder.moments(images))
+        logvar = logvar.clamp(-20, 10)  # a fresh encoder may say anything, and exp() overflows
+        drawn = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator).to(mean)
+        decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
+        rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+        return RateDistortion((decoded.float() - images.float()).square().mean(), rate.mean(), mean.detach())
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
+        """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
+        generator = step_generator(self.seed, self.global_rank, int(self.student_step), purpose=str(batch_idx))
+        results = [(len(images), self.rate_distortion(images, generator)) for images in _stacks(batch, self.device)]
+        if not results:
+            raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
+        pictures = sum(count for count, _ in results)
+        error = torch.stack([result.error * count for count, result in results]).sum() / pictures
+        rate = torch.stack([result.rate * count for count, result in results]).sum() / pictures
+        self._observe(torch.cat([result.mean.flatten() for _, result in results]))
+        for name, value in (("reconstruction", error), ("rate", rate)):
+            self.log(f"loss/{name}", value, prog_bar=True, batch_size=pictures, sync_dist=True)
+        return error + self.kl_weight * rate
+
+    def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """The same terms on validation pictures."""
+        generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
+        for images in _stacks(batch, self.device):
+            result = self.rate_distortion(images, generator)
+            for name, value in (("reconstruction", result.error), ("rate", result.rate)):
+                self.log(f"val/loss/{name}", value, batch_size=len(images), sync_dist=True)
+
+    def test_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def _observe(self, latents: Tensor) -> None:
+        """Running moments of the posterior means; they follow the encoder, which stands still once the rate decayed."""
+        weight = max(1 - STATISTICS_DECAY, 1 / (int(self.student_step) + 1))
+        self.latent_mean.lerp_(latents.mean(), weight)
+        self.latent_square.lerp_(latents.square().mean(), weight)
+
+    def on_train_end(self) -> None:
+        """Set scale and shift of the latents."""
+        mean, square = (
+            float(self.trainer.strategy.reduce(moment.clone(), reduce_op="mean"))
+            for moment in (self.latent_mean, self.latent_square)
+        )
+        deviation = max(square - mean**2, 1e-12) ** 0.5
+        config = replace(self.model.autoencoder.config, scale_factor=1 / deviation, shift_factor=mean)
+        self.model.autoencoder.config = config
+        self.model.config = replace(self.model.config, autoencoder=config)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One optimizer over the autoencoder."""
+        optimizer = self._optimizer(self.model.autoencoder.named_parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+
+def _stacks(batch: DocumentBatch, device: torch.device) -> Iterator[Tensor]:
+    """The pictures of a batch, each once, in stacks (B, 3, H, W) of one size."""
+    by_size: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
+    for document in batch.documents:
+        # A condition is there twice, for the autoencoder and for the ViT: the former has the autoencoder's size.
+        wanted = ImageSegment if any(isinstance(segment, ImageSegment) for segment in document) else ViTSegment
+        for segment in document:
+            if isinstance(segment, wanted):
+                by_size[segment.pixels.shape][segment.pixels.data_ptr()] = segment.pixels
+    for pictures in by_size.values():
+        stack = torch.stack(list(pictures.values())).to(device)
+        yield stack.contiguous(memory_format=torch.channels_last)

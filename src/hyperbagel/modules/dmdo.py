@@ -1,0 +1,144 @@
+"""Stage 3 of the 6-NFE model: distribution matching distillation via ODE (DMDO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps, velocity_target
+from hyperbagel.losses.distribution_matching import interval_above
+from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
+from hyperbagel.modules.base import DistillationStage, StageSettings
+from hyperbagel.modules.batches import PreparedBatch, trajectory
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, trainable_branch
+
+
+@dataclass(frozen=True)
+class DMDOSettings:
+    """Settings of DMDO.
+
+    fake_updates: of the fake branch on each trajectory, at fresh times; student_every: trajectories a student update
+    (fake updates a student update are the product of the two); times: range of t', before the timestep shift;
+    renoise: with what x0_hat and x_0 are mixed: "ode" with the x_T that they came from, "sde" with fresh noise as in
+    DMD, for the ablation.
+    """
+
+    fake_updates: int = 5
+    student_every: int = 1
+    times: tuple[float, float] = (0.02, 0.98)
+    renoise: Literal["ode", "sde"] = "ode"
+
+    def __post_init__(self) -> None:
+        if self.fake_updates < 1 or self.student_every < 1 or not 0 <= self.times[0] < self.times[1] <= 1:
+            raise ValueError(f"need fake_updates and student_every >= 1 and 0 <= times[0] < times[1] <= 1, got {self}")
+
+
+_DMDO = DMDOSettings()
+_SETTINGS = StageSettings()
+
+
+class DMDO(DistillationStage):
+    """Stage 3: the student's distribution moves to that of the guided teacher.
+
+    The student's ODE runs from x_T to x_0 without gradients. The fake branch learns the velocity x_T - x_0 between its
+    ends. The student makes one step of the same trajectory again, with gradients, and its estimate of x_0 is pushed
+    from where the fake branch sees it to where the teacher does.
+
+    Args:
+        model: folder of the original model.
+        init_from: the branch of stage 2.
+        student, fake: how the networks are trained; the fake branch starts as the teacher.
+        dmdo: settings of the method.
+        settings: what all stages have in common.
+    """
+
+    critic_network = "fake"
+
+    def __init__(
+        self,
+        model: str,
+        init_from: str | None = None,
+        student: Training = DEFAULT_TRAINING,
+        fake: Training = DEFAULT_TRAINING,
+        dmdo: DMDOSettings = _DMDO,
+        settings: StageSettings = _SETTINGS,
+    ) -> None:
+        super().__init__(model, init_from, student, settings)
+        self.dmdo = dmdo
+        self.fake = trainable_branch(self.teacher_branch or self.model.generation, fake)
+        self.add_network("fake", fake)
+        self.add_loss(MeanSquaredError("fake", update="critic"))
+        self.add_loss(DistributionMatching())
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
+        prepared, generator = self.begin(batch)
+        noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
+        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
+        with self.timed("trajectory"):
+            states = trajectory(self.model, prepared, noise, self.student, scales, grid_t)
+        with self.timed("critic"):
+            for _ in range(self.dmdo.fake_updates):
+                self.update_fake(prepared, scales, states, generator)
+        if int(self.batches_seen) % self.dmdo.student_every == 0:
+            with self.timed("student"):
+                self.update_student(prepared, scales, states, generator)
+
+    def update_fake(
+        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
+    ) -> None:
+        """Regress the fake branch to the velocity between the ends of a trajectory (steps + 1, B, n, C)."""
+        t = self.draw_times(len(prepared), generator, (0.0, 1.0))
+        x_noise, x_0 = self.renoising(states, generator), states[-1]
+        x_t = interpolate(x_0, x_noise, t[:, None, None])
+        velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.fake, scales)
+        target = velocity_target(x_0, x_noise)
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=target)
+        self.update("fake", self.total(step, "critic"))
+
+    def update_student(
+        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
+    ) -> None:
+        """Repeat one step of a trajectory (steps + 1, B, n, C) with gradients, and apply DMD's gradient to its x_0."""
+        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
+        start = interval_above(self.draw_times(len(prepared), generator, (0.0, 1.0)), grid_t)
+        x_t, t = states[start, torch.arange(len(prepared), device=self.device)], grid_t[start]
+        velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales).float()
+        x0_hat = predict_x0(x_t, velocity, t[:, None, None])
+        real, fake = self.score(prepared, scales, x0_hat.detach(), self.renoising(states, generator), generator)
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, real_x0=real, fake_x0=fake)
+        self.update("student", self.total(step, "student"))
+
+    @torch.no_grad()
+    def score(
+        self,
+        prepared: PreparedBatch,
+        scales: GuidanceScales,
+        x0_hat: Tensor,
+        x_noise: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """What teacher and fake branch take for x_0 behind the same re-noised estimate, each (B, n, C)."""
+        t = self.draw_times(len(prepared), generator, self.dmdo.times)
+        column = t[:, None, None]
+        x_t = interpolate(x0_hat, x_noise, column)
+        with self.timed("teacher"):
+            real = self.teacher.bind(self.model, prepared, scales).velocity(x_t, t)
+        fake = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.fake, scales)
+        return predict_x0(x_t, real.float(), column), predict_x0(x_t, fake.float(), column)
+
+    def draw_times(self, images: int, generator: torch.Generator, limits: tuple[float, float]) -> Tensor:
+        """Uniform times in a range, then shifted as the sampler's: (B,)."""
+        u = limits[0] + (limits[1] - limits[0]) * torch.rand(images, generator=generator)
+        return shift_time(u, self.settings.shift).to(self.device)
+
+    def renoising(self, states: Tensor, generator: torch.Generator) -> Tensor:
+        """The noisy end for interpolation: the trajectory's own x_T, or fresh noise in the ablation. (B, n, C)."""
+        if self.dmdo.renoise == "ode":
+            return states[0]
+        return torch.randn(states.shape[1:], generator=generator).to(states)

@@ -1,0 +1,258 @@
+"""Training of a draft head for speculative decoding over a frozen target (EAGLE-3's training-time test)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hyperbagel.bagel.checkpoint import base_hash
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.draft.batch import FeatureBatch, extract_features
+from hyperbagel.draft.checkpoint import load_draft, save_draft
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
+from hyperbagel.draft.losses import DraftLoss, DraftStep, KLDivergence, TargetCrossEntropy
+from hyperbagel.draft.unroll import UnrolledStep, unroll
+from hyperbagel.draft.vocabulary import read_vocabulary
+from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.modules.stage import Compute, Stage
+
+_COMPUTE, _DRAFT = Compute(), DraftConfig()
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """The training-time test. steps: draft steps that are unrolled; decay: step i weighs decay^i; logits: most logits
+    that are held at once, which bounds the memory of the loss whatever the vocabulary (their rows are computed in
+    chunks).
+    """
+
+    steps: int = 7
+    decay: float = 0.8
+    logits: int = 2**25
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.decay <= 0 or self.logits < 1:
+            raise ValueError(f"need steps >= 1, decay > 0 and logits >= 1, got {self}")
+
+
+_UNROLL = Unroll()
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """One unroll step on this rank. terms: each loss term summed over rows; rows: how many rows that is;
+    reached, accepted: rows of which all earlier draft tokens were right, and those of them that are right again."""
+
+    terms: Tensor
+    rows: Tensor
+    reached: Tensor
+    accepted: Tensor
+
+
+class DraftTraining(Stage):
+    """Trains a draft head on what a frozen target says about documents with answers.
+
+    Answers should be the target's own (`hyperbagel data regenerate`): those are what it drafts when it decodes. Batches
+    are documents, whose hidden states are computed on the way, or stored features of them.
+
+    Args:
+        model: checkpoint folder of the target.
+        draft: what the head is made of.
+        optimizer: of the head's named parameters.
+        scheduler: learning-rate schedule, stepped every update.
+        losses: terms of the loss; default KL(target || draft) + 0.1 cross-entropy with the target's choice.
+        unroll: length and weights of the training-time test.
+        vocabulary: JSON file of the token ids that the draft may propose (see `draft.vocabulary`); default all.
+        init_from: draft head to start from instead of a fresh one; `draft` and `vocabulary` are then its own.
+        compute: type of the weights.
+        seed: of the fresh weights.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        draft: DraftConfig = _DRAFT,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable = WarmupStableDecay,
+        losses: Sequence[DraftLoss] | None = None,
+        unroll: Unroll = _UNROLL,
+        vocabulary: str | None = None,
+        init_from: str | None = None,
+        compute: Compute = _COMPUTE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = compute.load(model).requires_grad_(False)
+        if init_from is None:
+            ids = None if vocabulary is None else read_vocabulary(vocabulary, self.model.config.llm.vocab_size)
+            self.draft = DraftHead.from_target(draft, self.model, ids, seed)
+        else:
+            self.draft = load_draft(init_from, self.model).train()
+        self.unroll = unroll
+        self.terms = nn.ModuleList()
+        self._optimizer, self._scheduler = optimizer, scheduler
+        for term in [KLDivergence(), TargetCrossEntropy()] if losses is None else losses:
+            self.add_loss(term)
+        self.leave_out_frozen_parts()
+        self.leave_out("model")
+
+    def add_loss(self, term: DraftLoss) -> None:
+        """Add a loss term, before the optimizer is built. Raises ValueError for a taken name, TypeError for other
+        terms.
+        """
+        if not isinstance(term, DraftLoss):
+            raise TypeError(
+                f"{type(term).__name__} is no loss of draft heads: derive it from hyperbagel.draft.losses.DraftLoss"
+            )
+        if term.name in [own.name for own in self.loss_terms]:
+            raise ValueError(f"DraftTraining already has a loss term {term.name!r}: give this one another name")
+        self.terms.append(term)
+
+    @property
+    def loss_terms(self) -> list[DraftLoss]:
+        """All terms."""
+        return list(self.terms)  # type: ignore[arg-type]
+
+    def feature_needs(self) -> tuple[str, tuple[int, ...]]:
+        """Fingerprint of the target that stored features have to be of, and the entries that the head reads."""
+        return base_hash(self.model), self.draft.config.entries(self.model.config.llm)
+
+    def features(self, batch: DocumentBatch | FeatureBatch) -> FeatureBatch:
+        """The target's hidden states, computed without gradient unless they are at hand."""
+        if isinstance(batch, FeatureBatch):
+            dtype = self.draft.lm_head.weight.dtype
+            return batch.cast(dtype)
+        entries = self.draft.config.entries(self.model.config.llm)
+        return extract_features(self.model, batch.documents, entries, batch.keys)
+
+    def sums(self, batch: DocumentBatch | FeatureBatch) -> list[StepSums]:
+        """Loss terms and acceptance of each unroll step, summed over the rows that count."""
+        alive: Tensor | None = None
+        sums = []
+        for step in unroll(self.draft, self.features(batch), self.unroll.steps):
+            if alive is None:
+                alive = torch.ones(len(step.row), dtype=torch.bool, device=step.row.device)
+            terms, rows, hits = self._compare(step)
+            reached = alive[step.row]
+            accepted = reached & hits
+            alive = torch.zeros_like(alive).index_put((step.row,), accepted)
+            sums.append(StepSums(terms, rows, reached.sum(), accepted.sum()))
+        return sums
+
+    def _compare(self, step: UnrolledStep) -> tuple[Tensor, Tensor, Tensor]:
+        """Terms summed over rows (terms,), the number of rows summed, and which rows (R,) have the target's choice
+        right.
+
+        Logits exist for one chunk of rows at a time; with several chunks, the backward pass computes them again.
+        """
+        size = max(1, self.unroll.logits // self.model.config.llm.vocab_size)
+        chunks = list(zip(step.hidden.split(size), step.target.split(size), strict=True))
+        results = []
+        for hidden, target in chunks:
+            if len(chunks) > 1 and torch.is_grad_enabled():
+                results.append(checkpoint(self._compare_chunk, step.number, hidden, target, use_reentrant=False))
+            else:
+                results.append(self._compare_chunk(step.number, hidden, target))
+        terms, rows, hits = zip(*results, strict=True)
+        return torch.stack(terms).sum(0), torch.stack(rows).sum(), torch.cat(hits)
+
+    def _compare_chunk(self, number: int, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            target_logits = self.model.next_logits(target).float()
+            choice = target_logits.argmax(-1)
+            known = torch.ones_like(choice, dtype=torch.bool)
+            if self.draft.vocabulary is not None:
+                known = torch.isin(choice, self.draft.vocabulary)
+                target_logits = target_logits[:, self.draft.vocabulary]
+        draft_logits = self.draft.logits(hidden).float()
+        # A choice that the draft cannot make is nothing to learn from, but a miss.
+        hits = known & (self.draft.target_ids(draft_logits.argmax(-1)) == choice)
+        rows = known.sum()
+        if not bool(rows):
+            return draft_logits.sum() * torch.zeros(len(self.terms), device=rows.device), rows, hits
+        step = DraftStep(number, draft_logits[known], target_logits[known])
+        return torch.stack([term(step) * rows for term in self.loss_terms]), rows, hits
+
+    def _means(self, sums: list[StepSums]) -> Tensor:
+        """(terms,) means over the counting rows of all ranks, summed over steps with their weights.
+
+        Ranks' gradients are averaged, hence the mean number of rows and not the sum.
+        """
+        counts = torch.zeros(self.unroll.steps, device=self.device)
+        for i, step in enumerate(sums):
+            counts[i] = step.rows
+        if self.trainer.world_size > 1:
+            counts = self.trainer.strategy.reduce(counts, reduce_op="mean")
+        zero = torch.zeros(len(self.terms), device=self.device)
+        means = [self.unroll.decay**i * step.terms / counts[i].clamp(min=1e-6) for i, step in enumerate(sums)]
+        return sum(means, zero)
+
+    def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> Tensor:
+        """One update. Raises ValueError for a batch without answers, FloatingPointError for a loss that is not
+        finite.
+        """
+        sums = self.sums(batch)
+        keys = ", ".join(batch.keys[:3])
+        if not sums:
+            raise ValueError(
+                f"the batch of documents {keys}, ... has no answers to draft: choose sources with text losses"
+            )
+        means = self._means(sums)
+        if not bool(means.isfinite().all()):
+            values = {term.name: float(value) for term, value in zip(self.loss_terms, means, strict=True)}
+            raise FloatingPointError(
+                f"draft losses {values} at update {int(self.student_step)} on documents {keys}, ..."
+            )
+        for term, value in zip(self.loss_terms, means.detach(), strict=True):
+            self.log(f"loss/{term.name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self._log_acceptance("draft", sums)
+        weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
+        return (weights * means).sum()
+
+    def validation_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
+        """The same figures without training."""
+        sums = self.sums(batch)
+        if sums:
+            self._log_acceptance("val/draft", sums)
+            for term, value in zip(self.loss_terms, self._means(sums), strict=True):
+                self.log(f"val/loss/{term.name}", value, batch_size=int(sums[0].rows), sync_dist=True)
+
+    def test_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def _log_acceptance(self, prefix: str, sums: list[StepSums]) -> None:
+        """Acceptance on given answers: what greedy drafting would get right from every position of them."""
+        rows = int(sums[0].reached)
+        length = 1 + sum(float(step.accepted) for step in sums) / rows
+        self.log(f"{prefix}/acceptance_length", length, prog_bar=True, batch_size=rows, sync_dist=True)
+        for i, step in enumerate(sums):
+            if reached := int(step.reached):
+                self.log(f"{prefix}/alpha_{i}", float(step.accepted) / reached, batch_size=reached, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One optimizer over the head's named parameters, and those of loss terms that have some."""
+        named = [
+            (f"{path}.{n}", p) for path in ("draft", "terms") for n, p in self.get_submodule(path).named_parameters()
+        ]
+        optimizer = self._optimizer(named)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def export_draft(self, path: str | Path) -> None:
+        """Write the draft head as one safetensors file."""
+        save_draft(self.draft, self.model, path)
+
+    def on_train_end(self) -> None:
+        """Leave `draft.safetensors` in the run's folder."""
+        trainer: Any = self.trainer
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.export_draft(Path(trainer.log_dir or trainer.default_root_dir) / "draft.safetensors")

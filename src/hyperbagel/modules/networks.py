@@ -1,0 +1,119 @@
+"""How one network of a stage is trained: its optimizer, clipping, accumulation, and full or low-rank weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from hyperbagel.bagel.branch import GenerationBranch
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters in a branch instead of training it all; needs `pip install hyperbagel[lora]`.
+
+    rank, alpha: of the adapters; targets: linear layers that get one; full: parts that train in full because they are
+    small or, as the guidance embedders, start untrained. The frozen weights are shared with the branch it was made
+    from.
+    """
+
+    rank: int = 64
+    alpha: int = 64
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    full: tuple[str, ...] = ("text_scale_embedder", "image_scale_embedder", "time_embedder", "vae2llm", "llm2vae")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained.
+
+    optimizer: of its named parameters; scheduler: of the learning rate, stepped with the optimizer; clip: largest norm
+    of its gradient, 0 for no clipping; accumulate: backward passes an optimizer step; lora: train adapters only.
+    """
+
+    optimizer: OptimizerCallable = torch.optim.AdamW
+    scheduler: LRSchedulerCallable | None = None
+    clip: float = 1.0
+    accumulate: int = 1
+    lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip < 0 or self.accumulate < 1:
+            raise ValueError(f"need clip >= 0 and accumulate >= 1, got clip={self.clip}, accumulate={self.accumulate}")
+
+
+DEFAULT_TRAINING = Training()
+
+
+def trainable_branch(source: GenerationBranch, training: Training) -> GenerationBranch:
+    """An independent branch that starts as `source` and trains as `training` says; it takes guidance scales as inputs.
+
+    Raises ImportError when LoRA is asked for without peft, ValueError when no layer has a target's name.
+    """
+    if training.lora is None:
+        branch = source.copy()
+        branch.add_guidance_embedders()
+        return branch.requires_grad_(True)
+    # The weights stay those of `source`: several adapted branches cost one.
+    branch = copy.deepcopy(source, {id(p): p for p in source.parameters()})
+    branch.add_guidance_embedders()
+    return _adapt(branch, training.lora)
+
+
+def _adapt(branch: GenerationBranch, lora: LoRA) -> GenerationBranch:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("training with LoRA needs peft: pip install 'hyperbagel[lora]'") from error
+    for name, part in list(branch.named_parameters()):
+        if any(name.startswith(prefix) for prefix in lora.full):
+            owner = branch.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(part.detach().clone()))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    inject_adapter_in_model(config, branch)
+    for name, part in branch.named_parameters():
+        part.requires_grad_("lora_" in name or any(name.startswith(prefix) for prefix in lora.full))
+    return branch
+
+
+def merged(branch: GenerationBranch) -> GenerationBranch:
+    """The branch with adapters, if it has any, multiplied into its weights: a copy with the keys of a plain branch."""
+    result = branch.copy()
+    for name, module in list(result.named_modules()):
+        if hasattr(module, "base_layer") and hasattr(module, "merge"):
+            module.merge()
+            result.set_submodule(name, module.base_layer)
+    return result
+
+
+def ema_copy(branch: GenerationBranch) -> GenerationBranch:
+    """A frozen branch for `update_ema`; weights that do not train are shared."""
+    shared = {id(p): p for p in branch.parameters() if not p.requires_grad}
+    return copy.deepcopy(branch, shared).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(average: GenerationBranch, branch: GenerationBranch, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * branch, for what trains."""
+    pairs = [(a, b) for a, b in zip(average.parameters(), branch.parameters(), strict=True) if b.requires_grad]
+    for a, b in pairs:
+        a.lerp_(b.to(a), 1 - decay)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No gradients for these modules' parameters inside; gradients still flow through them. Backward belongs inside."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

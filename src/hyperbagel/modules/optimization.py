@@ -1,0 +1,157 @@
+"""Manual optimisation of several networks: loss terms, accumulation, clipping, schedules, counting, logging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperbagel.losses.term import LossTerm, Step, Update
+from hyperbagel.modules.networks import Training
+from hyperbagel.modules.partial_checkpoint import PartialCheckpoint
+
+_MAX_NETWORKS = 4
+
+
+class ManualOptimization(PartialCheckpoint):
+    """A module of several networks, each with its own optimizer, the first being the student.
+
+    student_step counts the student's updates and is the x-axis of everything logged here; batches_seen counts training
+    batches. max_updates: student updates after which training stops, None for no limit.
+    """
+
+    critic_network: str | None = None
+    """The network with which loss terms of the "critic" update train; None: there is none."""
+
+    student_step: Tensor
+    batches_seen: Tensor
+    backward_passes: Tensor
+
+    def __init__(self, max_updates: int | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.max_updates = max_updates
+        self.terms = nn.ModuleList()
+        self._training: dict[str, Training] = {}
+        self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("backward_passes", torch.zeros(_MAX_NETWORKS, dtype=torch.long))
+
+    # Set-up
+
+    def add_network(self, name: str, training: Training) -> None:
+        """Have the submodule `name` trained; of a low-rank one only what trains is saved."""
+        self._training[name] = training
+        if training.lora is not None:
+            self.leave_out_frozen(name, self.get_submodule(name))
+
+    def add_loss(self, term: LossTerm) -> None:
+        """Add a loss term, before optimizers are built. Raises ValueError for a taken name or a missing critic."""
+        if term.name in {own.name for own in self.loss_terms}:
+            raise ValueError(f"{type(self).__name__} already has a loss term {term.name!r}: give this one another name")
+        if term.update == "critic" and self.critic_network is None:
+            raise ValueError(f"loss term {term.name!r}: {type(self).__name__} has no critic to update")
+        self.terms.append(term)
+        for part in term.unsaved:
+            self.leave_out(f"terms.{len(self.terms) - 1}.{part}")
+
+    @property
+    def loss_terms(self) -> list[LossTerm]:
+        """All terms, of both updates."""
+        return list(self.terms)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer a network, over its parameters and those of the loss terms that train with it."""
+        optimizers, schedulers = [], []
+        for name, training in self._training.items():
+            named = [(f"{name}.{n}", p) for n, p in self.get_submodule(name).named_parameters() if p.requires_grad]
+            role: Update | None = "student" if name == "student" else "critic" if name == self.critic_network else None
+            named += [
+                (f"terms.{term.name}.{n}", p)
+                for term in self.loss_terms
+                if term.update == role
+                for n, p in term.named_parameters()
+                if p.requires_grad
+            ]
+            optimizers.append(training.optimizer(named))
+            if training.scheduler is not None:
+                schedulers.append(training.scheduler(optimizers[-1]))
+        return optimizers, schedulers
+
+    # Steps
+
+    def total(self, step: Step, update: Update) -> Tensor:
+        """Weighted sum of the terms of an update; logs each. Raises FloatingPointError with the batch's keys on NaN."""
+        loss = torch.zeros((), device=self.device)
+        for term in self.loss_terms:
+            if term.update != update or not term.weight:
+                continue
+            value = term(step)
+            if not bool(value.isfinite()):
+                raise FloatingPointError(
+                    f"loss {term.name!r} is {float(value)} at student update {step.student_step} on documents "
+                    f"{', '.join(step.batch.keys)} of source {step.batch.source!r}"
+                )
+            self.log_at_step({f"loss/{term.name}": value.detach(), **term.metrics}, len(step.batch))
+            loss = loss + term.weight * value
+        return loss
+
+    def update(self, names: str | tuple[str, ...], loss: Tensor) -> bool:
+        """Backward pass and, when the accumulation is full, one clipped optimizer step of each named network.
+
+        Networks that share a loss must accumulate alike. Returns whether the optimizers stepped.
+        """
+        names = (names,) if isinstance(names, str) else names
+        accumulate = self._training[names[0]].accumulate
+        self.manual_backward(loss / accumulate)
+        stepped = False
+        for name in names:
+            index = list(self._training).index(name)
+            self.backward_passes[index] += 1
+            if int(self.backward_passes[index]) % accumulate == 0:
+                self._optimizer_step(name, index)
+                stepped = True
+        return stepped
+
+    def _optimizer_step(self, name: str, index: int) -> None:
+        training, optimizer = self._training[name], _as_list(self.optimizers())[index]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, training.clip or float("inf"))
+        self.log_at_step({f"grad_norm/{name}": norm})
+        optimizer.step()
+        optimizer.zero_grad()
+        if training.scheduler is not None:
+            scheduled = [n for n, t in self._training.items() if t.scheduler is not None]
+            _as_list(self.lr_schedulers())[scheduled.index(name)].step()
+        if name == "student":
+            self.student_step += 1
+            if self.max_updates is not None and int(self.student_step) >= self.max_updates:
+                self.trainer.should_stop = True
+
+    def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1) -> None:
+        """Log metrics against the student's updates."""
+        self.log_dict({**metrics, "step": float(self.student_step)}, batch_size=batch_size)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Log the wall-clock seconds of a part of the step as `time/<part>`, and show it in profiles.
+
+        Work queued on an accelerator counts where it is waited for.
+        """
+        start = time.perf_counter()
+        with torch.profiler.record_function(part):
+            yield
+        self.log_at_step({f"time/{part}": time.perf_counter() - start})
+
+    def run_folder(self) -> Path:
+        """Where this run's files go."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

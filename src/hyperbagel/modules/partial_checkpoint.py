@@ -1,0 +1,41 @@
+"""Checkpoints without what is loaded from its own file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule
+from torch import nn
+
+
+class PartialCheckpoint(LightningModule):
+    """A module that leaves named parts out of its state dict; strict loading still finds every other gap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unsaved: set[str] = set()
+        self.register_state_dict_post_hook(_drop)
+        self.register_load_state_dict_post_hook(_forgive)
+
+    def leave_out(self, path: str) -> None:
+        """Keep a frozen submodule, or one parameter, out of checkpoints."""
+        self._unsaved.add(path)
+
+    def leave_out_frozen(self, path: str, like: nn.Module) -> None:
+        """Keep those parameters of the submodule `path` out of checkpoints that do not train in `like`."""
+        self._unsaved |= {f"{path}.{n}" for n, p in like.named_parameters() if not p.requires_grad}
+
+    def is_left_out(self, key: str) -> bool:
+        """Whether a key of the state dict belongs to a part that was left out."""
+        return any(key == path or key.startswith(f"{path}.") for path in self._unsaved)
+
+
+def _drop(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    assert isinstance(module, PartialCheckpoint)
+    for key in [k for k in state if k.startswith(prefix) and module.is_left_out(k.removeprefix(prefix))]:
+        del state[key]
+
+
+def _forgive(module: nn.Module, incompatible: Any) -> None:
+    assert isinstance(module, PartialCheckpoint)
+    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if not module.is_left_out(k)]

@@ -1,0 +1,199 @@
+"""BAGEL's own training objective: flow matching on images, cross-entropy on text, in interleaved documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.layout import IGNORED, Layout
+from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment
+from hyperbagel.bagel.vision import patchify
+from hyperbagel.flow.schedule import interpolate, logit_normal
+from hyperbagel.losses.flow_matching import flow_matching_loss, squared_velocity_error
+from hyperbagel.losses.text import answer_weights, text_loss, token_cross_entropy
+from hyperbagel.modules.randomness import step_generator
+from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.modules.stage import Compute, Samplers, Stage
+
+Part = Literal["both", "understanding", "generation"]
+
+
+@dataclass(frozen=True)
+class PretrainingLoss:
+    """Weights and times of the objective.
+
+    ce_weight, mse_weight: of the text and the image term; timestep_shift: of the logit-normal training times;
+    reweight_answers: weight an answer's tokens by 1 / sqrt(length), so that long answers do not drown short ones.
+    """
+
+    ce_weight: float = 1.0
+    mse_weight: float = 1.0
+    timestep_shift: float = 3.0
+    reweight_answers: bool = False
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the objective on this rank, unreduced: `total` of `count` tokens (or weights)."""
+
+    total: Tensor
+    count: Tensor
+
+
+_LOSS, _SAMPLERS, _COMPUTE = PretrainingLoss(), Samplers(), Compute()
+
+
+class Pretraining(Stage):
+    """Trains a whole BAGEL, or one side of it with the other frozen.
+
+    Args:
+        model: checkpoint folder to start from.
+        optimizer: of the named parameters that train.
+        scheduler: learning-rate schedule, stepped every update.
+        train: which side trains; the autoencoder and the position tables never do.
+        loss: weights and times of the objective.
+        samplers: how pictures are drawn for evaluation.
+        compute: speed, memory and type of the weights.
+        seed: of noise and times.
+    """
+
+    branch: GenerationBranch | None = None
+
+    def __init__(
+        self,
+        model: str,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable = WarmupStableDecay,
+        train: Part = "both",
+        loss: PretrainingLoss = _LOSS,
+        samplers: Samplers = _SAMPLERS,
+        compute: Compute = _COMPUTE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.folder = model
+        self.model = compute.load(model)
+        self.train_part: Part = train
+        self.loss, self.seed = loss, seed
+        self.sampler, self.editing_sampler = samplers.generation, samplers.editing
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.model.autoencoder.requires_grad_(False)
+        self.model.understanding.requires_grad_(train != "generation")
+        self.model.generation.requires_grad_(train != "understanding")
+        self.leave_out_frozen_parts()
+
+    def terms(self, batch: DocumentBatch, generator: torch.Generator) -> dict[str, Term]:
+        """The terms `text` and `image` of those sides that train, unreduced; a batch without one has a count of 0."""
+        with torch.no_grad():
+            documents = self.model.encode_documents(batch.documents)
+        if self.train_part == "generation" and all(_draws_last(document) for document in documents):
+            return {"image": self._denoising_term(documents, generator)}
+        layout = self.model.layout(documents)
+        layout = replace(layout, latents=layout.latents.float())  # noise is added in full precision
+        x_t, t, noise = self._noisy_latents(layout, generator)
+        output = self.model(layout, x_t, t)
+        terms = {}
+        if self.train_part != "generation":
+            terms["text"] = self._text_term(output.und, layout.labels)
+        if self.train_part != "understanding":
+            error, generated = squared_velocity_error(output.velocity, layout.latents, noise), layout.generated
+            terms["image"] = Term(_flow_sum(error, generated), generated.sum())
+        return terms
+
+    def _text_term(self, hidden: Tensor, labels: Tensor) -> Term:
+        """Cross-entropy of the labelled tokens. hidden: (B, N, D) after the final norm, labels: (B, N)."""
+        labelled = labels != IGNORED
+        weights = answer_weights(labels) if self.loss.reweight_answers else labelled.float()
+        cross_entropy = token_cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
+        weights = weights[labelled]
+        return Term(text_loss(cross_entropy, weights, total=torch.ones((), device=weights.device)), weights.sum())
+
+    def _noisy_latents(self, layout: Layout, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised latent tokens (B, Ng, C), their times (B, Ng), and the noise (B, Ng, C); conditions stay clean, t = 0.
+
+        One time per image: sigmoid of a normal draw, shifted.
+        """
+        raw = torch.randn(len(layout.image_loss), generator=generator).to(layout.latents.device)
+        per_image = torch.where(layout.image_loss, logit_normal(raw, self.loss.timestep_shift), 0.0)
+        t = torch.zeros_like(layout.image, dtype=torch.float32)
+        if len(per_image):
+            t = per_image[layout.image.clamp(min=0)] * (layout.image >= 0)
+        noise = torch.randn(layout.latents.shape, generator=generator).to(layout.latents)
+        return interpolate(layout.latents, noise, t[..., None]), t, noise
+
+    def _denoising_term(self, documents: list[list[Any]], generator: torch.Generator) -> Term:
+        """The image term of documents that end with the picture to be drawn, equal to that of the whole forward.
+
+        Nothing sees that picture, so its tokens run against a cache of what is before. Only clean latents in there
+        depend on the generation experts; without them, the cache needs no gradient.
+        """
+        targets = [document[-1].latent.float() for document in documents]
+        tokens = [patchify(latent, self.model.config.latent_patch_size) for latent in targets]
+        factor = self.model.config.autoencoder.downsample
+        grid = self.model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
+        x_0 = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        conditions: list[Document] = [document[:-1] for document in documents]
+        learns = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            context = self.model.prefill(conditions)
+        t = logit_normal(torch.randn(len(x_0), generator=generator), self.loss.timestep_shift).to(x_0)
+        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        velocity = self.model.velocity(interpolate(x_0, noise, t[:, None, None]), t, context, grid)
+        generated = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device) if grid.valid is None else grid.valid
+        return Term(_flow_sum(squared_velocity_error(velocity, x_0, noise), generated), generated.sum())
+
+    def _reduced(self, terms: dict[str, Term]) -> dict[str, Tensor]:
+        """Means over the tokens of all ranks. Ranks' gradients are averaged, hence the mean count and not the sum."""
+        counts = torch.stack([term.count.float() for term in terms.values()])
+        counts = self.trainer.strategy.reduce(counts, reduce_op="mean") if self.trainer.world_size > 1 else counts
+        pairs = zip(terms.items(), counts, strict=True)
+        return {name: term.total / count for (name, term), count in pairs if count > 0}
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
+        """One update on a batch of documents of any kind. Raises ValueError for one without anything to learn."""
+        step = int(self.student_step)
+        generator = step_generator(self.seed, self.global_rank, step, purpose=str(batch_idx))
+        means = self._reduced(self.terms(batch, generator))
+        if not means:
+            raise ValueError(
+                f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has nothing to learn with "
+                f"train={self.train_part!r}: choose sources with text or image losses that fit"
+            )
+        for name, value in means.items():
+            self.log(f"loss/{name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        weights = {"text": self.loss.ce_weight, "image": self.loss.mse_weight}
+        return torch.stack([weights[name] * value for name, value in means.items()]).sum()
+
+    def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """The same losses, at the same noise and times in every validation."""
+        generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
+        for name, term in self.terms(batch, generator).items():
+            count = int(term.count)
+            if count:
+                self.log(f"val/loss/{name}", term.total / term.count, batch_size=count, sync_dist=True)
+
+    def test_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One optimizer over the named parameters that train."""
+        optimizer = self._optimizer((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+
+def _draws_last(document: Document) -> bool:
+    """Whether the last segment is the only picture to be generated."""
+    drawn = [isinstance(segment, LatentSegment) and segment.loss for segment in document]
+    return bool(drawn) and drawn[-1] and sum(drawn) == 1
+
+
+def _flow_sum(squared_error: Tensor, generated: Tensor) -> Tensor:
+    """Flow-matching loss summed over tokens instead of averaged."""
+    return flow_matching_loss(squared_error, generated, count=generated.new_ones((), dtype=torch.float32))

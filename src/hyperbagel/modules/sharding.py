@@ -1,0 +1,52 @@
+"""FSDP2 over branches: every part whose forward runs is its own unit, since a branch as a whole has no forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.mot import ExpertLayer
+from hyperbagel.critics.heads import HeadStack
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard branches, critics and understanding layers over a mesh: halves of layers, projections, embedders, heads.
+
+    Layers free their gathered weights after use (`reshard_after_forward`), so that several branches fit beside each
+    other.
+    """
+    for module in network.modules():
+        units: list[nn.Module] = []
+        if isinstance(module, ExpertLayer):
+            units = [module.input, module.output]
+        elif isinstance(module, GenerationBranch):
+            units = [child for child in module.children() if not isinstance(child, nn.ModuleList)]
+        elif isinstance(module, HeadStack):
+            units = list(module)
+        for unit in units:
+            if any(True for _ in unit.parameters()):
+                fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+
+
+def gathered(branch: GenerationBranch, config: BagelConfig) -> GenerationBranch:
+    """A branch with whole weights: itself, or a copy on the CPU of a sharded one. Collective.
+
+    Raises ValueError for a sharded branch with adapters, whose weights cannot be merged.
+    """
+    state = branch.state_dict()
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return branch
+    if any("lora_" in name for name in state):
+        raise ValueError("a sharded low-rank branch cannot be exported: train adapters without sharding")
+    with torch.device("meta"):
+        plain = GenerationBranch(config)
+        if branch.guided:
+            plain.add_guidance_embedders()
+    whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).cpu() for n, v in state.items()}
+    plain.load_state_dict(whole, assign=True)
+    return plain

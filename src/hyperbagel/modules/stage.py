@@ -1,0 +1,124 @@
+"""What stages have in common: what callbacks may ask of them, and checkpoints without frozen parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.embeddings import PositionTable
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.flow.guidance import EDITING, GENERATION
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.partial_checkpoint import PartialCheckpoint
+
+FINGERPRINT = "frozen_fingerprint"
+_GENERATION, _EDITING = Sampler(guidance=GENERATION), Sampler(guidance=EDITING)
+
+
+@runtime_checkable
+class EvaluatedStage(Protocol):
+    """What evaluating callbacks need of a stage: the model, the branch that draws (None: the model's own), and how it
+    samples generated and edited pictures."""
+
+    model: Bagel
+    branch: GenerationBranch | None
+    sampler: Sampler
+    editing_sampler: Sampler
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """How a stage draws pictures when it is evaluated."""
+
+    generation: Sampler = _GENERATION
+    editing: Sampler = _EDITING
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How layers are computed in training; none of it changes what is learnt.
+
+    compile: layers by torch.compile; checkpointing: recompute layers in the backward pass, for memory;
+    dtype: type of the weights as loaded (mixed precision is the trainer's `precision`).
+    """
+
+    compile: bool = False
+    checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def load(self, folder: str) -> Bagel:
+        """The model of a checkpoint folder, set up like this."""
+        model = Bagel.from_pretrained(folder, getattr(torch, self.dtype))
+        model.compiled, model.checkpointing = self.compile, self.checkpointing
+        return model.train()
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Names in the state dict that training cannot change: parameters without gradient, and position tables."""
+    names = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    for path, part in module.named_modules():
+        if isinstance(part, PositionTable):
+            names |= {f"{path}.{name}" for name, _ in part.named_buffers()}
+    return names
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """A short hash of names, shapes and a few values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Stage(PartialCheckpoint):
+    """A training stage: counts its updates, and keeps what is frozen out of its checkpoints.
+
+    student_step: updates of the trained network so far, the x-axis of all curves.
+    """
+
+    student_step: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, and count it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.student_step += 1
+
+    def leave_out_frozen_parts(self) -> None:
+        """Keep everything that does not train out of checkpoints; to be called when that is settled."""
+        for name in frozen_names(self):
+            self.leave_out(name)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note over which frozen weights the others were trained."""
+        checkpoint[FINGERPRINT] = self._frozen_fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError when the frozen parts are others than those of the run that wrote the checkpoint."""
+        if checkpoint.get(FINGERPRINT) != self._frozen_fingerprint():
+            raise ValueError(
+                "the checkpoint was trained over other frozen weights than this stage has; start from the same model "
+                "folder and train the same parts as the run that wrote it"
+            )
+
+    def _frozen_fingerprint(self) -> str:
+        frozen = frozen_names(self)
+        tensors = (*self.named_parameters(), *self.named_buffers())
+        return fingerprint({name: value for name, value in tensors if name in frozen})

@@ -1,0 +1,30 @@
+"""What a reward is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+from torch import Tensor, nn
+
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.tokenizer import Tokenizer
+
+
+class Reward(nn.Module, ABC):
+    """Scores pictures against prompts, differentiably; frozen.
+
+    The scale is the reward's own, so a threshold (see ReFL) belongs to one reward.
+    """
+
+    def attach(self, model: Bagel, tokenizer: Tokenizer) -> None:
+        """Called once by a stage, with the model that draws the pictures."""
+
+    @abstractmethod
+    def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """Rewards (B,), higher is better, of pictures (3, H, W) in about [-1, 1], of any sizes."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: the reward is frozen."""
+        return super().train(False)

@@ -1,0 +1,191 @@
+"""Branches over one shared understanding stack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.checkpoint import (
+    BranchInfo,
+    CheckpointError,
+    base_hash,
+    generation_keys,
+    load_branch,
+    save_branch,
+)
+from hyperbagel.bagel.model import Bagel
+
+from .tiny import CONFIG, Maker, tiny_model
+
+SCALES = GuidanceScales(torch.tensor([4.0, 2.0]), torch.tensor([1.5, 0.0]))
+
+
+@pytest.fixture
+def model() -> Bagel:
+    return tiny_model()
+
+
+def velocity(model: Bagel, branch: GenerationBranch | None = None, scales: GuidanceScales | None = None) -> Tensor:
+    make = Maker()
+    context = model.prefill([[make.latent(2, 2), make.vit(8, 8), make.text(3)], [make.text(5)]])
+    grid = model.latent_grid([(16, 8), (16, 8)])
+    return model.velocity(make.noise(2, 2, 16), torch.tensor([0.3, 0.9]), context, grid, branch, scales)
+
+
+def perturb(branch: nn.Module, scale: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def test_gradients_reach_only_the_chosen_branch(model: Bagel) -> None:
+    """The context is on original weights without gradient; the frozen stack gets none, the student gets all."""
+    student, fake = model.generation.copy(), model.generation.copy()
+    student.add_guidance_embedders()
+    perturb(student)
+    model.requires_grad_(False)
+    make = Maker()
+    with torch.no_grad():
+        context = model.prefill([[make.latent(2, 2), make.text(3)], [make.text(5)]])
+    x_t = make.noise(2, 2, 16).requires_grad_()
+    grid = model.latent_grid([(16, 8), (8, 16)])
+    v = model.velocity(x_t, torch.tensor([0.3, 0.9]), context, grid, student, SCALES)
+    v.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    assert x_t.grad is not None and bool(x_t.grad.any())
+    assert all(p.grad is None for p in [*fake.parameters(), *model.parameters()])
+
+
+def test_checkpointing_changes_neither_outputs_nor_gradients(model: Bagel) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model.checkpointing = checkpointing
+        model.zero_grad()
+        velocity(model).square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.generation.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+@torch.no_grad()
+def test_several_branches_share_one_stack(model: Bagel) -> None:
+    original = velocity(model)
+    student, critic = model.generation.copy(), model.generation.copy()
+    torch.testing.assert_close(velocity(model, student), original, rtol=0, atol=0)
+    perturb(student)
+    changed = velocity(model, student)
+    assert not torch.allclose(changed, original, atol=1e-3)
+    for branch, expected in ((None, original), (critic, original), (student, changed)):
+        torch.testing.assert_close(velocity(model, branch), expected, rtol=0, atol=0)
+    swapped = tiny_model()
+    swapped.generation.load_state_dict(student.state_dict())
+    # The original branch also makes the clean latents of the context; the second document has none.
+    torch.testing.assert_close(velocity(swapped)[1], changed[1])
+
+
+@torch.no_grad()
+def test_guidance_embedders_start_silent_and_then_act(model: Bagel) -> None:
+    original, branch = velocity(model), model.generation.copy()
+    assert not branch.guided
+    branch.add_guidance_embedders()
+    assert branch.guided and not model.generation.guided
+    torch.testing.assert_close(velocity(model, branch, SCALES), original, rtol=0, atol=0)
+    perturb(branch)
+    branch.add_guidance_embedders()  # changes nothing once they are there
+    first = velocity(model, branch, SCALES)
+    other_text = velocity(model, branch, SCALES._replace(text=torch.tensor([5.0, 2.0])))
+    other_image = velocity(model, branch, SCALES._replace(image=torch.tensor([1.8, 0.0])))
+    for other in (other_text, other_image):
+        assert not torch.allclose(other[0], first[0], atol=1e-4)
+        torch.testing.assert_close(other[1], first[1])
+    image = branch.image_scale_embedder
+    assert image is not None
+    perturb(image, 1.0)
+    torch.testing.assert_close(velocity(model, branch, SCALES)[1], first[1])  # no source image: it stays out
+
+
+def test_scales_are_inputs_of_distilled_branches_only(model: Bagel) -> None:
+    with pytest.raises(ValueError, match="no guidance embedders"):
+        velocity(model, None, SCALES)
+    branch = model.generation.copy()
+    branch.add_guidance_embedders()
+    with pytest.raises(ValueError, match="pass guidance scales"):
+        velocity(model, branch)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@torch.no_grad()
+def test_files_round_trip_in_official_names(model: Bagel, tmp_path: Path, guided: bool) -> None:
+    branch, path = model.generation.copy(), tmp_path / "branch.safetensors"
+    if guided:
+        branch.add_guidance_embedders()
+    perturb(branch)
+    info = BranchInfo("tscd", 6, base_hash(model), 3.0, (1.0, 8.0) if guided else None, None)
+    save_branch(branch, info, path)
+    keys = load(path.read_bytes()).keys()
+    own = {k for k in keys if "scale_embedder" in k}
+    assert set(generation_keys(keys)) == keys - own and bool(own) == guided
+    loaded, read = load_branch(path, model)
+    assert read == info and loaded.guided == guided
+    for name, value in branch.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    scales = SCALES if guided else None
+    torch.testing.assert_close(velocity(model, loaded, scales), velocity(model, branch, scales), rtol=0, atol=0)
+
+
+def test_branches_that_do_not_belong_are_refused(model: Bagel, tmp_path: Path) -> None:
+    path = tmp_path / "branch.safetensors"
+    info = BranchInfo("dmdo", 6, base_hash(model))
+    save_branch(model.generation, info, path)
+    other = tiny_model(seed=1)
+    with pytest.raises(
+        CheckpointError, match=rf"branch\.safetensors: made for another base model .*{base_hash(model)}"
+    ):
+        load_branch(path, other)
+    with pytest.raises(CheckpointError, match=r"missing\.safetensors: no such file"):
+        load_branch(tmp_path / "missing.safetensors", model)
+    weights = load(path.read_bytes())
+    plain = tmp_path / "plain.safetensors"
+    save_file(weights, plain)
+    with pytest.raises(CheckpointError, match=r"plain\.safetensors: not a generation branch"):
+        load_branch(plain, model)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"branch\.safetensors: not a whole safetensors file"):
+        load_branch(path, model)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "metadata"),
+        ("[]", "metadata"),
+        (json.dumps({"stage": "x"}), "metadata"),
+        (None, "missing keys: llm2vae.bias"),
+    ],
+)
+def test_broken_branch_files_are_refused(model: Bagel, tmp_path: Path, metadata: str | None, message: str) -> None:
+    path = tmp_path / "branch.safetensors"
+    save_branch(model.generation, BranchInfo("x", 1, base_hash(model)), path)
+    weights = load(path.read_bytes())
+    if metadata is None:
+        metadata = json.dumps({"stage": "x", "nfe": 1, "base": base_hash(model)})
+        del weights["llm2vae.bias"]
+    save_file(weights, path, {"hyperbagel_branch": metadata})
+    with pytest.raises(CheckpointError, match=rf"branch\.safetensors.*{message}"):
+        load_branch(path, model)
+
+
+def test_fingerprints_tell_models_apart(model: Bagel) -> None:
+    assert base_hash(model) == base_hash(tiny_model()) != base_hash(tiny_model(seed=1))
+    changed = tiny_model()
+    perturb(changed.generation)
+    assert base_hash(changed) == base_hash(model)
+    assert changed.config == CONFIG

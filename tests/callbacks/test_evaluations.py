@@ -1,0 +1,168 @@
+"""The evaluating callbacks on a nano stage: when they run, what they log, and that work is shared without overlap."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance, Report, Understanding
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
+from hyperbagel.callbacks.gedit import GEditData, GEditRun
+from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
+from hyperbagel.callbacks.report import read_report, tables
+from hyperbagel.datamodules.scenes import SceneSource
+from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
+from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+from hyperbagel.flow.guidance import Guidance
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.stage import Samplers
+from tests.runs import nano_folder, scenes, trainer
+
+GUIDED = Guidance(interval=(0.0, 1.0))
+SAMPLERS = Samplers(Sampler(2, 3.0, GUIDED), Sampler(1, 3.0, Guidance(image_scale=2.0, interval=(0.0, 1.0))))
+PROMPTS = GenEvalPrompts(limit=8, size=(32, 32), shown=4)
+SETTINGS = GenEvalSettings(images_per_prompt=2, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return nano_folder(tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture
+def stage(folder: str) -> Pretraining:
+    return Pretraining(folder, samplers=SAMPLERS)
+
+
+def geneval(**options: object) -> GenEval:
+    return GenEval(SceneDetector(), prompts=PROMPTS, settings=SETTINGS, **options)
+
+
+class Shares:
+    """Two processes, one after the other: their gathered results are those of both."""
+
+    def __init__(self, stage: Pretraining, world: int) -> None:
+        tokenizer = scenes({"caption": 1.0}).builder.tokenizer
+        self.runs = [Run(stage, tokenizer, rank, world) for rank in range(world)]
+
+
+def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretraining, tmp_path: Path, capsys):
+    callbacks = [
+        geneval(samplers={"teacher": None, "naive-1": Sampler(1)}),
+        GEdit(SceneJudge(), GEditData(per_kind=1, shown=2), settings=GEditRun(batch_size=8)),
+        Understanding(SceneSource("test", 6, weights={"caption": 1.0, "yes_no": 1.0}), max_tokens=4),
+        ImageGrid(number=2),
+        Report(),
+        Provenance(),
+    ]
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    runner = trainer(tmp_path, logger=logger, callbacks=callbacks)
+    (metrics,) = runner.test(stage, scenes({"generation": 1.0, "caption": 1.0}), verbose=False)
+    assert 0 <= metrics["geneval/overall"] <= 1
+    assert metrics["naive-1/nfe"] == 1
+    assert {"understanding/caption", "gedit/sc", "gedit/cn/o", "time/seconds_per_image"} <= metrics.keys()
+    report = read_report(tmp_path / "run")
+    assert set(report["results"]) == {"geneval", "gedit", "understanding"}
+    rows = report["results"]["geneval"]["rows"]
+    assert rows["teacher"]["nfe"] == 4
+    assert list(rows) == ["teacher", "naive-1"]
+    assert len(report["results"]["geneval"]["details"]["teacher"]["images"]) == 16
+    assert report["results"]["gedit"]["rows"]["model"]["nfe"] == 3
+    assert "| teacher" in (tmp_path / "run" / "report.md").read_text()
+    assert "### geneval" in capsys.readouterr().out
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    assert {"geneval/teacher", "geneval/naive-1", "gedit/model", "images/generated"} <= set(events.Tags()["images"])
+    assert "geneval/overall" in events.Tags()["scalars"]
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["stage"].endswith("Pretraining")
+    assert provenance["versions"]["torch"] in torch.__version__
+
+
+def test_results_do_not_depend_on_the_number_of_processes(stage: Pretraining, monkeypatch):
+    """Every picture is drawn and judged exactly once, and comes out the same."""
+    stage.eval()
+    whole = geneval().evaluate(Shares(stage, 1).runs[0])
+    collected: list[list[object]] = []
+    monkeypatch.setattr(Run, "gather", lambda self, items: collected.append(list(items)) or list(items) * 1)
+    parts: list[dict] = []
+    for run in Shares(stage, 3).runs:
+        parts += geneval().evaluate(run).details["model"]["images"]
+    key = ("prompt_index", "image_index")
+    ordered = sorted(parts, key=lambda image: [image[name] for name in key])
+    assert ordered == whole.details["model"]["images"]
+
+
+def test_in_fit_an_evaluation_runs_every_n_updates_on_averaged_weights(stage: Pretraining, tmp_path: Path):
+    class Probe(Evaluation):
+        steps: list[int] = []  # noqa: RUF012
+
+        def evaluate(self, run: Run) -> Findings:
+            assert not run.stage.training
+            self.steps.append(int(run.stage.student_step))
+            return Findings({"model": {"probe": float(len(self.steps))}})
+
+    probe, logger = Probe(every_n_updates=2), CSVLogger(tmp_path, name="", version="run")
+    runner = trainer(tmp_path, max_steps=5, logger=logger, callbacks=[probe], accumulate_grad_batches=2)
+    runner.fit(stage, scenes({"generation": 1.0}))
+    assert probe.steps == [2, 4]
+    assert stage.training
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    column, step = rows[0].index("probe"), rows[0].index("step")
+    assert [(row[step], row[column]) for row in rows[1:] if row[column]] == [("2", "1.0"), ("4", "2.0")]
+
+
+def test_fidelity_compares_features_with_real_and_saved_ones(stage: Pretraining, tmp_path: Path):
+    stage.eval()
+    (run,) = Shares(stage, 1).runs
+    real = SceneSource("test", 100, weights={"generation": 1.0})
+    findings = geneval(fidelity=Fidelity(real, save=str(tmp_path))).evaluate(run)
+    metrics = findings.rows["model"]
+    assert metrics["fidelity/real"] > 0
+    assert metrics["diversity"] > 0
+    assert load_file(tmp_path / "model.safetensors")["features"].shape == (16, 32)
+    again = geneval(fidelity=Fidelity(teacher=str(tmp_path / "model.safetensors"))).evaluate(run)
+    assert again.rows["model"]["fidelity/teacher"] == pytest.approx(0, abs=1e-3)
+    with pytest.raises(FileNotFoundError, match="no features of the teacher"):
+        Fidelity(teacher=str(tmp_path / "nothing"))
+
+
+def test_bf16_mixed_precision_is_used_in_evaluation(stage: Pretraining, tmp_path: Path):
+    runner = trainer(tmp_path, precision="bf16-mixed", callbacks=[geneval(), ImageGrid(number=1)])
+    (metrics,) = runner.test(stage, scenes({"generation": 1.0}), verbose=False)
+    assert "geneval/overall" in metrics
+
+
+def test_a_stage_that_cannot_be_evaluated_is_refused(tmp_path: Path):
+    class Other(LightningModule):
+        pass
+
+    with pytest.raises(TypeError, match="Other lacks some"):
+        geneval().setup(trainer(tmp_path), Other(), "test")
+
+
+def test_tables_put_runs_side_by_side():
+    def report(overall: float) -> dict:
+        return {"results": {"geneval": {"rows": {"model": {"geneval/overall": overall, "nfe": 6.0}}, "details": {}}}}
+
+    shown = tables({"one": report(0.25), "two": report(0.5)})
+    assert "| one |   0.250 |   6 |" in shown
+    assert "| two |   0.500 |   6 |" in shown
+
+
+def test_a_report_that_is_none_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no report"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text('{"results": 3}')
+    with pytest.raises(ValueError, match="not a report"):
+        read_report(tmp_path)
+
+
+def test_callbacks_are_callbacks():
+    assert all(issubclass(kind, Callback) for kind in (GenEval, GEdit, Understanding, ImageGrid, Report, Provenance))

@@ -1,0 +1,65 @@
+"""The measurement of drafting: what it asks, what it logs, and that it notices answers that differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperbagel.bagel.segments import DocumentBatch, LatentSegment, TextSegment, ViTSegment
+from hyperbagel.callbacks.speculation import Speculation, questions_of
+from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.modules.draft_head import DraftTraining, Unroll
+from hyperbagel.modules.pretrain import Pretraining
+from tests.runs import nano_folder, scenes, trainer
+
+CALLBACK = Speculation(SpeculationSettings(3), max_tokens=12, questions=5, warmup=1)
+
+
+def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
+    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1), unroll=Unroll(steps=2))
+    runner = trainer(tmp_path, callbacks=[CALLBACK])
+    (logged,) = runner.test(module, scenes({"caption": 1.0, "question": 1.0}, held_out=8), verbose=False)
+    names = {"acceptance_length", "n_alpha", "tokens_per_second", "tokens_per_second_plain", "speedup"}
+    assert {f"speculation/{name}" for name in names} <= set(logged)
+    kinds = {name.split("/")[1] for name in logged if name.startswith("speculation/") and name.count("/") == 2}
+    assert (
+        kinds and sum(logged[f"speculation/{kind}/questions"] for kind in kinds) == logged["speculation/questions"] == 5
+    )
+    assert logged["speculation/differing_answers"] == 0
+    assert 1 <= logged["speculation/acceptance_length"] <= 4
+
+
+def test_every_answer_is_a_question_of_its_kind() -> None:
+    text, answer = TextSegment(torch.tensor([5])), TextSegment(torch.tensor([6]), loss=True)
+    picture = ViTSegment(torch.zeros(3, 8, 8))
+    drawn, clean = LatentSegment(torch.zeros(4, 2, 2), loss=True), LatentSegment(torch.zeros(4, 2, 2))
+    documents = ([picture, text, answer, text, answer], [text, drawn, clean, picture, answer], [text, answer], [text])
+    metas = ({}, {}, {"kind": "joke"}, {})
+    found = questions_of(DocumentBatch(documents, tuple("abcd"), metas))
+    assert [q.kind for q in found] == ["picture", "picture", "after_image", "joke"]
+    assert [len(q.document) for q in found] == [2, 4, 3, 1]
+    assert not any(getattr(s, "loss", False) for s in found[2].document)
+
+
+def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1))
+    decode = Speculator.decode
+
+    def broken(self: Speculator, *arguments: object) -> list[list[int]]:
+        answers = decode(self, *arguments)  # type: ignore[arg-type]
+        return answers if self.drafter is None else [[*answer[:-1], 0] for answer in answers]
+
+    monkeypatch.setattr(Speculator, "decode", broken)
+    data = scenes({"caption": 1.0})
+    data.setup("test")
+    asked = questions_of(next(iter(data.test_dataloader())))
+    results = CALLBACK.measure(module.model, module.draft, asked)
+    assert sum(result.differing for result in results.values()) == len(asked)
+
+
+def test_stages_without_a_draft_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="no draft head"):
+        CALLBACK.setup(trainer(tmp_path), Pretraining(nano_folder(tmp_path / "nano")), "test")

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hyperbagel.cli import main
+from hyperbagel.cli.main import with_underscores
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "nano"
+    main(["init", str(folder), "--preset", "nano"])
+    return folder
+
+
+def test_options_may_be_written_with_dashes_but_values_keep_theirs() -> None:
+    assert with_underscores(["a-b", "--text-scale", "-1", "--out=x-y.png"]) == [
+        "a-b", "--text_scale", "-1", "--out=x-y.png"
+    ]  # fmt: skip
+
+
+def test_generate_then_edit_then_chat(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = (str(tmp_path / name) for name in ("a.png", "b.png", "c.png"))
+    common = ["--model", str(nano), "--steps", "5"]
+    main(["generate", "a photo of a red circle", *common, "--text-scale", "3", "--seed", "4", "--out", first])
+    assert "10 NFE" in capsys.readouterr().out
+    main(["generate", "a photo of a red circle", *common, "--text-scale", "3", "--seed", "4", "--out", second])
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+    main(["edit", first, "Remove it.", *common, "--out", third])
+    assert Image.open(third).size == (64, 64)
+    main(["chat", first, "What is it?", "--model", str(nano), "--max-tokens", "4"])
+    assert "tokens/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "a", "--model", "nowhere"], "nowhere: no such folder"),
+        (["chat", "missing.png", "what?"], "missing.png"),
+        (["frobnicate"], "no command 'frobnicate'"),
+        (["data"], "usage: hyperbagel data"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_data_scenes_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "scenes", str(tmp_path / "shards"), "--size", "8"])
+    main(["data", "inspect", str(tmp_path / "shards"), "--out", str(tmp_path / "sheet.png")])
+    assert "samples          8" in capsys.readouterr().out

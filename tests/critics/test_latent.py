@@ -1,0 +1,96 @@
+"""The latent critic: what it is conditioned on, and that batches change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.context import Context, LatentGrid
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import TextSegment
+from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
+from tests.nano import nano_bagel
+
+
+@pytest.fixture(scope="module")
+def model() -> Bagel:
+    return nano_bagel().requires_grad_(False)
+
+
+def critic_of(model: Bagel) -> LatentCritic:
+    torch.manual_seed(0)
+    branch = model.generation.copy().requires_grad_(True)
+    branch.add_guidance_embedders()
+    torch.nn.init.normal_(branch.text_scale_embedder.mlp[2].weight)  # type: ignore[union-attr]
+    return LatentCritic(branch, model.config, CriticSettings(layers=2, channels=8))
+
+
+def context_of(model: Bagel, *texts: list[int]) -> Context:
+    with torch.no_grad():
+        return model.prefill([[TextSegment(torch.tensor(ids))] for ids in texts])
+
+
+def judged(model: Bagel, sizes: list[tuple[int, int]], *texts: list[int]) -> JudgedBatch:
+    grid = LatentGrid.of(sizes, model.config.max_latent_size)
+    scales = GuidanceScales(torch.full((len(sizes),), 3.0), torch.zeros(len(sizes)))
+    return JudgedBatch(context_of(model, *texts), grid, scales)
+
+
+def latents(model: Bagel, batch: int, n: int, seed: int = 0) -> Tensor:
+    return torch.randn(batch, n, model.config.latent_token_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_logits_depend_on_latent_time_context_and_scales(model: Bagel) -> None:
+    critic, x, t = critic_of(model), latents(model, 1, 16), torch.tensor([0.3])
+    where = judged(model, [(4, 4)], [5, 6])
+    base = critic(model, x, t, where)
+    assert base.shape == (1, 2)
+    scales = GuidanceScales(torch.tensor([1.5]), torch.zeros(1))
+    others = (
+        critic(model, latents(model, 1, 16, seed=1), t, where),
+        critic(model, x, torch.tensor([0.8]), where),
+        critic(model, x, t, judged(model, [(4, 4)], [9, 6])),
+        critic(model, x, t, JudgedBatch(where.context, where.grid, scales)),
+    )
+    assert all((other - base).abs().max() > 1e-5 for other in others)
+
+
+def test_batches_of_different_sizes_and_contexts_change_nothing(model: Bagel) -> None:
+    critic, x = critic_of(model), latents(model, 2, 16)
+    t = torch.tensor([0.3, 0.9])
+    together = critic(model, x, t, judged(model, [(2, 3), (4, 4)], [5, 6, 7], [8]))
+    one = critic(model, x[:1, :6], t[:1], judged(model, [(2, 3)], [5, 6, 7]))
+    two = critic(model, x[1:], t[1:], judged(model, [(4, 4)], [8]))
+    torch.testing.assert_close(together, torch.cat([one, two]), atol=1e-5, rtol=1e-4)
+
+
+def test_compared_in_one_pass_as_in_several(model: Bagel) -> None:
+    critic, t = critic_of(model), torch.tensor([0.3, 0.9])
+    where = judged(model, [(2, 3), (4, 4)], [5, 6, 7], [8])
+    samples = tuple(latents(model, 2, 16, seed) for seed in range(3))
+    for logits, x in zip(critic.compare(model, samples, t, where), samples, strict=True):
+        torch.testing.assert_close(logits, critic(model, x, t, where), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_latents_heads_and_backbone_but_not_the_model(model: Bagel) -> None:
+    critic, x = critic_of(model), latents(model, 1, 16).requires_grad_()
+    critic(model, x, torch.tensor([0.3]), judged(model, [(4, 4)], [5])).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    without = {n for n, p in critic.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == set()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_largest_official_grid() -> None:
+    """64x64 tokens on a nano model with the official position table."""
+    from dataclasses import replace
+
+    from hyperbagel.bagel.assemble import NANO
+
+    model = nano_bagel(replace(NANO, max_latent_size=64))
+    critic = critic_of(model)
+    with torch.no_grad():
+        logits = critic(model, latents(model, 1, 4096), torch.tensor([0.5]), judged(model, [(64, 64)], [5]))
+    assert logits.isfinite().all()

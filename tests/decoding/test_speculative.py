@@ -1,0 +1,197 @@
+"""Speculative decoding: greedy answers are those of plain decoding, whatever is proposed and however it is batched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hyperbagel.bagel.segments import TextSegment
+from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.fused import FusedStack, RopeTable
+from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
+from hyperbagel.decoding.statistics import SpeculationStatistics
+from hyperbagel.decoding.tree import TreeSettings, tree_mask
+from hyperbagel.decoding.verify import walk
+from hyperbagel.draft.batch import extract_features
+from hyperbagel.draft.unroll import unroll
+from tests.decoding.drafting import CONFIG, SETTINGS, documents, draft, target
+
+WAYS = {
+    "chain": SpeculationSettings(4),
+    "adaptive": SpeculationSettings(6, min_confidence=0.3),
+    "tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("kind", "trained", "reduced"),
+    [("hyper", False, False), ("hyper", True, False), ("hyper", True, True), ("eagle3", True, False)],
+)
+def test_greedy_answers_are_those_of_plain_decoding(way: str, kind: str, trained: bool, reduced: bool) -> None:
+    model, head = target(), draft(kind, trained, reduced)
+    speculator = Speculator(model, head, WAYS[way])
+    asked = documents(8)
+    for batch in ([asked[0]], asked[4:]):
+        plain = model.prefill(batch)
+        expected = decode_text(model, plain, SETTINGS)
+        context = speculator.prefill(batch)
+        assert isinstance(context, DraftedContext)
+        assert speculator.decode(context, SETTINGS) == expected
+        assert speculator.decode(context, SETTINGS) == expected, "decoding changed its context"
+        # A context that the draft does not know only makes it slower.
+        assert speculator.decode(plain, SETTINGS) == expected
+        prefixed = decode_text(model, plain, SETTINGS, prefix=(11, 12, 13))
+        assert speculator.decode(context, SETTINGS, prefix=(11, 12, 13)) == prefixed
+        assert decode_speculative(model, head, plain, SETTINGS, prefix=(11, 12, 13)) == prefixed
+    if trained and not reduced:
+        assert speculator.statistics.acceptance_length > 1.3, "nothing was accepted, so little was tested"
+        assert min(speculator.statistics.n_alpha[:1]) < 1
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_without_a_draft_it_is_plain_decoding(fuse: bool) -> None:
+    model = target()
+    speculator = Speculator(model, fuse=fuse)
+    batch = documents(4)
+    assert speculator.decode(speculator.prefill(batch), SETTINGS) == decode_text(model, model.prefill(batch), SETTINGS)
+    assert speculator.statistics.acceptance_length == 1.0 and speculator.statistics.n_alpha == []
+
+
+def test_further_documents_continue_a_drafted_context() -> None:
+    """A second turn behind a first, prefilled in two goes: the draft has seen the same rows as in one go."""
+    model, head = target(), draft("hyper", trained=True)
+    speculator = Speculator(model, head, WAYS["chain"])
+    first, second = documents(4), [[TextSegment(torch.tensor([20 + i] * (1 + i % 2)))] for i in range(4)]
+    whole = speculator.prefill([[*a, *b] for a, b in zip(first, second, strict=True)])
+    parts = speculator.prefill(second, speculator.prefill(first))
+    assert isinstance(whole, DraftedContext) and isinstance(parts, DraftedContext)
+    assert whole.draft.layers.lengths == parts.draft.layers.lengths
+    for row, length in enumerate(whole.draft.layers.lengths):
+        for one, other in ((whole.draft.layers, parts.draft.layers), (whole.draft.decoder, parts.draft.decoder)):
+            assert one is not None and other is not None
+            torch.testing.assert_close(
+                one.keys[:, row, :, :length], other.keys[:, row, :, :length], atol=1e-4, rtol=1e-3
+            )
+    torch.testing.assert_close(whole.draft.position, parts.draft.position)
+    expected = decode_text(model, model.prefill(second, model.prefill(first)), SETTINGS)
+    assert speculator.decode(parts, SETTINGS) == speculator.decode(whole, SETTINGS) == expected
+
+
+def test_true_rows_replace_drafted_ones() -> None:
+    """After any number of rounds the draft goes on as from one pass over the finished text: true features only, at the
+    right positions."""
+    model, head = target(), draft("hyper", trained=True)
+    batch = documents(1)
+    speculator = Speculator(model, head, WAYS["chain"])
+    context = speculator.prefill(batch)
+    settings = DecodingSettings(max_tokens=12, stop=())
+    states = []
+    follow = speculator.drafter.follow  # type: ignore[union-attr]
+
+    def watched(state, rows, table):  # type: ignore[no-untyped-def]
+        result = follow(state, rows, table)
+        states.append((state.layers.lengths[0], state.layers.keys[:, 0].clone(), result.clone()))
+        return result
+
+    speculator.drafter.follow = watched  # type: ignore[union-attr,method-assign]
+    answer = speculator.decode(context, settings)[0]
+    full = [[*batch[0], TextSegment(torch.tensor(answer), loss=True)]]
+    features = extract_features(model, full, head.config.entries(CONFIG.llm))
+    with torch.no_grad():
+        step = next(unroll(head, features, 1))
+    first = int((features.labels[0] != -100).nonzero()[0]) - 1  # row of the first counting step
+    assert len(states) > 2
+    for length, _, hidden in states:
+        torch.testing.assert_close(hidden[0, 0], step.hidden[length - 1 - first], atol=1e-4, rtol=1e-3)
+
+
+def test_tokens_are_reported_in_order_and_limits_hold() -> None:
+    model, head = target(), draft("hyper", trained=True)
+    speculator = Speculator(model, head, WAYS["chain"])
+    batch = documents(4)
+    context = speculator.prefill(batch)
+    for limit in (1, 2, 5, 11):
+        settings = DecodingSettings(max_tokens=limit, stop=(7,))
+        seen: list[list[int]] = [[] for _ in batch]
+
+        def note(tokens: torch.Tensor, seen: list[list[int]] = seen) -> None:
+            for row, token in zip(seen, tokens.tolist(), strict=True):
+                row += [token] if token not in (-1, 7) else []
+
+        answers = speculator.decode(context, settings, on_tokens=note)
+        assert answers == seen == decode_text(model, context, settings)
+        assert max(map(len, answers)) <= limit
+
+
+def test_fused_layers_compute_what_the_model_computes() -> None:
+    model = target()
+    layout = model.layout(documents(2, seed=5)[1:])
+    recorded = model.run(layout, record_layers=True)
+    x = recorded.layers[0].und
+    length = x.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    assert bool((layout.und.mask()[0, 0] == causal).all()), "the document has to be text for this comparison"
+    table = RopeTable(CONFIG.llm, length, x)
+    for fuse in (True, False):
+        stack = FusedStack(list(model.understanding.layers), CONFIG.llm, fuse)
+        cache = stack.cache(1, length, x)
+        streams: list[torch.Tensor] = []
+        with torch.no_grad():
+            stack(x, table.at(layout.und.position), cache.place(length), cache, record=streams)
+        for stream, expected in zip(streams, recorded.layers[1:], strict=True):
+            torch.testing.assert_close(stream, expected.und, atol=1e-5, rtol=1e-4)
+
+
+def test_row_caches_keep_only_what_is_committed() -> None:
+    cache = RowCache.empty((1, 2, 1, 8, 1), torch.zeros(1))
+    values = torch.arange(1.0, 7.0).view(2, 3, 1, 1)
+    assert cache.place(3) is not None
+    cache.extend(0, values, values)
+    cache.commit([3, 1])
+    mask = cache.place(2)
+    keys, _ = cache.extend(0, 10 * values[:, :2], 10 * values[:, :2])
+    assert keys[:, 0, :, 0].tolist() == [[1, 2, 3, 10, 20], [4, 40, 50, 0, 0]]
+    assert mask is not None and (mask[:, 0] == 0).long().tolist() == [
+        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
+        [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]],
+    ]
+    cache.gather(1, [0, 1])
+    cache.commit([0, 2])
+    assert cache.lengths == [3, 3]
+    with pytest.raises(ValueError, match="room for 8 tokens, 9 are needed"):
+        cache.place(6)
+
+
+def test_paths_follow_the_target_through_a_tree() -> None:
+    # root -> 1 (5), 2 (6); 1 -> 3 (5); 2 -> 4 (8), 5 (9); 5 -> 6 (1)
+    tokens, parents = [5, 6, 5, 8, 9, 1], [0, 0, 1, 2, 2, 5]
+    assert walk(tokens, parents, [6, 0, 9, 0, 0, 1, 3]) == [0, 2, 5, 6]
+    assert walk(tokens, parents, [6, 0, 7, 0, 0, 1, 3]) == [0, 2]
+    assert walk(tokens, parents, [4] * 7) == [0]
+    seen = tree_mask(torch.tensor([parents]), 3)[0].long().tolist()
+    assert seen[6] == [1, 0, 1, 0, 0, 1, 1] and seen[3] == [1, 1, 0, 1, 0, 0, 0] and seen[0] == [1] + [0] * 6
+
+
+def test_statistics_by_hand() -> None:
+    """Chains of 3: all accepted, one accepted, none accepted."""
+    statistics = SpeculationStatistics()
+    for accepted in (3, 1, 0):
+        statistics.add(emitted=accepted + 1, accepted=accepted, proposed=3)
+    assert statistics.acceptance_length == pytest.approx((4 + 2 + 1) / 3)
+    assert statistics.proposed == [3, 2, 1] and statistics.n_alpha == pytest.approx([2 / 3, 1 / 2, 1.0])
+    assert statistics.mean_alpha == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    other = SpeculationStatistics()
+    other.add(emitted=5, accepted=4, proposed=4)
+    statistics.merge(other)
+    assert statistics.proposed == [4, 3, 2, 1] and statistics.tokens == 12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"length": 0}, {"min_confidence": 1.0}, {"min_confidence": 0.5, "tree": TreeSettings()}],
+)
+def test_impossible_settings_are_refused(options: dict) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match="min_confidence"):
+        SpeculationSettings(**options)

@@ -1,0 +1,70 @@
+"""Times of trajectory-segmented consistency distillation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperbagel.flow.schedule import shift_time, timesteps
+from hyperbagel.losses.consistency import Segments
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 8),
+    steps=st.integers(8, 60),
+    shift=st.sampled_from([1.0, 3.0, 4.5]),
+    position=st.floats(0, 1, width=32),
+)
+def test_ends_stay_inside_the_segment_of_every_grid_point(
+    count: int, steps: int, shift: float, position: float
+) -> None:
+    """boundary <= t_end <= t_next < t_n for every t_n, those on boundaries included, and t_n is above its boundary."""
+    segments = Segments(count, steps, shift)
+    n = torch.arange(1, steps + 1)
+    times = segments.times(n, torch.full((steps,), position))
+    assert (times.boundary <= times.t_end).all()
+    assert (times.t_end <= times.t_next).all()
+    assert (times.t_next < times.t_n).all()
+    edges = shift_time(torch.arange(count + 1) / count, shift)
+    assert torch.isin(times.boundary, edges).all()
+    # The boundary is the highest edge strictly below t_n (edges that equal t_n up to rounding are t_n itself).
+    for t, boundary in zip(times.t_n, times.boundary, strict=True):
+        assert boundary == edges[edges < t - 1e-6].max()
+
+
+def test_by_hand() -> None:
+    """6 steps in 3 segments without shift: edges 0, 1/3, 2/3, 1; grid sixths."""
+    times = Segments(3, 6, 1.0).times(torch.tensor([6, 5, 4, 3, 2, 1]), torch.full((6,), 0.5))
+    torch.testing.assert_close(times.boundary, torch.tensor([2, 2, 1, 1, 0, 0]) / 3)
+    torch.testing.assert_close(times.t_next, torch.tensor([5, 4, 3, 2, 1, 0]) / 6)
+    torch.testing.assert_close(times.t_end, torch.tensor([4.5, 4, 2.5, 2, 0.5, 0]) / 6)
+
+
+def test_segments_end_where_the_few_step_sampler_stops() -> None:
+    grid = timesteps(6, 3.0)
+    times = Segments(3, 48, 3.0).times(torch.arange(1, 49), torch.zeros(48))
+    for boundary in times.boundary.unique():
+        assert (grid - boundary).abs().min() < 1e-6
+
+
+def test_whole_segment_is_drawn_from() -> None:
+    times = Segments(3, 48, 3.0).draw(20_000, torch.Generator().manual_seed(0))
+    assert set(times.t_n.unique().tolist()) == set(shift_time(torch.arange(1, 49) / 48, 3.0).tolist())
+    inside = times.t_next > times.boundary
+    position = ((times.t_end - times.boundary) / (times.t_next - times.boundary))[inside]
+    assert position.min() < 0.02 and position.max() > 0.98
+
+
+def test_teacher_stops_at_a_boundary_between_grid_points() -> None:
+    """With 4 steps in 3 segments the point 3/4 lies above the edge 2/3, and 1/2 below it."""
+    times = Segments(3, 4, 1.0).times(torch.tensor([3]), torch.tensor([1.0]))
+    torch.testing.assert_close(times.t_next, torch.tensor([2 / 3]))
+    torch.testing.assert_close(times.t_end, torch.tensor([2 / 3]))
+
+
+def test_more_segments_than_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 segments of 4 steps"):
+        Segments(5, 4)

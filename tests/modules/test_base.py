@@ -1,0 +1,226 @@
+"""What every stage keeps: only its networks change, checkpoints without the model, exact resuming, useful errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.modules.base import StageSettings
+from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
+from hyperbagel.modules.networks import LoRA
+
+from .distillation import HEADS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot
+
+NETWORKS = {
+    "cfg": ("student",),
+    "tscd": ("student", "critic"),
+    "dmdo": ("student", "fake"),
+    "adp": ("student", "critic", "pixel_critic"),
+    "refl": ("student",),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_updates_change_the_networks_and_nothing_else(
+    name: str, nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """Generation and editing batches, images of different sizes; the model stays as it is bit for bit."""
+    stage = make_stage(name, nano_folder, nano_branch)
+    model, networks = snapshot(stage.model), {n: snapshot(stage.get_submodule(n)) for n in NETWORKS[name]}
+    run = fit(stage, batches(2, mixed_sizes=True), tmp_path)
+    assert int(stage.student_step) == 2
+    assert not changed(model, stage.model)
+    assert all(changed(before, stage.get_submodule(n)) for n, before in networks.items())
+    assert all(p.grad is None for p in stage.model.parameters())
+    assert all(torch.isfinite(torch.as_tensor(v)) for v in run.logged_metrics.values())
+    assert {"loss/", "grad_norm/", "time/"} <= {k.partition("/")[0] + "/" for k in run.logged_metrics}
+    branch, info = load_branch(tmp_path / "branch.safetensors", stage.model)
+    assert info.stage == type(stage).__name__ and info.nfe == stage.nfe
+    assert not changed(snapshot(stage.branch), branch)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_resuming_equals_an_uninterrupted_run(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """Bit for bit, from a checkpoint that holds no weight of the model."""
+    data = batches(4)
+    whole = make_stage(name, nano_folder, nano_branch)
+    fit(whole, data, tmp_path)
+    saver = ModelCheckpoint(tmp_path, "half", save_last=False)
+    fit(make_stage(name, nano_folder, nano_branch), data[:2], tmp_path, callbacks=[saver], enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    kept = {key.partition(".")[0] for key in checkpoint["state_dict"]}
+    extra = {"ema"} if name == "tscd" else set()
+    assert kept == {*NETWORKS[name], *extra, "student_step", "batches_seen", "backward_passes"}
+    assert not any("encoder" in key or "reward" in key for key in checkpoint["state_dict"])
+    half = make_stage(name, nano_folder, nano_branch)
+    fit(half, data[2:], tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
+    assert int(half.student_step) == 4
+    assert not changed(whole.state_dict(), half)
+
+
+def test_loading_still_finds_gaps_and_other_models(nano_folder: str, nano_branch: str) -> None:
+    stage = make_stage("tscd", nano_folder, nano_branch)
+    state = stage.state_dict()
+    stage.load_state_dict(state)
+    del state["student.vae2llm.weight"]
+    with pytest.raises(RuntimeError, match=r"student\.vae2llm\.weight"):
+        stage.load_state_dict(state)
+    with pytest.raises(ValueError, match="another model"):
+        stage.on_load_checkpoint({"base": "0" * 16})
+
+
+def test_gradients_reach_only_the_network_of_the_update(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """With a learning rate of 0 for one network, what it feeds on still trains, and it keeps its weights."""
+    for still, moving in (("student", "critic"), ("critic", "student")):
+        rates = {still: sgd(0.0), moving: sgd(0.1)}
+        stage = TSCD(nano_folder, nano_branch, rates["student"], rates["critic"])
+        before = {name: snapshot(stage.get_submodule(name)) for name in rates}
+        seen: dict[str, set[str]] = {}
+        original = stage.manual_backward
+
+        def spy(loss: Tensor, stage: TSCD = stage, seen: dict[str, set[str]] = seen, call=original) -> None:  # type: ignore[no-untyped-def]
+            call(loss)
+            reached = {n.partition(".")[0] for n, p in stage.named_parameters() if p.grad is not None}
+            seen[str(len(seen))] = reached
+
+        stage.manual_backward = spy  # type: ignore[method-assign, assignment]
+        fit(stage, batches(1), tmp_path)
+        assert seen == {"0": {"critic"}, "1": {"student"}}
+        assert not changed(before[still], stage.get_submodule(still))
+        assert changed(before[moving], stage.get_submodule(moving))
+
+
+def test_accumulated_batches_make_one_clipped_update(nano_folder: str, tmp_path: Path) -> None:
+    """SGD at rate 1 moves by the clipped gradient; four batches in pairs are two updates."""
+    stage = CFGDistillation(nano_folder, sgd(1.0, clip=1e-3, accumulate=2))
+    before = snapshot(stage.student)
+    fit(stage, batches(2), tmp_path)
+    moved = torch.stack([(p - before[n]).norm() for n, p in stage.student.named_parameters()]).norm()
+    assert int(stage.student_step) == 1
+    torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=1e-2, atol=0)
+    stage = CFGDistillation(nano_folder, adam(accumulate=2))
+    fit(stage, batches(4), tmp_path)
+    assert int(stage.student_step) == 2
+
+
+def test_stops_after_the_wanted_updates(nano_folder: str, tmp_path: Path) -> None:
+    stage = CFGDistillation(nano_folder, adam(), settings=StageSettings(max_updates=2))
+    fit(stage, batches(4), tmp_path)
+    assert int(stage.student_step) == 2
+
+
+def test_schedules_follow_each_networks_updates_and_resume(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """The student's rate halves with each of its updates, the critic's with each of the critic's."""
+
+    def stage() -> TSCD:
+        torch.manual_seed(0)
+        halving = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
+        train = sgd(0.8, **halving)
+        return TSCD(nano_folder, nano_branch, train, train, TSCDSettings(student_every=2), HEADS)
+
+    saver, whole = ModelCheckpoint(tmp_path, "half"), stage()
+    run = fit(whole, batches(4), tmp_path)
+    assert [o.param_groups[0]["lr"] for o in run.optimizers] == pytest.approx([0.8 / 4, 0.8 / 16])
+    fit(stage(), batches(4)[:3], tmp_path, callbacks=[saver], enable_checkpointing=True)
+    resumed = stage()
+    run = fit(resumed, batches(4)[3:], tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
+    assert [o.param_groups[0]["lr"] for o in run.optimizers] == pytest.approx([0.8 / 4, 0.8 / 16])
+    assert not changed(whole.state_dict(), resumed)
+
+
+class Decay(LossTerm):
+    """A user's term with a parameter of its own."""
+
+    def __init__(self, update: str = "student", name: str = "decay") -> None:
+        super().__init__(name, 0.5, update)  # type: ignore[arg-type]
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, step: Step) -> Tensor:
+        return (self.scale * step.x0_hat.square()).mean() + step.pixels[0].square().mean()
+
+
+class Broken(LossTerm):
+    def __init__(self) -> None:
+        super().__init__("broken")
+
+    def forward(self, step: Step) -> Tensor:
+        return step.velocity.mean() * float("nan")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_added_losses_train_are_logged_and_saved(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    stage = make_stage(name, nano_folder, nano_branch)
+    terms = [Decay()] + ([Decay("critic", "critic_decay")] if stage.critic_network else [])
+    for term in terms:
+        stage.add_loss(term)
+    run = fit(stage, batches(1), tmp_path)
+    for term in terms:
+        assert term.scale != 1
+        assert f"loss/{term.name}" in run.logged_metrics
+    assert sum(key.endswith("scale") for key in stage.state_dict()) == len(terms)
+
+
+def test_terms_that_do_not_fit_are_refused(nano_folder: str) -> None:
+    stage = CFGDistillation(nano_folder)
+    stage.add_loss(Decay())
+    with pytest.raises(ValueError, match="already has a loss term 'decay'"):
+        stage.add_loss(Decay())
+    with pytest.raises(ValueError, match="has no critic"):
+        stage.add_loss(Decay("critic", "other"))
+
+
+def test_nan_is_reported_with_its_documents(nano_folder: str, tmp_path: Path) -> None:
+    stage = CFGDistillation(nano_folder)
+    stage.add_loss(Broken())
+    before = snapshot(stage.student)
+    with pytest.raises(FloatingPointError, match=r"'broken' is nan at student update 0 on documents 0-0, 0-1"):
+        fit(stage, batches(1), tmp_path)
+    assert not changed(before, stage.student)
+
+
+def test_documents_without_an_image_to_draw_are_named(nano_folder: str, tmp_path: Path) -> None:
+    batch = documents(3, False, [(16, 16)])
+    bare = type(batch)((batch.documents[0][:1],), ("lonely",), ({},), "captions")
+    with pytest.raises(ValueError, match=r"'captions': lonely hold no image"):
+        fit(CFGDistillation(nano_folder), [bare], tmp_path)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_low_rank_branches_train_and_export_as_plain_ones(
+    name: str, nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    stage = make_stage(name, nano_folder, nano_branch, LoRA(rank=2, alpha=2))
+    base = {n: p.detach().clone() for n, p in stage.student.named_parameters() if not p.requires_grad}
+    fit(stage, batches(2), tmp_path)
+    assert base and all(torch.equal(p, stage.student.get_parameter(n)) for n, p in base.items())
+    saved = {key for key in stage.state_dict() if key.startswith("student.")}
+    assert any("lora_B" in key for key in saved)
+    assert not any("base_layer" in key for key in saved)
+    branch, _ = load_branch(tmp_path / "branch.safetensors", stage.model)
+    assert denoised(stage.model, branch).allclose(denoised(stage.model, stage.branch), atol=1e-5)
+    start, _ = load_branch(nano_branch, stage.model)
+    assert not denoised(stage.model, branch).allclose(denoised(stage.model, start), atol=1e-5)
+    again = make_stage(name, nano_folder, nano_branch, LoRA(rank=2, alpha=2))
+    again.load_state_dict(stage.state_dict())
+    assert torch.equal(denoised(stage.model, stage.branch), denoised(again.model, again.branch))
+
+
+def denoised(model: Bagel, branch: nn.Module) -> Tensor:
+    """The velocity of a fixed input."""
+    from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+    from hyperbagel.modules.batches import prepare
+
+    assert isinstance(branch, GenerationBranch)
+    prepared = prepare(model, batches(1)[0], variants=False)
+    x = torch.ones(2, 4, model.config.latent_token_dim)
+    scales = GuidanceScales(torch.full((2,), 3.0), torch.zeros(2))
+    with torch.no_grad():
+        return model.velocity(x, torch.full((2,), 0.5), prepared.contexts.full, prepared.grid, branch, scales)

@@ -1,0 +1,115 @@
+"""Stages 1 and 2: what they compare, and that they learn it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperbagel.flow.schedule import interpolate
+from hyperbagel.losses.consistency import SegmentTimes
+from hyperbagel.losses.term import Step
+from hyperbagel.modules.base import StageSettings
+from hyperbagel.modules.batches import prepare, target_tokens
+from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings, jump
+
+from .distillation import HEADS, adam, batches, fit, make_stage, sgd, snapshot
+
+
+def test_student_approaches_the_guided_teacher(nano_folder: str, tmp_path: Path) -> None:
+    """The loss of fixed batches falls, and the learnt scales matter."""
+    stage = CFGDistillation(nano_folder, adam(3e-3))
+    losses: list[float] = []
+    original = stage.total
+
+    def spy(step: Step, update: str) -> Tensor:
+        loss = original(step, update)  # type: ignore[arg-type]
+        losses.append(float(loss))
+        return loss
+
+    stage.total = spy  # type: ignore[method-assign, assignment]
+    fit(stage, batches(2) * 30, tmp_path)
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+    prepared = prepare(stage.model, batches(1)[0], variants=False)
+    x_t, t = torch.randn(2, 4, stage.model.config.latent_token_dim), torch.full((2,), 0.8)
+    one, other = (
+        stage.model.velocity(
+            x_t,
+            t,
+            prepared.contexts.full,
+            prepared.grid,
+            stage.student,
+            prepared.scales(torch.full((2,), s), torch.ones(2)),
+        )
+        for s in (1.0, 5.0)
+    )
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_tscd_step_by_hand(nano_folder: str, nano_branch: str) -> None:
+    """Teacher's Euler step to t_next, EMA student's jump from there to t_end."""
+    stage = TSCD(nano_folder, nano_branch, heads=HEADS, settings=StageSettings(teacher=nano_branch))
+    with torch.no_grad():
+        for parameter in stage.ema.parameters():
+            parameter += 0.01
+    prepared = prepare(stage.model, batches(1)[0], variants=False)
+    scales = prepared.scales(torch.tensor([2.0, 3.0]), torch.ones(2))
+    times = SegmentTimes(*(torch.tensor(x) for x in ([0.9, 0.5], [0.8, 0.4], [0.7, 0.4], [0.6, 0.4])))
+    x_t = interpolate(target_tokens(stage.model, prepared), torch.ones(()), times.t_n[:, None, None])
+    real = stage.target(prepared, scales, x_t, times)
+    context, grid = prepared.contexts.full, prepared.grid
+    with torch.no_grad():
+        teacher = stage.model.velocity(x_t, times.t_n, context, grid, stage.teacher_branch, scales)
+        x_next = x_t - torch.tensor([0.1, 0.1])[:, None, None] * teacher
+        ema = stage.model.velocity(x_next, times.t_next, context, grid, stage.ema, scales)
+        expected = x_next - torch.tensor([0.1, 0.0])[:, None, None] * ema
+    torch.testing.assert_close(real, expected)
+    torch.testing.assert_close(jump(x_t, teacher, times.t_n, times.t_next), x_next)
+
+
+def test_ema_follows_student_updates_only(nano_folder: str, tmp_path: Path) -> None:
+    stage = TSCD(nano_folder, None, sgd(0.1), adam(), TSCDSettings(ema_decay=0.75, student_every=2), HEADS)
+    start = snapshot(stage.student)
+    fit(stage, batches(3), tmp_path)
+    assert int(stage.student_step) == 1 and int(stage.backward_passes[1]) == 3
+    for name, value in stage.ema.named_parameters():
+        torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * stage.student.get_parameter(name))
+
+
+def test_ablation_with_distance_has_no_critic(nano_folder: str, tmp_path: Path) -> None:
+    stage = TSCD(nano_folder, None, adam(), tscd=TSCDSettings(adversarial_weight=0, mse_weight=1))
+    run = fit(stage, batches(2), tmp_path)
+    assert stage.critic is None and len(run.optimizers) == 1
+    assert "loss/consistency" in run.logged_metrics and "loss/critic_latent" not in run.logged_metrics
+    with pytest.raises(ValueError, match="has no critic"):
+        stage.add_loss(make_term("critic"))
+    with pytest.raises(ValueError, match="adversarial_weight or mse_weight"):
+        TSCDSettings(adversarial_weight=0)
+
+
+def make_term(update: str):  # type: ignore[no-untyped-def]
+    from hyperbagel.losses.terms import MeanSquaredError
+
+    return MeanSquaredError("other", update=update)  # type: ignore[arg-type]
+
+
+def test_critic_tells_the_two_apart(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """With a student that stands still, the critic's loss falls below that of guessing."""
+    stage = TSCD(nano_folder, nano_branch, sgd(0.0), adam(3e-3), TSCDSettings(ema_decay=0.999), HEADS)
+    with torch.no_grad():
+        for parameter in stage.student.llm2vae.parameters():
+            parameter += 3  # makes fakes that are easy to tell
+    run = fit(stage, batches(2) * 25, tmp_path)
+    assert run.logged_metrics["loss/critic_latent"] < 1.0
+
+
+def test_checkpointed_layers_change_nothing(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    plain = make_stage("tscd", nano_folder, nano_branch)
+    recomputed = make_stage("tscd", nano_folder, nano_branch)
+    recomputed.model.checkpointing = True
+    for stage in (plain, recomputed):
+        fit(stage, batches(2), tmp_path)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(recomputed.state_dict()[name], value, atol=1e-5, rtol=1e-4)

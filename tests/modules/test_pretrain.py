@@ -1,0 +1,221 @@
+"""Pretraining: the right loss, gradients where they belong, checkpoints of what trains, and exact resume."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.layout import IGNORED
+from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
+from hyperbagel.flow.schedule import velocity_target
+from hyperbagel.modules.optimizers import MuonWithAdamW
+from hyperbagel.modules.pretrain import Pretraining, PretrainingLoss, Term
+from hyperbagel.modules.randomness import step_generator
+from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.modules.stage import Compute
+from tests.runs import nano_folder, scenes, trainer
+
+ALL = {"generation": 1.0, "editing": 1.0, "multi_turn": 1.0, "caption": 1.0, "dialogue": 1.0}
+SINGLE_TURN = {"generation": 1.0, "editing": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return nano_folder(tmp_path_factory.mktemp("nano"))
+
+
+def batches(kinds: dict[str, float], number: int, size: int = 4) -> list[DocumentBatch]:
+    data = scenes(kinds, size)
+    data.setup("fit")
+    loader = iter(data.train_dataloader())
+    return [next(loader) for _ in range(number)]
+
+
+def stage(folder: str, **options: object) -> Pretraining:
+    scheduler = partial(WarmupStableDecay, warmup=2, total=8, decay=3)
+    return Pretraining(folder, partial(MuonWithAdamW, lr=1e-2), scheduler, **options)
+
+
+def weights(module: Pretraining) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.model.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_terms_are_sums_over_labels_and_drawn_tokens(folder: str):
+    """Against an objective written out in full."""
+    module = stage(folder)
+    (batch,) = batches(ALL, 1, size=8)
+    terms = module.terms(batch, step_generator(0, 0, 0))
+    layout = module.model.layout(module.model.encode_documents(batch.documents))
+    x_t, t, noise = module._noisy_latents(layout, step_generator(0, 0, 0))
+    output = module.model(layout, x_t, t)
+    drawn = layout.generated
+    error = (output.velocity - velocity_target(layout.latents, noise))[drawn].square().mean(-1).sum()
+    labels = layout.labels[layout.labels != IGNORED]
+    logits = module.model.logits(output.und[layout.labels != IGNORED])
+    cross_entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(terms["image"].total, error)
+    torch.testing.assert_close(terms["text"].total, cross_entropy)
+    assert (int(terms["image"].count), int(terms["text"].count)) == (int(drawn.sum()), len(labels))
+    assert bool((x_t[~drawn] == layout.latents[~drawn]).all())
+    assert bool((t[~drawn] == 0).all())
+
+
+def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward(folder: str, monkeypatch):
+    (batch,) = batches(SINGLE_TURN, 1, size=4)
+    model = stage(folder).model
+    documents = model.encode_documents(batch.documents)
+    assert {len(document) for document in documents} >= {2, 4}  # generation, and editing with clean latents
+    # The same noise and time for every picture, however they are drawn.
+    monkeypatch.setattr(torch, "randn", lambda *shape, generator: torch.full(
+        tuple(shape[0]) if isinstance(shape[0], torch.Size) else shape, 0.3))  # fmt: skip
+    results = []
+    for cached in (True, False):
+        module = stage(folder, train="generation")
+        monkeypatch.setattr("hyperbagel.modules.pretrain._draws_last", lambda document, cached=cached: cached)
+        term = module.terms(batch, torch.Generator())["image"]
+        (term.total / term.count).backward()
+        results.append((term, {n: p.grad for n, p in module.model.generation.named_parameters()}))
+        assert all(p.grad is None for p in module.model.understanding.parameters())
+    (one, one_grads), (other, other_grads) = results
+    assert int(one.count) == int(other.count) == 4 * 16
+    torch.testing.assert_close(one.total, other.total)
+    torch.testing.assert_close(one_grads, other_grads, atol=1e-5, rtol=1e-4)
+
+
+def test_means_are_taken_over_the_tokens_of_all_ranks(folder: str, monkeypatch):
+    """Two ranks with unequal batches: the mean of their gradients is that of the joint batch."""
+    module = stage(folder)
+    (batch,) = batches({"caption": 1.0}, 1, size=4)
+    parts = [DocumentBatch(batch.documents[s], batch.keys[s], batch.metas[s]) for s in (slice(0, 1), slice(1, 4))]
+    terms = [module.terms(part, torch.Generator()) for part in parts]
+    counts = [torch.stack([term.count.float() for term in each.values()]) for each in terms]
+
+    class Strategy:
+        def reduce(self, counts_: Tensor, reduce_op: str) -> Tensor:
+            return (counts[0] + counts[1]) / 2
+
+    class Trainer:
+        world_size = 2
+        strategy = Strategy()
+
+    monkeypatch.setattr(Pretraining, "trainer", Trainer())
+    joint = module.terms(batch, torch.Generator())["text"]
+    means = [module._reduced(each)["text"] for each in terms]
+    torch.testing.assert_close((means[0] + means[1]) / 2, joint.total / joint.count)
+
+
+@pytest.mark.parametrize("part", ["both", "understanding", "generation"])
+def test_only_the_chosen_part_changes(folder: str, tmp_path: Path, part: str):
+    module = stage(folder, train=part)
+    before = weights(module)
+    kinds = {"both": ALL, "understanding": {"caption": 1.0}, "generation": SINGLE_TURN}[part]
+    trainer(tmp_path, max_steps=2).fit(module, scenes(kinds, batch_size=8))
+    expected = {"understanding", "generation"} if part == "both" else {part}
+    assert changed(before, weights(module)) == expected
+    assert int(module.student_step) == 2
+
+
+def test_a_batch_without_anything_to_learn_is_refused(folder: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="nothing to learn with train='understanding'"):
+        trainer(tmp_path, max_steps=1).fit(stage(folder, train="understanding"), scenes({"generation": 1.0}))
+
+
+def test_a_checkpoint_holds_what_trains_and_loading_is_strict(folder: str, tmp_path: Path):
+    runner = trainer(tmp_path, max_steps=1)
+    runner.fit(stage(folder, train="generation"), scenes({"generation": 1.0}))
+    runner.save_checkpoint(tmp_path / "one.ckpt")
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    names = set(checkpoint["state_dict"])
+    assert all(name == "student_step" or name.startswith("model.generation.") for name in names)
+    assert not any("pos_embed" in name for name in names)
+    del checkpoint["state_dict"]["model.generation.norm.weight"]
+    torch.save(checkpoint, tmp_path / "gap.ckpt")
+    with pytest.raises(RuntimeError, match=r"model\.generation\.norm\.weight"):
+        trainer(tmp_path, max_steps=2).fit(
+            stage(folder, train="generation"), scenes({"generation": 1.0}), ckpt_path=tmp_path / "gap.ckpt"
+        )
+    with pytest.raises(ValueError, match="other frozen weights"):
+        trainer(tmp_path, max_steps=2).fit(stage(folder), scenes(ALL), ckpt_path=tmp_path / "one.ckpt")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: str, tmp_path: Path, accumulate: int):
+    options = {"gradient_clip_val": 1.0, "precision": "bf16-mixed", "accumulate_grad_batches": accumulate}
+    straight = stage(folder)
+    trainer(tmp_path, max_steps=5, **options).fit(straight, scenes(ALL))
+    first = trainer(tmp_path, max_steps=2, **options)
+    first.fit(stage(folder), scenes(ALL))
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    torch.manual_seed(99)  # no draw may come from the global state
+    resumed = stage(folder)
+    trainer(tmp_path, max_steps=5, **options).fit(resumed, scenes(ALL), ckpt_path=tmp_path / "two.ckpt")
+    assert int(resumed.student_step) == 5
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_accumulated_batches_get_different_noise(folder: str, tmp_path: Path, monkeypatch):
+    seen = []
+
+    def step(self: Pretraining, batch: DocumentBatch, generator: torch.Generator) -> dict[str, Term]:
+        seen.append(generator.initial_seed())
+        return {"text": Term(self.model.understanding.norm.weight.sum(), torch.ones(()))}
+
+    monkeypatch.setattr(Pretraining, "terms", step)
+    trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(stage(folder), scenes(ALL))
+    assert len(seen) == len(set(seen)) == 2
+
+
+def test_validation_has_the_same_noise_each_time(folder: str, tmp_path: Path):
+    module = stage(folder)
+    runner = trainer(tmp_path, limit_val_batches=1.0)
+    one = runner.validate(module, scenes(ALL), verbose=False)
+    other = runner.validate(module, scenes(ALL), verbose=False)
+    assert one == other
+    assert set(one[0]) == {"val/loss/text", "val/loss/image"}
+
+
+def test_answers_can_be_reweighted_by_length(folder: str):
+    (batch,) = batches({"dialogue": 1.0, "caption": 1.0}, 1, size=8)
+    plain, reweighted = (
+        stage(folder, loss=PretrainingLoss(reweight_answers=flag)).terms(batch, torch.Generator())["text"]
+        for flag in (False, True)
+    )
+    assert float(plain.count) > float(reweighted.count)
+    assert float(plain.total / plain.count) != pytest.approx(float(reweighted.total / reweighted.count), rel=1e-4)
+
+
+def test_weights_can_be_bfloat16(folder: str):
+    module = stage(folder, compute=Compute(dtype="bfloat16", checkpointing=True))
+    (batch,) = batches(ALL, 1)
+    terms = module.terms(batch, step_generator(0, 0, 0))
+    sum(term.total for term in terms.values()).backward()
+    assert module.model.dtype == torch.bfloat16
+    assert module.model.checkpointing
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_gradients(folder: str):
+    (batch,) = batches(SINGLE_TURN, 1)
+    gradients = []
+    for compiled in (False, True):
+        module = stage(folder, train="generation", compute=Compute(compile=compiled))
+        module.terms(batch, step_generator(0, 0, 0))["image"].total.backward()
+        gradients.append({n: p.grad for n, p in module.model.generation.named_parameters()})
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+def test_a_document_draws_last_if_its_only_target_ends_it():
+    from hyperbagel.modules.pretrain import _draws_last
+
+    clean, target = (LatentSegment(torch.zeros(4, 8, 8), loss=loss) for loss in (False, True))
+    assert _draws_last([clean, target])
+    assert not _draws_last([target, clean])
+    assert not _draws_last([target, target])
+    assert not _draws_last([clean])

@@ -1,0 +1,60 @@
+"""Distributed strategies give the same updates; here with a single process, which runs all their hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.critics.pixel import BagelViTFeatures
+from hyperbagel.modules.adversarial_reward import ADP
+from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+
+from .distillation import HEADS, batches, fit, sgd
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_left() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def stages(name: str, folder: str, branch: str) -> Any:
+    torch.manual_seed(0)
+    if name == "dmdo":
+        return DMDO(folder, branch, sgd(), sgd(), DMDOSettings(fake_updates=2))
+    return ADP(folder, branch, BagelViTFeatures(), sgd(), sgd(), sgd(), heads=HEADS)
+
+
+@pytest.mark.parametrize("name", ["dmdo", "adp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_distributed_training_takes_the_same_steps(
+    strategy: str, name: str, nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    alone = stages(name, nano_folder, nano_branch)
+    fit(alone, batches(2), tmp_path)
+    together = stages(name, nano_folder, nano_branch)
+    how: Any = "ddp_find_unused_parameters_true"
+    if strategy == "fsdp":
+        how = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    fit(together, batches(2), tmp_path / strategy, strategy=how, devices=1)
+    state = together.state_dict()
+    sharded = {n for n, v in state.items() if isinstance(v, DTensor)}
+    if strategy == "fsdp":
+        trained = {n for n, p in alone.named_parameters() if p.requires_grad}
+        assert trained <= sharded
+        assert all(isinstance(p, DTensor) for p in together.model.understanding.layers.parameters())
+    for key, value in alone.state_dict().items():
+        whole = state[key].full_tensor() if key in sharded else state[key]
+        torch.testing.assert_close(whole, value, atol=1e-5, rtol=1e-4)
+    branch, _ = load_branch(tmp_path / strategy / "branch.safetensors", alone.model)
+    for key, value in alone.branch.state_dict().items():
+        torch.testing.assert_close(branch.state_dict()[key], value, atol=1e-5, rtol=1e-4)

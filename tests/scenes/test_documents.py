@@ -1,0 +1,121 @@
+"""Documents keep to the schema and are reproducible; the tokenizer covers their texts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from hyperbagel.scenes import KINDS, SPECIAL_TOKENS, Scene, draw, load_tokenizer, sample, tokenizer_folder
+from hyperbagel.scenes.heldout import HELD_OUT_PAIRS
+from hyperbagel.scenes.vocabulary import build_tokenizer, save_tokenizer, world_texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_keep_to_the_schema(kind: str) -> None:
+    for i in range(40):
+        drawn = sample("train", 0, i, kind)
+        assert "." not in drawn.key and "/" not in drawn.key
+        document = json.loads(json.dumps(drawn.document))
+        assert document == drawn.document
+        files = []
+        for segment in document["segments"]:
+            assert isinstance(segment["loss"], bool)
+            if segment["type"] == "text":
+                assert segment["text"] and set(segment) == {"type", "text", "loss"}
+            else:
+                assert segment["type"] == "image" and set(segment) == {"type", "file", "loss"}
+                files.append(segment["file"])
+        assert files == list(drawn.images) == [f"{n}.png" for n in range(len(files))]
+        assert any(segment["loss"] for segment in document["segments"])
+        meta = document["meta"]
+        assert meta["kind"] == kind and meta["split"] == "train" and meta["language"] in ("en", "cn")
+        for scene, image in zip(meta["scenes"], drawn.images.values(), strict=True):
+            assert image.shape == (64, 64, 3) and np.array_equal(draw(Scene.from_dict(scene)), image)
+        assert ("geneval" in meta) == (kind == "generation")
+        assert ("edits" in meta) == (kind in ("editing", "multi_turn"))
+
+
+def test_generation_prompts_stand_in_the_metadata() -> None:
+    for i in range(40):
+        document = sample("test", 0, i, "generation").document
+        assert document["segments"][0]["text"] == document["meta"]["geneval"]["prompt"]
+        assert document["meta"]["geneval"]["prompt"].startswith("a photo of ")
+
+
+def test_samples_are_pure_functions_of_their_arguments() -> None:
+    for kind in KINDS:
+        first, again = sample("test", 1, 5, kind), sample("test", 1, 5, kind)
+        assert first.document == again.document and first.key == again.key
+        others = [sample("train", 1, 5, kind), sample("test", 2, 5, kind), sample("test", 1, 6, kind)]
+        assert all(other.document != first.document and other.key != first.key for other in others)
+
+
+@pytest.mark.parametrize(("split", "kind"), [("valid", "caption"), ("train", "poem")])
+def test_unknown_arguments_are_refused(split: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown (split|kind of document)"):
+        sample(split, 0, 0, kind)
+
+
+def test_no_training_text_names_a_held_out_pair() -> None:
+    names = {f"{color} {shape}" for color, shape in HELD_OUT_PAIRS}
+    for kind in KINDS:
+        for i in range(200):
+            segments = sample("train", 9, i, kind).document["segments"]
+            texts = " ".join(segment.get("text", "") for segment in segments)
+            assert not any(name in texts for name in names), texts
+
+
+def test_a_thousand_samples_a_second() -> None:
+    for kind in KINDS:
+        sample("train", 0, 0, kind)
+    start = time.process_time()
+    for i in range(50):
+        for kind in KINDS:
+            sample("train", 4, i, kind)
+    assert 50 * len(KINDS) / (time.process_time() - start) > 1000
+
+
+def test_every_word_of_the_world_is_one_token() -> None:
+    tokenizer = load_tokenizer()
+    assert tokenizer.get_vocab_size() < 2000
+    for text in world_texts(60):
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert len(tokenizer.encode(text).ids) == len(words)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    tokenizer = load_tokenizer()
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_transformers_reads_the_tokenizer() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder()))
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>", "<|im_end|>", "<|endoftext|>",
+    )  # fmt: skip
+    text = "把红色圆形移到左上方。 Make the red circle blue."
+    assert tokenizer(text)["input_ids"] == load_tokenizer().encode(text).ids
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_tokenizer_depends_on_words_not_on_counts(tmp_path: Path) -> None:
+    texts = ["Make the ring red.", "把背景改成灰色。", "a photo of a ring"]
+    tokenizer = build_tokenizer(texts)
+    assert tokenizer.to_str() == build_tokenizer([*reversed(texts), *texts]).to_str()
+    save_tokenizer(tokenizer, tmp_path)
+    assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == tokenizer.get_vocab_size()
+
+
+@pytest.mark.slow
+def test_the_shipped_tokenizer_is_the_built_one() -> None:
+    assert build_tokenizer().to_str() == load_tokenizer().to_str()
