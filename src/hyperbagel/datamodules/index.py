@@ -7,12 +7,10 @@ resuming instant. A shard is scanned once; the index is kept in a cache folder u
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import uuid
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from tqdm import tqdm
 
 from hyperbagel.bagel.images import ImageError, ImageTooLargeError, image_size
@@ -30,9 +30,10 @@ from hyperbagel.datamodules.shards import SampleSpan, find_samples
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _HEADER_BYTES = 2**16
 _THREADS = 4
+_ARRAYS = ("spans", "text_bytes", "has_loss", "images", "sizes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def load_indexes(paths: Sequence[Path], cache_dir: Path) -> list[ShardIndex]:
         cached = _cache_file(path, cache_dir)
         try:
             return _read_index(cached)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there yet, or broken
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # not there yet, or broken
             index = index_shard(path)
             _write_index(index, cached)
             return index
@@ -131,28 +132,24 @@ def load_indexes(paths: Sequence[Path], cache_dir: Path) -> list[ShardIndex]:
 def _cache_file(path: Path, cache_dir: Path) -> Path:
     stat = path.stat()
     identity = f"{_VERSION} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    return cache_dir / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npz"
+    return cache_dir / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
 
 
 def _read_index(cached: Path) -> ShardIndex:
-    with np.load(cached, allow_pickle=False) as arrays:
-        records = json.loads(str(arrays["skipped"]))
+    with safe_open(cached, "np") as file:
+        records = json.loads(file.metadata()["skipped"])
         skipped = tuple(SkipRecord(Skip(cause), sample, reason) for cause, sample, reason in records)
-        names = ("spans", "text_bytes", "has_loss", "images", "sizes")
-        return ShardIndex(**{name: arrays[name] for name in names}, skipped=skipped)
+        return ShardIndex(**{name: file.get_tensor(name) for name in _ARRAYS}, skipped=skipped)
 
 
 def _write_index(index: ShardIndex, cached: Path) -> None:
     records = json.dumps([[record.cause, record.sample, record.reason] for record in index.skipped])
-    buffer = io.BytesIO()
-    np.savez(
-        buffer, spans=index.spans, text_bytes=index.text_bytes, has_loss=index.has_loss, images=index.images,
-        sizes=index.sizes, skipped=np.array(records),
-    )  # fmt: skip
+    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in _ARRAYS}
+    content = save(arrays, {"skipped": records})
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         unfinished = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
-        unfinished.write_bytes(buffer.getvalue())
+        unfinished.write_bytes(content)
         os.replace(unfinished, cached)
     except OSError as error:
         log.warning("the index of a shard is not kept (%s); it is scanned again next time", error)
