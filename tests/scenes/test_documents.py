@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hyperbagel.scenes import KINDS, SPECIAL_TOKENS, Scene, draw, load_tokenizer, sample, tokenizer_folder
+from hyperbagel.scenes.claims import whole_claim
+from hyperbagel.scenes.edits import Edit
 from hyperbagel.scenes.heldout import HELD_OUT_PAIRS
 from hyperbagel.scenes.vocabulary import build_tokenizer, save_tokenizer, world_texts
 
@@ -46,6 +48,18 @@ def test_generation_prompts_stand_in_the_metadata() -> None:
         document = sample("test", 0, i, "generation").document
         assert document["segments"][0]["text"] == document["meta"]["geneval"]["prompt"]
         assert document["meta"]["geneval"]["prompt"].startswith("a photo of ")
+
+
+def test_edits_say_what_their_last_picture_shows() -> None:
+    """True of the target, and of the picture before only where an object was removed."""
+    for kind in ("editing", "multi_turn"):
+        for i in range(60):
+            meta = sample("train", 0, i, kind).document["meta"]
+            last = Edit.from_dict(meta["edits"][-1])
+            claim = whole_claim(last.target)
+            assert meta["reward_prompt"] == claim.text()
+            assert claim.is_true(last.target)
+            assert claim.is_true(last.source) == (last.kind == "remove")
 
 
 def test_samples_are_pure_functions_of_their_arguments() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -127,3 +128,11 @@ class Claim:
         for items in permutations(scene.objects, len(wanted)):
             if all(noun.fits(item, scene) for noun, item in zip(wanted, items, strict=True)):
                 yield items[0], items[-1]
+
+
+def whole_claim(scene: Scene) -> Claim:
+    """All that a scene shows: its objects by colour and shape, lone ones with their place, and the background."""
+    kinds = Counter((item.shape, item.color) for item in scene.objects)
+    places = {(item.shape, item.color): scene.place(item) for item in scene.objects}
+    nouns = (Noun(*kind, None, places[kind] if count == 1 else None, count) for kind, count in kinds.items())
+    return Claim(tuple(nouns), background=scene.background)

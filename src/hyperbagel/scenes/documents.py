@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperbagel.scenes.captions import caption
+from hyperbagel.scenes.claims import whole_claim
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import LANGUAGES, Edit, random_edits
 from hyperbagel.scenes.prompts import random_prompt
@@ -86,7 +87,12 @@ def _generation(split: str, rng: Random) -> _Content:
 def _edits(turns: int, split: str, rng: Random) -> _Content:
     edits = random_edits(turns, split, rng)
     language = rng.choice(LANGUAGES)
-    return _Content(edit_document(edits, language), {"language": language, "edits": [edit.to_dict() for edit in edits]})
+    meta = {
+        "language": language,
+        "edits": [edit.to_dict() for edit in edits],
+        "reward_prompt": whole_claim(edits[-1].target).text(),  # an instruction does not say what is to be seen
+    }
+    return _Content(edit_document(edits, language), meta)
 
 
 def _editing(split: str, rng: Random) -> _Content:
