@@ -1,11 +1,12 @@
-"""`hyperbagel data ...`: shards from open data sets, from own pictures and from the scenes world."""
+"""`hyperbagel data ...`: shards from open data sets, from own pictures, from the scenes world and from a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hyperbagel.cli.loading import Device, load_model, model_folder
 from hyperbagel.datamodules.convert import (
     convert_folder,
     convert_journeydb,
@@ -15,8 +16,20 @@ from hyperbagel.datamodules.convert import (
 from hyperbagel.datamodules.inspect import inspect_shards
 from hyperbagel.datamodules.scenes import write_scenes
 
+if TYPE_CHECKING:
+    from hyperbagel.datamodules.regenerate import RegenerationSummary
 
-def scenes(out: str, split: str = "train", size: int = 10_000, seed: int = 0, shard_size: int = 1000) -> None:
+_DEVICE = Device()
+
+
+def scenes(
+    out: str,
+    split: str = "train",
+    size: int = 10_000,
+    seed: int = 0,
+    weights: dict[str, float] | None = None,
+    shard_size: int = 1000,
+) -> None:
     """Draw samples of the scenes world and write them as shards.
 
     Args:
@@ -24,10 +37,46 @@ def scenes(out: str, split: str = "train", size: int = 10_000, seed: int = 0, sh
         split: train or test; some combinations of shapes, colours and relations appear in test only.
         size: number of samples.
         seed: another seed draws other samples.
+        weights: share of each kind of document, as in {caption: 2, dialogue: 1}; default a mix of all kinds.
         shard_size: samples a shard.
     """
-    shards = write_scenes(out, split, size, seed, shard_size=shard_size)
+    shards = write_scenes(out, split, size, seed, weights, shard_size)
     print(f"{out}: {size} samples in {len(shards)} shards")
+
+
+def regenerate(
+    shards: str,
+    out: Path,
+    model: str = "scenes",
+    batch_size: int = 16,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    device: Device = _DEVICE,
+) -> RegenerationSummary:
+    """Let a model answer the documents of shards anew: what its draft head learns from.
+
+    A run that was stopped goes on when it is repeated: finished shards and answers that are there are kept.
+
+    Args:
+        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
+        out: folder for the new shards, which have the names of the old ones.
+        model: checkpoint folder, or the name of a model that comes with the package.
+        batch_size: documents answered at once.
+        max_tokens: longest answer; documents with a longer one are dropped, since its end is not the model's own.
+        temperature: 0 always takes the likeliest token; higher values vary more.
+        top_p: sample among the likeliest tokens that together have this probability.
+        seed: of the sampling.
+        device: where and how to compute.
+    """
+    from hyperbagel.datamodules import regenerate as answering
+    from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
+
+    bagel, _ = load_model(model, device)
+    formatting = Formatting(str(model_folder(model)), bagel.config.vae_transform, bagel.config.vit_transform)
+    settings = answering.RegenerationSettings(batch_size, max_tokens, temperature, top_p, seed)
+    return answering.regenerate(bagel, DocumentBuilder(formatting), shards, out, settings)
 
 
 def inspect(shards: str, out: Path = Path("contact-sheet.png")) -> None:
@@ -47,6 +96,7 @@ DATA_COMMANDS: dict[str, Callable[..., Any]] = {
     "seed-data-edit": convert_seed_data_edit,
     "folder": convert_folder,
     "scenes": scenes,
+    "regenerate": regenerate,
     "inspect": inspect,
 }
 """Name of a data command -> the function that runs it."""

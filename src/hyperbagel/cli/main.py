@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
 
 import hyperbagel
+from hyperbagel.cli.app import App, app
 from hyperbagel.cli.assembly import Init, init
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
 from hyperbagel.cli.text import Chat, chat
@@ -21,6 +22,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "generate": (Generate, generate),
     "edit": (Edit, edit),
     "chat": (Chat, chat),
+    "app": (App, app),
     "init": (Init, init),
 }
 """Command -> its options, which become the command line, and what it does with them."""
@@ -34,11 +36,14 @@ use a model
   generate    picture from a prompt
   edit        picture from a picture and an instruction
   chat        answer a question, about a picture or not
+  app         all of it on an interactive page
   init        build a BAGEL from pretrained or fresh parts
+  export      a trained part for other programs:  hyperbagel export draft DRAFT OUT
 
 data (shards of interleaved documents)
   data llava-onevision | journeydb | seed-data-edit | folder SRC OUT
   data scenes OUT
+  data regenerate SHARDS OUT   the model's own answers, to train its draft head on
   data inspect SHARDS
 
 train and measure (PyTorch Lightning; settings in YAML, see configs/)
@@ -64,7 +69,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
         run(arguments)
     elif command == "data":
-        run_data(arguments[1:])
+        from hyperbagel.cli.data import DATA_COMMANDS
+
+        run_group("data", DATA_COMMANDS, arguments[1:])
+    elif command == "export":
+        from hyperbagel.cli.export import EXPORT_COMMANDS
+
+        run_group("export", EXPORT_COMMANDS, arguments[1:])
     elif command == "report":
         run_report(arguments[1:])
     elif command in COMMANDS:
@@ -80,15 +91,13 @@ def run_command(options: type, action: Callable[[Any], None], name: str, argumen
         action(parsed)
 
 
-def run_data(arguments: Sequence[str]) -> None:
-    """Run a command on data sets."""
-    from hyperbagel.cli.data import DATA_COMMANDS
-
-    if not arguments or arguments[0] not in DATA_COMMANDS:
-        sys.exit(f"usage: hyperbagel data {{{','.join(DATA_COMMANDS)}}} ...")
-    name = f"hyperbagel data {arguments[0]}"
+def run_group(group: str, commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> None:
+    """Run a command of a group, such as `hyperbagel data scenes`, and print what it returns."""
+    if not arguments or arguments[0] not in commands:
+        sys.exit(f"usage: hyperbagel {group} {{{','.join(commands)}}} ...")
+    name = f"hyperbagel {group} {arguments[0]}"
     with one_line_errors(name):
-        result = _parse(DATA_COMMANDS[arguments[0]], name, arguments[1:])
+        result = _parse(commands[arguments[0]], name, arguments[1:])
     if result is not None:
         print(result)
 
@@ -108,7 +117,7 @@ def one_line_errors(name: str) -> Iterator[None]:
     """User errors end the process with one line; HYPERBAGEL_TRACEBACK=1 shows where they come from."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HYPERBAGEL_TRACEBACK"):
             raise
         sys.exit(f"{name}: {error}")

@@ -53,6 +53,12 @@ class RegenerationSummary:
     cut: int = 0
     skipped: int = 0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.documents:,} documents with {self.answers:,} answers written; left out: {self.cut:,} with an empty "
+            f"or too long answer, {self.without_answers:,} that ask nothing, {self.skipped:,} unusable"
+        )
+
 
 @dataclass
 class _Turns:

@@ -1,0 +1,85 @@
+"""Draft heads on the command line: the target's own answers to train on, and heads for serving engines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.cli import main
+from hyperbagel.draft.checkpoint import save_draft
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
+from hyperbagel.scenes.vocabulary import tokenizer_folder
+from tests.nano import nano_bagel
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that says a few words and stops: from time to time its eos is the likeliest."""
+    folder = tmp_path_factory.mktemp("cli") / "nano"
+    model = nano_bagel(seed=1)
+    with torch.no_grad():
+        model.understanding.lm_head.weight[model.config.tokens.eos] *= -6
+    model.save_pretrained(folder)
+    Tokenizer.from_pretrained(tokenizer_folder()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def draft(nano: str, tmp_path: Path) -> str:
+    model = Bagel.from_pretrained(nano)
+    path = tmp_path / "draft.safetensors"
+    save_draft(DraftHead.from_target(DraftConfig(kind="eagle3", layers=1), model), model, path)
+    return str(path)
+
+
+def test_regenerated_shards_hold_the_models_own_answers(
+    nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, answered = tmp_path / "asked", tmp_path / "answered"
+    main(["data", "scenes", str(asked), "--size", "6", "--shard-size", "3", "--weights", "{caption: 1, question: 1}"])
+    arguments = ["data", "regenerate", str(asked), str(answered), "--model", nano, "--max-tokens", "100"]
+    main([*arguments, "--batch-size", "2"])
+    shown = capsys.readouterr().out
+    assert "0 that ask nothing, 0 unusable" in shown and "\n0 documents" not in shown
+    shards = {path.name: path.read_bytes() for path in answered.glob("*.tar")}
+    assert shards.keys() <= {path.name for path in asked.glob("*.tar")}
+    # A second run finds everything done, and another batch size gives the same answers.
+    main(arguments)
+    assert "0 documents with 0 answers" in capsys.readouterr().out
+    shutil.rmtree(answered)
+    main(arguments)
+    assert {path.name: path.read_bytes() for path in answered.glob("*.tar")} == shards
+    main(["data", "inspect", str(answered), "--out", str(tmp_path / "sheet.png")])
+
+
+def test_an_exported_draft_head_has_the_wanted_type(
+    nano: str, draft: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eagle3"
+    main(["export", "draft", draft, str(out), "--model", nano, "--format", "eagle3", "--dtype", "bfloat16"])
+    assert "M parameters, eagle3, bfloat16" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor("midlayer.mlp.up_proj.weight").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export"], r"usage: hyperbagel export \{draft\}"),
+        (["export", "draft", "none.safetensors", "out", "--model", "NANO"], "none.safetensors: no such file"),
+        (["data", "regenerate", "none.tar", "out", "--model", "NANO"], "none.tar"),
+        (["data", "regenerate", "none.tar", "out", "--model", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line(nano: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main([nano if argument == "NANO" else argument for argument in arguments])
