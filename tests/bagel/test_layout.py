@@ -32,6 +32,15 @@ def test_positions_tokens_and_labels() -> None:
     assert (later.und.position - und.position == 7).all() and later.next_position.tolist() == [17]
 
 
+def test_prefixes_of_answers_are_read_and_not_learnt() -> None:
+    answer = TextSegment(torch.tensor([7, 8, 9]), loss=True, prefix=2)
+    layout = build_layout([[answer]], CONFIG)
+    assert layout.ids[0].tolist() == [CONFIG.tokens.bos, 7, 8, 9, CONFIG.tokens.eos]
+    assert layout.labels[0].tolist() == [IGNORED, IGNORED, 9, CONFIG.tokens.eos, IGNORED]
+    with pytest.raises(ValueError, match="3 ids cannot have a prefix of 4"):
+        TextSegment(answer.ids, loss=True, prefix=4)
+
+
 @pytest.mark.parametrize(
     ("segment", "message"),
     [

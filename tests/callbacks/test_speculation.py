@@ -36,11 +36,13 @@ def test_every_answer_is_a_question_of_its_kind() -> None:
     text, answer = TextSegment(torch.tensor([5])), TextSegment(torch.tensor([6]), loss=True)
     picture = ViTSegment(torch.zeros(3, 8, 8))
     drawn, clean = LatentSegment(torch.zeros(4, 2, 2), loss=True), LatentSegment(torch.zeros(4, 2, 2))
-    documents = ([picture, text, answer, text, answer], [text, drawn, clean, picture, answer], [text, answer], [text])
+    prefixed = TextSegment(torch.tensor([8, 9, 6]), loss=True, prefix=2)
+    documents = ([picture, text, answer, text, answer], [text, drawn, clean, picture, answer], [text, prefixed], [text])
     metas = ({}, {}, {"kind": "joke"}, {})
     found = questions_of(DocumentBatch(documents, tuple("abcd"), metas))
     assert [q.kind for q in found] == ["picture", "picture", "after_image", "joke"]
     assert [len(q.document) for q in found] == [2, 4, 3, 1]
+    assert [q.prefix for q in found] == [(), (), (), (8, 9)]
     assert not any(getattr(s, "loss", False) for s in found[2].document)
 
 
@@ -48,8 +50,8 @@ def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1))
     decode = Speculator.decode
 
-    def broken(self: Speculator, *arguments: object) -> list[list[int]]:
-        answers = decode(self, *arguments)  # type: ignore[arg-type]
+    def broken(self: Speculator, *arguments: object, **options: object) -> list[list[int]]:
+        answers = decode(self, *arguments, **options)  # type: ignore[arg-type]
         return answers if self.drafter is None else [[*answer[:-1], 0] for answer in answers]
 
     monkeypatch.setattr(Speculator, "decode", broken)

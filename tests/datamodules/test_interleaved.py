@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import lightning as L
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from hyperbagel.bagel.segments import DroppedSegment, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.datamodules.interleaved import Batching, InterleavedDataModule
+from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import CondDropout
 from hyperbagel.datamodules.sources import Source
 from tests.datamodules.samples import assert_same, epoch
@@ -132,6 +134,19 @@ def test_conditions_are_expanded_as_in_bagel(shards, make_module: Make):
         assert document[2].loss
         assert bytes(document[2].ids.tolist())  # ids only, one a byte
     assert all(meta["number"] >= 0 for meta in by_source["editing"].metas)
+
+
+def test_answers_begin_as_the_model_expects(shards, formatting, tmp_path):
+    """One token a byte: the prefix stands before answers only, and travels with the batch."""
+    framed = replace(formatting, answer_prefix="Me:")
+    module = InterleavedDataModule(
+        framed, [Source("a", [str(p) for p in shards["understanding"]])], reader=ReaderSettings(0, cache_dir=tmp_path)
+    )
+    for batch in epoch(module):
+        for document in batch.documents:
+            texts = [s for s in document if isinstance(s, TextSegment)]
+            assert [(s.loss, s.prefix) for s in texts] == [(False, 0), (True, 3)]
+            assert module.builder.tokenizer.decode(texts[1].ids).startswith("Me:answer ")
 
 
 def test_dropout_rates_and_marks(shards, make_module: Make):

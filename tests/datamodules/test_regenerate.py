@@ -35,8 +35,8 @@ def model():  # type: ignore[no-untyped-def]
     return model
 
 
-def builder() -> DocumentBuilder:
-    return DocumentBuilder(Formatting(str(tokenizer_folder()), latent=PICTURES, vit=PICTURES))
+def builder(answer_prefix: str = "") -> DocumentBuilder:
+    return DocumentBuilder(Formatting(str(tokenizer_folder()), PICTURES, PICTURES, answer_prefix=answer_prefix))
 
 
 def png() -> bytes:
@@ -68,14 +68,15 @@ def read(folder: Path) -> dict[str, dict]:  # type: ignore[type-arg]
     return found
 
 
-def test_answers_are_the_targets_own_behind_its_earlier_ones(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("prefix", ["", "the answer is "])
+def test_answers_are_the_targets_own_behind_its_earlier_ones(model, tmp_path: Path, prefix: str) -> None:  # type: ignore[no-untyped-def]
     source = write(tmp_path / "in")
-    summary = regenerate(model, builder(), str(source), tmp_path / "out", SETTINGS)
+    summary = regenerate(model, builder(prefix), str(source), tmp_path / "out", SETTINGS)
     made, tokenizer = read(tmp_path / "out"), Tokenizer.from_pretrained(tokenizer_folder())
     assert summary.without_answers == 2 and summary.documents == len(made) and summary.documents + summary.cut == 8
     assert len(made) >= 4, "the target has to end most of its answers"
     assert not list((tmp_path / "out" / ".regeneration").glob("*.jsonl"))
-    settings = DecodingSettings(SETTINGS.max_tokens + 1)
+    settings, begin = DecodingSettings(SETTINGS.max_tokens + 1), tokenizer.encode(prefix).tolist()
     for document in made.values():
         assert document["meta"] == {"kind": "question", "regenerated": True}
         picture = ViTSegment(PICTURES(Image.new("RGB", (24, 16), "red")))
@@ -84,9 +85,9 @@ def test_answers_are_the_targets_own_behind_its_earlier_ones(model, tmp_path: Pa
             if not segment["loss"]:
                 before.append(TextSegment(tokenizer.encode(segment["text"])))
                 continue
-            ids = decode_text(model, model.prefill([before]), settings)[0]
+            ids = decode_text(model, model.prefill([before]), settings, prefix=begin)[0]
             assert segment["text"] == tokenizer.decode(ids) and "old" not in segment["text"]
-            before.append(TextSegment(torch.tensor(ids)))
+            before.append(TextSegment(torch.tensor([*begin, *ids])))
 
 
 def test_interrupted_runs_go_on_and_give_the_same_shards(

@@ -216,7 +216,7 @@ class LayoutBuilder:
         ids = torch.cat([torch.tensor([tokens.bos]), body, torch.tensor([tokens.eos])])
         labels = torch.full_like(ids, IGNORED)
         if segment.loss:
-            labels[:-1] = ids[1:]
+            labels[segment.prefix : -1] = ids[segment.prefix + 1 :]
         self.und[-1].add(torch.arange(len(ids)), (position, block, Mode.CAUSAL), (ids, labels))
         return position + len(ids)
 

@@ -29,15 +29,19 @@ class TextSegment:
 
     ids: (n,) int64 token ids without bos and eos.
     loss: whether the ids (and the eos behind them) are predicted, i.e. whether this is an answer.
+    prefix: how many ids at the beginning of an answer are given and not predicted, such as the name of the speaker.
     """
 
     ids: Tensor
     loss: bool = False
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         """Refuse anything but a row of token ids."""
         if not (isinstance(self.ids, Tensor) and self.ids.ndim == 1 and self.ids.dtype == torch.long):
             raise TypeError(f"TextSegment needs int64 token ids (n,), got {self.ids!r:.80}; tokenize the text first")
+        if not 0 <= self.prefix <= len(self.ids):
+            raise ValueError(f"TextSegment of {len(self.ids)} ids cannot have a prefix of {self.prefix}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,10 +69,11 @@ class KindResult:
 
 @dataclass(frozen=True)
 class Question:
-    """A context that is to be answered. kind: what it is counted under."""
+    """A context that is to be answered. kind: what it is counted under; prefix: ids that the answer begins with."""
 
     document: Document
     kind: str
+    prefix: tuple[int, ...] = ()
 
 
 class Speculation(Callback):
@@ -163,18 +164,18 @@ class Speculation(Callback):
         settings = DecodingSettings(self.max_tokens)
         results: dict[str, KindResult] = {}
         batches = list(_batches(asked, self.batch_size))
-        for _, batch in batches[: self.warmup]:
-            context = speculative.prefill(batch)
-            plain.decode(context, settings)
-            speculative.decode(context, settings)
-        for turn, (kind, batch) in enumerate(tqdm(batches, "Speculation", leave=False)):
-            context = speculative.prefill(batch)
-            result = results.setdefault(kind, KindResult())
+        for batch in batches[: self.warmup]:
+            context = speculative.prefill([question.document for question in batch])
+            for way in (plain, speculative):
+                way.decode(context, settings, prefix=batch[0].prefix)
+        for turn, batch in enumerate(tqdm(batches, "Speculation", leave=False)):
+            context = speculative.prefill([question.document for question in batch])
+            result = results.setdefault(batch[0].kind, KindResult())
             speculative.statistics = result.statistics
             timed = {}
             for way in (plain, speculative) if turn % 2 else (speculative, plain):
                 started = time.perf_counter()
-                answers = way.decode(context, settings)
+                answers = way.decode(context, settings, prefix=batch[0].prefix)
                 timed[way is plain] = (time.perf_counter() - started, answers)
             seconds, answers = timed[True]
             result.plain_seconds += seconds
@@ -191,11 +192,12 @@ def _count(answers: list[list[int]], settings: DecodingSettings) -> int:
     return sum(len(answer) + (len(answer) < settings.max_tokens) for answer in answers)
 
 
-def _batches(asked: Sequence[Question], size: int) -> list[tuple[str, list[Document]]]:
-    """Questions of one kind together."""
-    kinds = sorted({question.kind for question in asked})
-    groups = [(kind, [q.document for q in asked if q.kind == kind]) for kind in kinds]
-    return [(kind, group[i : i + size]) for kind, group in groups for i in range(0, len(group), size)]
+def _batches(asked: Sequence[Question], size: int) -> list[list[Question]]:
+    """Questions of one kind and prefix together."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Question]] = {}
+    for question in asked:
+        groups.setdefault((question.kind, question.prefix), []).append(question)
+    return [group[i : i + size] for _, group in sorted(groups.items()) for i in range(0, len(group), size)]
 
 
 def questions_of(batch: DocumentBatch) -> list[Question]:
@@ -206,7 +208,8 @@ def questions_of(batch: DocumentBatch) -> list[Question]:
         drawn = False
         for segment in document:
             if isinstance(segment, TextSegment) and segment.loss and before:
-                found.append(Question(list(before), str(meta.get("kind") or _kind(before, drawn))))
+                prefix = tuple(segment.ids[: segment.prefix].tolist())
+                found.append(Question(list(before), str(meta.get("kind") or _kind(before, drawn)), prefix))
             if isinstance(segment, ImageSegment | LatentSegment) and segment.loss:
                 drawn = True  # to be drawn; its clean copies follow where something is said about it
             else:

@@ -48,6 +48,7 @@ def regenerate(
     shards: str,
     out: Path,
     model: str = "scenes",
+    answer_prefix: str = "",
     batch_size: int = 16,
     max_tokens: int = 256,
     temperature: float = 0.0,
@@ -63,6 +64,7 @@ def regenerate(
         shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
         out: folder for the new shards, which have the names of the old ones.
         model: checkpoint folder, or the name of a model that comes with the package.
+        answer_prefix: what the model is made to begin its answers with; not part of the written ones.
         batch_size: documents answered at once.
         max_tokens: longest answer; documents with a longer one are dropped, since its end is not the model's own.
         temperature: 0 always takes the likeliest token; higher values vary more.
@@ -74,7 +76,10 @@ def regenerate(
     from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 
     bagel, _ = load_model(model, device)
-    formatting = Formatting(str(model_folder(model)), bagel.config.vae_transform, bagel.config.vit_transform)
+    config = bagel.config
+    formatting = Formatting(
+        str(model_folder(model)), config.vae_transform, config.vit_transform, answer_prefix=answer_prefix
+    )
     settings = answering.RegenerationSettings(batch_size, max_tokens, temperature, top_p, seed)
     return answering.regenerate(bagel, DocumentBuilder(formatting), shards, out, settings)
 

@@ -27,6 +27,7 @@ class _Place(NamedTuple):
     loss: bool
     shape: tuple[int, ...] = ()
     offset: int = 0
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class PackedBatch:
         numbers = self.ids if place.kind == "text" else pixels
         values = numbers[place.offset : place.offset + int(np.prod(place.shape))].view(place.shape)
         if place.kind == "text":
-            return TextSegment(values, place.loss)
+            return TextSegment(values, place.loss, place.prefix)
         return ViTSegment(values) if place.kind == "vit" else ImageSegment(values, place.loss)
 
 
@@ -73,7 +74,7 @@ def pack(documents: Sequence[BuiltDocument], source: str, skipped: Sequence[Skip
                 row.append(_Place(block.kind, block.loss))
                 continue
             store = ids if block.kind == "text" else pixels
-            row.append(_Place(block.kind, block.loss, block.data.shape, store.add(block.data)))
+            row.append(_Place(block.kind, block.loss, block.data.shape, store.add(block.data), block.prefix))
         places.append(tuple(row))
     return PackedBatch(
         places=tuple(places),

@@ -43,25 +43,30 @@ class Formatting:
     """How documents become segments.
 
     tokenizer: folder of a Hugging Face tokenizer; latent, vit: resize rules of the autoencoder's and the ViT's
-    pictures; max_tokens: longer documents are skipped (image blocks count with their two delimiters).
+    pictures; max_tokens: longer documents are skipped (image blocks count with their two delimiters);
+    answer_prefix: what the model is made to begin its answers with, as chat models expect (such as "assistant\\n"); it
+    is put before texts with loss and not learnt.
     """
 
     tokenizer: str
     latent: ImageTransform = LATENT_TRANSFORM
     vit: ImageTransform = VIT_TRANSFORM
     max_tokens: int = 16_384
+    answer_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """A segment before it is a tensor.
 
-    data: (n,) int64 token ids of a text, (3, H, W) uint8 of a picture, None for a dropped picture.
+    data: (n,) int64 token ids of a text, (3, H, W) uint8 of a picture, None for a dropped picture; prefix: number of
+    ids at the beginning of a text with loss that are not learnt.
     """
 
     kind: Kind
     data: NDArray[Any] | None = None
     loss: bool = False
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class DocumentBuilder:
     def __init__(self, formatting: Formatting) -> None:
         self.formatting = formatting
         self.tokenizer = Tokenizer.from_pretrained(formatting.tokenizer)
+        self.answer_prefix = self.tokenizer.encode(formatting.answer_prefix).numpy()
 
     def build(
         self, sample: Sample, vit: ImageTransform | None = None, dropout: tuple[CondDropout, Random] | None = None
@@ -117,7 +123,9 @@ class DocumentBuilder:
         last_loss = max((i for i, part in enumerate(document.parts) if part.loss), default=-1)
         for i, part in enumerate(document.parts):
             if not isinstance(part, ImagePart):
-                yield Block("text", self.tokenizer.encode(part.text).numpy(), part.loss)
+                ids = self.tokenizer.encode(part.text).numpy()
+                # Encoded apart, as decoding continues the prefix: the two never share a token.
+                yield self._answer(ids) if part.loss else Block("text", ids)
             elif not document.generates:
                 yield Block("vit", _pixels(vit.resize(pictures[part.file], images=len(document.images))))
             else:
@@ -128,6 +136,10 @@ class DocumentBuilder:
                 if not part.loss or i < last_loss:
                     yield Block("image", pixels)
                     yield Block("vit", _pixels(vit.resize(resized)))
+
+    def _answer(self, ids: NDArray[np.int64]) -> Block:
+        prefix = self.answer_prefix
+        return Block("text", np.concatenate([prefix, ids]), loss=True, prefix=len(prefix))
 
     def _tokens(self, block: Block, vit: ImageTransform) -> int:
         if block.data is None:

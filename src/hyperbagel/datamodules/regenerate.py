@@ -80,13 +80,15 @@ class _Turns:
 class Regenerator:
     """Answers every text with loss anew, each behind the new answers before it.
 
-    speculator: target, and a draft of earlier training if there is one; builder: how documents become segments.
+    speculator: target, and a draft of earlier training if there is one; builder: how documents become segments, and
+    what answers begin with.
     """
 
     def __init__(self, speculator: Speculator, builder: DocumentBuilder, settings: RegenerationSettings) -> None:
         self.speculator, self.builder, self.settings = speculator, builder, settings
         self.tokenizer: Tokenizer = builder.tokenizer
         self.model: Bagel = speculator.model
+        self.prefix: list[int] = builder.answer_prefix.tolist()
 
     def run(self, shards: str | Sequence[str], out: str | Path) -> RegenerationSummary:
         """One output shard for each input shard, under its name; what is finished is left alone, and answers of a shard
@@ -151,12 +153,13 @@ class Regenerator:
             asked = [[_moved(s, self.model) for s in t.segments[: t.given[len(t.answers)]]] for t in turns]
             name = f"{turns[0].sample.key}/{len(turns[0].answers)}"
             generator = step_generator(settings.seed, 0, 0, purpose=name)
-            answers = self.speculator.decode(self.speculator.prefill(asked), decoding, generator)
+            context = self.speculator.prefill(asked)
+            answers = self.speculator.decode(context, decoding, generator, prefix=self.prefix)
             for document, ids in zip(turns, answers, strict=True):
                 text = self.tokenizer.decode(ids)
                 document.complete = len(ids) <= settings.max_tokens and bool(text.strip())
                 document.segments[document.given[len(document.answers)]] = TextSegment(
-                    torch.tensor(ids, dtype=torch.long)
+                    torch.tensor([*self.prefix, *ids], dtype=torch.long)
                 )
                 document.answers.append(text)
         return documents

@@ -25,7 +25,7 @@ def frequent_tokens(documents: Iterable[Document], vocab_size: int, size: int, a
     for document in documents:
         for segment in document:
             if isinstance(segment, TextSegment) and segment.loss:
-                counts += torch.bincount(segment.ids.cpu(), minlength=vocab_size)
+                counts += torch.bincount(segment.ids[segment.prefix :].cpu(), minlength=vocab_size)
     counts[list(always)] = torch.iinfo(torch.long).max
     # A stable order makes equal counts equal vocabularies.
     return sorted(torch.argsort(counts, descending=True, stable=True)[:size].tolist())
