@@ -9,7 +9,9 @@ from torch import Tensor
 
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
+from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.schedule import velocity_target
+from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
 from hyperbagel.modules.optimizers import MuonWithAdamW
 from hyperbagel.modules.pretrain import Pretraining, PretrainingLoss, Term
 from hyperbagel.modules.randomness import step_generator
@@ -50,7 +52,7 @@ def test_terms_are_sums_over_labels_and_drawn_tokens(folder: str):
     """Against an objective written out in full."""
     module = stage(folder)
     (batch,) = batches(ALL, 1, size=8)
-    terms = module.terms(batch, step_generator(0, 0, 0))
+    terms = module.objective(batch, step_generator(0, 0, 0))
     layout = module.model.layout(module.model.encode_documents(batch.documents))
     x_t, t, noise = module._noisy_latents(layout, step_generator(0, 0, 0))
     output = module.model(layout, x_t, t)
@@ -78,7 +80,7 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     for cached in (True, False):
         module = stage(folder, train="generation")
         monkeypatch.setattr("hyperbagel.modules.pretrain._draws_last", lambda document, cached=cached: cached)
-        term = module.terms(batch, torch.Generator())["image"]
+        term = module.objective(batch, torch.Generator())["image"]
         (term.total / term.count).backward()
         results.append((term, {n: p.grad for n, p in module.model.generation.named_parameters()}))
         assert all(p.grad is None for p in module.model.understanding.parameters())
@@ -93,7 +95,7 @@ def test_means_are_taken_over_the_tokens_of_all_ranks(folder: str, monkeypatch):
     module = stage(folder)
     (batch,) = batches({"caption": 1.0}, 1, size=4)
     parts = [DocumentBatch(batch.documents[s], batch.keys[s], batch.metas[s]) for s in (slice(0, 1), slice(1, 4))]
-    terms = [module.terms(part, torch.Generator()) for part in parts]
+    terms = [module.objective(part, torch.Generator()) for part in parts]
     counts = [torch.stack([term.count.float() for term in each.values()]) for each in terms]
 
     class Strategy:
@@ -105,7 +107,7 @@ def test_means_are_taken_over_the_tokens_of_all_ranks(folder: str, monkeypatch):
         strategy = Strategy()
 
     monkeypatch.setattr(Pretraining, "trainer", Trainer())
-    joint = module.terms(batch, torch.Generator())["text"]
+    joint = module.objective(batch, torch.Generator())["text"]
     means = [module._reduced(each)["text"] for each in terms]
     torch.testing.assert_close((means[0] + means[1]) / 2, joint.total / joint.count)
 
@@ -167,7 +169,7 @@ def test_accumulated_batches_get_different_noise(folder: str, tmp_path: Path, mo
         seen.append(generator.initial_seed())
         return {"text": Term(self.model.understanding.norm.weight.sum(), torch.ones(()))}
 
-    monkeypatch.setattr(Pretraining, "terms", step)
+    monkeypatch.setattr(Pretraining, "objective", step)
     trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(stage(folder), scenes(ALL))
     assert len(seen) == len(set(seen)) == 2
 
@@ -184,7 +186,7 @@ def test_validation_has_the_same_noise_each_time(folder: str, tmp_path: Path):
 def test_answers_can_be_reweighted_by_length(folder: str):
     (batch,) = batches({"dialogue": 1.0, "caption": 1.0}, 1, size=8)
     plain, reweighted = (
-        stage(folder, loss=PretrainingLoss(reweight_answers=flag)).terms(batch, torch.Generator())["text"]
+        stage(folder, loss=PretrainingLoss(reweight_answers=flag)).objective(batch, torch.Generator())["text"]
         for flag in (False, True)
     )
     assert float(plain.count) > float(reweighted.count)
@@ -194,7 +196,7 @@ def test_answers_can_be_reweighted_by_length(folder: str):
 def test_weights_can_be_bfloat16(folder: str):
     module = stage(folder, compute=Compute(dtype="bfloat16", checkpointing=True))
     (batch,) = batches(ALL, 1)
-    terms = module.terms(batch, step_generator(0, 0, 0))
+    terms = module.objective(batch, step_generator(0, 0, 0))
     sum(term.total for term in terms.values()).backward()
     assert module.model.dtype == torch.bfloat16
     assert module.model.checkpointing
@@ -206,7 +208,7 @@ def test_compiled_layers_give_the_same_gradients(folder: str):
     gradients = []
     for compiled in (False, True):
         module = stage(folder, train="generation", compute=Compute(compile=compiled))
-        module.terms(batch, step_generator(0, 0, 0))["image"].total.backward()
+        module.objective(batch, step_generator(0, 0, 0))["image"].total.backward()
         gradients.append({n: p.grad for n, p in module.model.generation.named_parameters()})
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
@@ -219,3 +221,48 @@ def test_a_document_draws_last_if_its_only_target_ends_it():
     assert not _draws_last([target, clean])
     assert not _draws_last([target, target])
     assert not _draws_last([clean])
+
+
+def test_generation_experts_can_start_as_the_understanding_experts(folder: str):
+    model = stage(folder, train="generation", start="understanding").model
+    for own, other in zip(model.generation.layers.parameters(), model.understanding.layers.parameters(), strict=True):
+        assert torch.equal(own, other)
+        assert own is not other
+
+
+def test_alignment_trains_its_projector_and_the_layers_below(folder: str):
+    module = stage(folder, train="generation")
+    module.add_loss(RepresentationAlignment(layer=1, weight=0.5, width=16))
+    (batch,) = batches(SINGLE_TURN, 1)
+    terms = module.objective(batch, step_generator(0, 0, 0))
+    assert 0 < float(terms["alignment"].total / terms["alignment"].count) < 2
+    terms["alignment"].total.backward()
+    first, second = ([p.grad for p in layer.parameters()] for layer in module.model.generation.layers)
+    assert any(grad is not None and bool(grad.any()) for grad in first)
+    assert not any(grad is not None and bool(grad.any()) for grad in second)
+    assert all(p.grad is None for p in module.model.understanding.parameters())
+    optimizer = module.configure_optimizers()["optimizer"]
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in module.terms[0].parameters()} <= trained
+    with pytest.raises(ValueError, match="already has a loss term 'alignment'"):
+        module.add_loss(RepresentationAlignment(layer=1))
+
+
+def test_pictures_are_compared_patch_by_patch(folder: str):
+    """Features of a picture at its places, for any grid; of half the picture's size here."""
+    model = stage(folder).model
+    (batch,) = batches({"generation": 1.0}, 1, size=1)
+    pixels = batch.documents[0][-1].pixels
+    grid = model.latent_grid([tuple(pixels.shape[1:])])
+    side, patch = grid.sizes[0][0], model.config.vit.patch_size
+    resized = torch.nn.functional.interpolate(pixels[None], (side * patch,) * 2, mode="bilinear", antialias=True)
+    places = [row * model.config.vit.patches_per_side + column for row in range(side) for column in range(side)]
+    expected = model.understanding.vision(patchify(resized, patch), torch.tensor([places]))
+    torch.testing.assert_close(picture_features(model, batch, grid), expected)
+
+
+def test_added_losses_need_training_of_generation_and_a_layer_that_exists(folder: str):
+    with pytest.raises(ValueError, match="train: generation"):
+        stage(folder).add_loss(RepresentationAlignment(layer=1))
+    with pytest.raises(ValueError, match="choose 1 to 2"):
+        stage(folder, train="generation").add_loss(RepresentationAlignment(layer=3))

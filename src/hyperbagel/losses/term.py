@@ -37,6 +37,7 @@ class Step:
     updates; the velocity has a graph to the network that is updated, so none in the update of a critic.
     output, target: what is compared (B, n, C): velocities in CFG distillation and for the fake branch, latents at t_end
     in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
+    layers: the student's residual stream (B, n, D) behind each layer, in pretraining only; `batch` holds the pictures.
     real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update). logits: of each critic, by name.
     """
 
@@ -51,6 +52,7 @@ class Step:
     velocity: Tensor
     output: Tensor
     target: Tensor | None = None
+    layers: tuple[Tensor, ...] = ()
     real_x0: Tensor | None = None
     fake_x0: Tensor | None = None
     logits: Mapping[str, CriticLogits] = field(default_factory=dict)

@@ -11,22 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.losses.term import LossTerm, Step, Update
+from hyperbagel.losses.term import Step, Update
+from hyperbagel.modules.loss_terms import TakesLossTerms
 from hyperbagel.modules.networks import Training
-from hyperbagel.modules.partial_checkpoint import PartialCheckpoint
 
 _MAX_NETWORKS = 4
 
 
-class ManualOptimization(PartialCheckpoint):
+class ManualOptimization(TakesLossTerms):
     """A module of several networks, each with its own optimizer, the first being the student.
 
     student_step counts the student's updates and is the x-axis of everything logged here; batches_seen counts training
     batches. max_updates: student updates after which training stops, None for no limit.
     """
-
-    critic_network: str | None = None
-    """The network with which loss terms of the "critic" update train; None: there is none."""
 
     student_step: Tensor
     batches_seen: Tensor
@@ -36,7 +33,6 @@ class ManualOptimization(PartialCheckpoint):
         super().__init__()
         self.automatic_optimization = False
         self.max_updates = max_updates
-        self.terms = nn.ModuleList()
         self._training: dict[str, Training] = {}
         self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
@@ -50,34 +46,13 @@ class ManualOptimization(PartialCheckpoint):
         if training.lora is not None:
             self.leave_out_frozen(name, self.get_submodule(name))
 
-    def add_loss(self, term: LossTerm) -> None:
-        """Add a loss term, before optimizers are built. Raises ValueError for a taken name or a missing critic."""
-        if term.name in {own.name for own in self.loss_terms}:
-            raise ValueError(f"{type(self).__name__} already has a loss term {term.name!r}: give this one another name")
-        if term.update == "critic" and self.critic_network is None:
-            raise ValueError(f"loss term {term.name!r}: {type(self).__name__} has no critic to update")
-        self.terms.append(term)
-        for part in term.unsaved:
-            self.leave_out(f"terms.{len(self.terms) - 1}.{part}")
-
-    @property
-    def loss_terms(self) -> list[LossTerm]:
-        """All terms, of both updates."""
-        return list(self.terms)  # type: ignore[arg-type]
-
     def configure_optimizers(self) -> Any:
         """One optimizer a network, over its parameters and those of the loss terms that train with it."""
         optimizers, schedulers = [], []
         for name, training in self._training.items():
             named = [(f"{name}.{n}", p) for n, p in self.get_submodule(name).named_parameters() if p.requires_grad]
             role: Update | None = "student" if name == "student" else "critic" if name == self.critic_network else None
-            named += [
-                (f"terms.{term.name}.{n}", p)
-                for term in self.loss_terms
-                if term.update == role
-                for n, p in term.named_parameters()
-                if p.requires_grad
-            ]
+            named += self.term_parameters(role)
             optimizers.append(training.optimizer(named))
             if training.scheduler is not None:
                 schedulers.append(training.scheduler(optimizers[-1]))

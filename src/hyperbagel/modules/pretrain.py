@@ -11,12 +11,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.layout import IGNORED, Layout
 from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
-from hyperbagel.flow.schedule import interpolate, logit_normal
+from hyperbagel.flow.schedule import interpolate, logit_normal, velocity_target
 from hyperbagel.losses.flow_matching import flow_matching_loss, squared_velocity_error
+from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.losses.text import answer_weights, text_loss, token_cross_entropy
+from hyperbagel.modules.loss_terms import TakesLossTerms
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.modules.schedules import WarmupStableDecay
 from hyperbagel.modules.stage import Compute, Samplers, Stage
@@ -49,7 +52,7 @@ class Term:
 _LOSS, _SAMPLERS, _COMPUTE = PretrainingLoss(), Samplers(), Compute()
 
 
-class Pretraining(Stage):
+class Pretraining(Stage, TakesLossTerms):
     """Trains a whole BAGEL, or one side of it with the other frozen.
 
     Args:
@@ -57,6 +60,8 @@ class Pretraining(Stage):
         optimizer: of the named parameters that train.
         scheduler: learning-rate schedule, stepped every update.
         train: which side trains; the autoencoder and the position tables never do.
+        start: what the generation experts start as: as they are in `model`, or copies of its understanding experts, as
+            BAGEL's authors began.
         loss: weights and times of the objective.
         samplers: how pictures are drawn for evaluation.
         compute: speed, memory and type of the weights.
@@ -71,6 +76,7 @@ class Pretraining(Stage):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable = WarmupStableDecay,
         train: Part = "both",
+        start: Literal["own", "understanding"] = "own",
         loss: PretrainingLoss = _LOSS,
         samplers: Samplers = _SAMPLERS,
         compute: Compute = _COMPUTE,
@@ -79,6 +85,8 @@ class Pretraining(Stage):
         super().__init__()
         self.folder = model
         self.model = compute.load(model)
+        if start == "understanding":
+            self.model.generation.layers.load_state_dict(self.model.understanding.layers.state_dict())
         self.train_part: Part = train
         self.loss, self.seed = loss, seed
         self.sampler, self.editing_sampler = samplers.generation, samplers.editing
@@ -88,12 +96,22 @@ class Pretraining(Stage):
         self.model.generation.requires_grad_(train != "understanding")
         self.leave_out_frozen_parts()
 
-    def terms(self, batch: DocumentBatch, generator: torch.Generator) -> dict[str, Term]:
+    def add_loss(self, term: LossTerm) -> None:
+        """Add a loss term on batches of documents that end with the only picture to be drawn; others go without it.
+
+        Raises ValueError unless only generation trains, and for a taken name.
+        """
+        if self.train_part != "generation" or term.name in ("text", "image"):
+            raise ValueError(f"loss term {term.name!r}: Pretraining takes terms of other names, with train: generation")
+        super().add_loss(term)
+        term.attach(self.model, self.folder)
+
+    def objective(self, batch: DocumentBatch, generator: torch.Generator) -> dict[str, Term]:
         """The terms `text` and `image` of those sides that train, unreduced; a batch without one has a count of 0."""
         with torch.no_grad():
             documents = self.model.encode_documents(batch.documents)
         if self.train_part == "generation" and all(_draws_last(document) for document in documents):
-            return {"image": self._denoising_term(documents, generator)}
+            return self._denoising_terms(batch, documents, generator)
         layout = self.model.layout(documents)
         layout = replace(layout, latents=layout.latents.float())  # noise is added in full precision
         x_t, t, noise = self._noisy_latents(layout, generator)
@@ -127,26 +145,49 @@ class Pretraining(Stage):
         noise = torch.randn(layout.latents.shape, generator=generator).to(layout.latents)
         return interpolate(layout.latents, noise, t[..., None]), t, noise
 
-    def _denoising_term(self, documents: list[list[Any]], generator: torch.Generator) -> Term:
+    def _denoising_terms(
+        self, batch: DocumentBatch, documents: list[list[Any]], generator: torch.Generator
+    ) -> dict[str, Term]:
         """The image term of documents that end with the picture to be drawn, equal to that of the whole forward.
 
         Nothing sees that picture, so its tokens run against a cache of what is before. Only clean latents in there
-        depend on the generation experts; without them, the cache needs no gradient.
+        depend on the generation experts; without them, the cache needs no gradient. Added loss terms follow.
         """
+        model = self.model
         targets = [document[-1].latent.float() for document in documents]
-        tokens = [patchify(latent, self.model.config.latent_patch_size) for latent in targets]
-        factor = self.model.config.autoencoder.downsample
-        grid = self.model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
+        tokens = [patchify(latent, model.config.latent_patch_size) for latent in targets]
+        factor = model.config.autoencoder.downsample
+        grid = model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
         x_0 = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
         conditions: list[Document] = [document[:-1] for document in documents]
         learns = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            context = self.model.prefill(conditions)
+            context = model.prefill(conditions)
         t = logit_normal(torch.randn(len(x_0), generator=generator), self.loss.timestep_shift).to(x_0)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        velocity = self.model.velocity(interpolate(x_0, noise, t[:, None, None]), t, context, grid)
+        x_t = interpolate(x_0, noise, t[:, None, None])
+        output = model.denoise_streams(x_t, t, context, grid, model.generation, record_layers=bool(self.loss_terms))
+        velocity = model.generation.velocity_head(output.streams.gen)
         generated = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device) if grid.valid is None else grid.valid
-        return Term(_flow_sum(squared_velocity_error(velocity, x_0, noise), generated), generated.sum())
+        count = generated.sum()
+        terms = {"image": Term(_flow_sum(squared_velocity_error(velocity, x_0, noise), generated), count)}
+        if self.training and self.loss_terms:
+            step = Step(
+                model=model,
+                batch=batch,
+                contexts=GuidedContext(context),
+                grid=grid,
+                student_step=int(self.student_step),
+                scales=None,
+                x_t=x_t,
+                t=t,
+                velocity=velocity * generated[..., None],
+                output=velocity,
+                target=velocity_target(x_0, noise),
+                layers=tuple(streams.gen for streams in output.layers[1:]),
+            )
+            terms |= {term.name: Term(term(step) * count, count) for term in self.loss_terms}
+        return terms
 
     def _reduced(self, terms: dict[str, Term]) -> dict[str, Tensor]:
         """Means over the tokens of all ranks. Ranks' gradients are averaged, hence the mean count and not the sum."""
@@ -159,7 +200,7 @@ class Pretraining(Stage):
         """One update on a batch of documents of any kind. Raises ValueError for one without anything to learn."""
         step = int(self.student_step)
         generator = step_generator(self.seed, self.global_rank, step, purpose=str(batch_idx))
-        means = self._reduced(self.terms(batch, generator))
+        means = self._reduced(self.objective(batch, generator))
         if not means:
             raise ValueError(
                 f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has nothing to learn with "
@@ -168,12 +209,13 @@ class Pretraining(Stage):
         for name, value in means.items():
             self.log(f"loss/{name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
         weights = {"text": self.loss.ce_weight, "image": self.loss.mse_weight}
+        weights |= {term.name: term.weight for term in self.loss_terms}
         return torch.stack([weights[name] * value for name, value in means.items()]).sum()
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same losses, at the same noise and times in every validation."""
         generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
-        for name, term in self.terms(batch, generator).items():
+        for name, term in self.objective(batch, generator).items():
             count = int(term.count)
             if count:
                 self.log(f"val/loss/{name}", term.total / term.count, batch_size=count, sync_dist=True)
@@ -183,8 +225,9 @@ class Pretraining(Stage):
         self.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimizer over the named parameters that train."""
-        optimizer = self._optimizer((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        """One optimizer over the named parameters that train, those of added loss terms among them."""
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        optimizer = self._optimizer(named + self.term_parameters("student"))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
 

@@ -1,0 +1,81 @@
+"""Representation alignment (REPA, arXiv 2410.06940): the branch learns what the vision tower sees."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperbagel.bagel.context import LatentGrid
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
+from hyperbagel.bagel.vision import patchify
+from hyperbagel.losses.term import LossTerm, Step
+
+
+class RepresentationAlignment(LossTerm):
+    """1 - cosine similarity of a projected hidden layer of the branch and the frozen ViT's features of the picture.
+
+    A token of the noisy picture is compared with the ViT patch at its place, for which the clean picture is resized to
+    as many patches as it has latent tokens. It makes pretraining learn in fewer samples what is where.
+
+    Args:
+        layer: after which layer of the branch (from 1).
+        weight: factor in the sum of losses.
+        width: of the projector's two hidden layers.
+    """
+
+    def __init__(self, layer: int, weight: float = 0.5, width: int = 512, name: str = "alignment") -> None:
+        super().__init__(name, weight)
+        self.layer, self.width = layer, width
+        self.projector = nn.Sequential()
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Make the projector. Raises ValueError for a layer that the model does not have."""
+        llm, features = model.config.llm, model.config.vit.hidden_size
+        if not 1 <= self.layer <= llm.num_hidden_layers:
+            raise ValueError(f"loss term {self.name!r}: layer is {self.layer}, choose 1 to {llm.num_hidden_layers}")
+        self.projector = nn.Sequential(
+            nn.Linear(llm.hidden_size, self.width), nn.SiLU(),
+            nn.Linear(self.width, self.width), nn.SiLU(),
+            nn.Linear(self.width, features),
+        )  # fmt: skip
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the pictures' tokens. Raises ValueError in stages that do not keep hidden layers."""
+        if not step.layers:
+            raise ValueError(f"loss term {self.name!r} needs hidden layers, which only pretraining of generation keeps")
+        with torch.no_grad():
+            features = picture_features(step.model, step.batch, step.grid)
+        distance = 1 - F.cosine_similarity(self.projector(step.layers[self.layer - 1]).float(), features, dim=-1)
+        if step.grid.valid is None:
+            return distance.mean()
+        return (distance * step.grid.valid).sum() / step.grid.valid.sum()
+
+
+def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Tensor:
+    """ViT features (B, n, width), float32, of each document's last picture at the places of its latent tokens."""
+    vit = model.config.vit
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, size in enumerate(grid.sizes):
+        groups[size].append(i)
+    features = torch.zeros(*grid.position_ids.shape, vit.hidden_size, device=model.device)
+    for (height, width), members in groups.items():
+        pictures = torch.stack([_last_picture(batch, i) for i in members]).to(model.device, model.dtype)
+        size = (height * vit.patch_size, width * vit.patch_size)
+        if pictures.shape[-2:] != size:
+            pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        rows, columns = torch.arange(height), torch.arange(width)
+        ids = (rows[:, None] * vit.patches_per_side + columns).flatten().to(model.device)
+        seen = model.understanding.vision(patchify(pictures, vit.patch_size), ids.expand(len(members), -1))
+        features[members, : height * width] = seen.float()
+    return features
+
+
+def _last_picture(batch: DocumentBatch, index: int) -> Tensor:
+    picture = batch.documents[index][-1]
+    if not isinstance(picture, ImageSegment):
+        raise ValueError(f"document {batch.keys[index]!r} does not end with a picture")
+    return picture.pixels
