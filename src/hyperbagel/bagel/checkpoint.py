@@ -25,6 +25,7 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.shipped import resolve
 
 WEIGHTS = "ema.safetensors"
 AUTOENCODER = "ae.safetensors"
@@ -165,8 +166,11 @@ def _check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[st
 
 
 def load_bagel(folder: str | Path, dtype: torch.dtype, cls: type[_Model]) -> _Model:
-    """Build a model from an official folder. Raises CheckpointError for missing, broken, or unfitting files."""
-    folder = Path(folder)
+    """Build a model from an official folder, or from one that comes with the package, by its name.
+
+    Raises CheckpointError for missing, broken, or unfitting files.
+    """
+    folder = resolve(folder)
     config = read_config(folder)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
@@ -256,11 +260,11 @@ def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
 
 
 def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
-    """A branch for `model` from a file, in the model's dtype and on its device.
+    """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
 
     Raises CheckpointError when the file is missing, broken, not a branch, or belongs to another base model.
     """
-    path = Path(path)
+    path = resolve(path, ".safetensors")
     with _open(path) as file:
         metadata = file.metadata() or {}
     if "hyperbagel_branch" not in metadata:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.config import SpecialTokens
+from hyperbagel.bagel.shipped import resolve
 
 SPECIAL_TOKENS: Final = {
     "bos": "<|im_start|>",
@@ -43,12 +44,13 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, add_special_tokens: bool = False) -> Self:
-        """Read the tokenizer of a folder or, of a language model, of a GGUF file; nothing is downloaded or executed.
+        """Read the tokenizer of a folder, of a model that comes with the package, or of a language model's GGUF file;
+        nothing is downloaded or executed.
 
         add_special_tokens: append BAGEL's special tokens where they are missing, instead of raising.
         Raises FileNotFoundError, or TokenizerError for a tokenizer that is broken or lacks special tokens.
         """
-        backend = _read(Path(source))
+        backend = _read(resolve(source))
         if add_special_tokens:
             from transformers import AddedToken
 

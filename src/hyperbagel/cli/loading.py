@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from hyperbagel.bagel.shipped import resolve, shipped_models
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.branch import GenerationBranch
@@ -30,12 +31,9 @@ class Device:
 
 def model_folder(model: str) -> Path:
     """Folder of a model: a path, or the name of a model that comes with the package. Raises FileNotFoundError."""
-    if (path := Path(model)).is_dir():
+    if (path := resolve(model)).is_dir():
         return path
-    shipped = Path(str(files("hyperbagel"))) / "weights"
-    if (path := shipped / model).is_dir():
-        return path
-    names = sorted(p.name for p in shipped.iterdir()) if shipped.is_dir() else []
+    names = shipped_models()
     known = f"; models in the package: {', '.join(names)}" if names else ""
     raise FileNotFoundError(
         f"{model}: no such folder; give a BAGEL checkpoint folder (`hyperbagel init` makes one){known}"

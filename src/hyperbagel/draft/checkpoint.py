@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from hyperbagel.bagel.checkpoint import CheckpointError, base_hash, read_tensors, write_tensors
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.shipped import resolve
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
@@ -24,11 +25,11 @@ def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
 
 
 def load_draft(path: str | Path, model: Bagel) -> DraftHead:
-    """A draft head for `model`, on its device and in its dtype.
+    """A draft head for `model` from a file or a name (such as `scenes/draft`), on its device and in its dtype.
 
     Raises CheckpointError when the file is missing, broken, not a draft head, or made for another target.
     """
-    path = Path(path)
+    path = resolve(path, ".safetensors")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
     try:
