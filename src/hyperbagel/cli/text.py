@@ -1,12 +1,21 @@
-"""`hyperbagel chat`."""
+"""`hyperbagel chat`, and what it shares with the interactive page."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hyperbagel.cli.loading import Device, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from hyperbagel.bagel.model import Bagel
+    from hyperbagel.bagel.segments import Document
+    from hyperbagel.bagel.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,42 @@ class Chat:
     device: Device = field(default_factory=Device)
 
 
+class TextStream:
+    """The text of an answer, token by token. count: tokens so far, the one that ends the answer included."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
+        self._tokenizer, self._eos = tokenizer, eos
+        self._tokens: list[int] = []
+        self._shown = self.count = 0
+
+    def add(self, token: int) -> str:
+        """The text that a token completes: nothing at the end of the answer, and inside of a character."""
+        self.count += 1
+        if token == self._eos:
+            return ""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if text.endswith("\ufffd"):  # a character may need several tokens
+            return ""
+        new, self._shown = text[self._shown :], len(text)
+        return new
+
+
+def question_document(model: Bagel, tokenizer: Tokenizer, question: str, picture: Image.Image | None) -> Document:
+    """A question behind the picture that it is about, if there is one."""
+    from hyperbagel.bagel.segments import TextSegment, ViTSegment
+
+    document: Document = [TextSegment(tokenizer.encode(question))]
+    if picture is not None:
+        document = [ViTSegment(model.config.vit_transform(picture).to(model.device, model.dtype)), *document]
+    return document
+
+
 def chat(options: Chat) -> None:
     """Run `hyperbagel chat`."""
     import torch
 
     from hyperbagel.bagel.images import load_image
-    from hyperbagel.bagel.segments import Segment, TextSegment, ViTSegment
     from hyperbagel.decoding.autoregressive import DecodingSettings
     from hyperbagel.decoding.speculative import Speculator
     from hyperbagel.draft.checkpoint import load_draft
@@ -49,30 +88,18 @@ def chat(options: Chat) -> None:
     picture = None if options.image == "-" else load_image(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
     bagel, tokenizer = load_model(options.model, options.device)
-    document: list[Segment] = [TextSegment(tokenizer.encode(options.question))]
-    if picture is not None:
-        document.insert(0, ViTSegment(bagel.config.vit_transform(picture).to(bagel.device, bagel.dtype)))
-    tokens: list[int] = []
-    shown = 0
+    stream = TextStream(tokenizer, bagel.config.tokens.eos)
 
     def show(new: torch.Tensor) -> None:
-        nonlocal shown
-        if int(new[0]) < 0:
-            return
-        tokens.append(int(new[0]))
-        if tokens[-1] == bagel.config.tokens.eos:
-            return
-        text = tokenizer.decode(tokens)
-        if not text.endswith("\ufffd"):  # a character may need several tokens
-            sys.stdout.write(text[shown:])
-            sys.stdout.flush()
-            shown = len(text)
+        sys.stdout.write(stream.add(int(new[0])))
+        sys.stdout.flush()
 
     started = time.perf_counter()
     with torch.inference_mode():
         generator = torch.Generator(bagel.device).manual_seed(options.seed)
         head = None if options.draft is None else load_draft(options.draft, bagel)
         speculator = Speculator(bagel, head)
+        document = question_document(bagel, tokenizer, options.question, picture)
         speculator.decode(speculator.prefill([document]), settings, generator, show)
     seconds = time.perf_counter() - started
-    print(f"\n[{len(tokens)} tokens, {len(tokens) / seconds:.1f} tokens/s]", file=sys.stderr)
+    print(f"\n[{stream.count} tokens, {stream.count / seconds:.1f} tokens/s]", file=sys.stderr)
