@@ -60,6 +60,22 @@ def test_regenerated_shards_hold_the_models_own_answers(
     main(["data", "inspect", str(answered), "--out", str(tmp_path / "sheet.png")])
 
 
+def test_vocabularies_are_the_frequent_tokens_of_answers(
+    nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words of the questions alone do not count."""
+    asked, out = tmp_path / "asked", tmp_path / "ids.json"
+    main(["data", "scenes", str(asked), "--size", "8", "--weights", "{yes_no: 1}"])
+    main(["data", "vocabulary", str(asked), str(out), "--model", nano, "--size", "3"])
+    assert "3 of" in (shown := capsys.readouterr().out) and "100.00%" in shown
+    tokenizer = Tokenizer.from_pretrained(nano)
+    answers = [int(tokenizer.encode(word)) for word in ("yes", "no")]
+    assert json.loads(out.read_text()) == sorted([tokenizer.tokens.eos, *answers])
+    main(["data", "scenes", str(tmp_path / "drawn"), "--size", "2", "--weights", "{generation: 1}"])
+    with pytest.raises(SystemExit, match="no document has an answer"):
+        main(["data", "vocabulary", str(tmp_path / "drawn"), str(out), "--model", nano])
+
+
 def test_an_exported_draft_head_has_the_wanted_type(
     nano: str, draft: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

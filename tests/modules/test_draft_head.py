@@ -19,7 +19,7 @@ from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.losses import AcceptanceLikelihood, DraftStep, KLDivergence, TotalVariation
 from hyperbagel.draft.unroll import unroll
-from hyperbagel.draft.vocabulary import frequent_tokens, read_vocabulary, write_vocabulary
+from hyperbagel.draft.vocabulary import count_tokens, frequent_tokens, read_vocabulary, write_vocabulary
 from hyperbagel.modules.draft_head import DraftTraining, Unroll
 from tests.nano import nano_bagel
 from tests.runs import nano_folder, scenes, trainer
@@ -202,11 +202,11 @@ def test_vocabularies_hold_the_most_frequent_ids_of_answers(tmp_path: Path) -> N
     def documents() -> Iterator[list[TextSegment]]:
         yield [TextSegment(torch.tensor([9, 9, 9])), TextSegment(torch.tensor([3, 3, 4, 5, 5, 5]), loss=True)]
 
-    ids = frequent_tokens(documents(), vocab_size=16, size=3, always=(2,))
+    ids = frequent_tokens(count_tokens(documents(), vocab_size=16), size=3, always=(2,))
     assert ids == [2, 3, 5]
     write_vocabulary(ids, tmp_path / "ids.json")
     assert read_vocabulary(tmp_path / "ids.json", 16) == ids
     with pytest.raises(ValueError, match=r"ids.json.*below 4"):
         read_vocabulary(tmp_path / "ids.json", 4)
     with pytest.raises(ValueError, match="vocabulary of 0"):
-        frequent_tokens(documents(), 16, 0)
+        frequent_tokens(count_tokens(documents(), 16), 0)

@@ -84,6 +84,25 @@ def regenerate(
     return answering.regenerate(bagel, DocumentBuilder(formatting), shards, out, settings)
 
 
+def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) -> None:
+    """Choose the tokens that a draft head may propose: the most frequent ones in the answers of shards.
+
+    Args:
+        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
+        out: JSON file to write, for the setting `vocabulary` of a draft training.
+        model: checkpoint folder, or the name of a model that comes with the package.
+        size: number of tokens; with fewer a draft step is faster, and what is left out is never proposed.
+    """
+    from hyperbagel.bagel.tokenizer import Tokenizer
+    from hyperbagel.datamodules.vocabulary import answer_vocabulary
+    from hyperbagel.draft.vocabulary import write_vocabulary
+
+    tokenizer = Tokenizer.from_pretrained(model_folder(model))
+    ids, share = answer_vocabulary(shards, tokenizer, size)
+    write_vocabulary(ids, out)
+    print(f"{out}: {len(ids):,} of {tokenizer.size:,} tokens, which are {share:.2%} of those in the answers")
+
+
 def inspect(shards: str, out: Path = Path("contact-sheet.png")) -> None:
     """Count what is in shards, and draw a sheet of samples.
 
@@ -102,6 +121,7 @@ DATA_COMMANDS: dict[str, Callable[..., Any]] = {
     "folder": convert_folder,
     "scenes": scenes,
     "regenerate": regenerate,
+    "vocabulary": vocabulary,
     "inspect": inspect,
 }
 """Name of a data command -> the function that runs it."""

@@ -20,7 +20,7 @@ from hyperbagel.datamodules.corruption import SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.documents import TextPart
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder
-from hyperbagel.datamodules.shards import Sample, find_samples, find_shards
+from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
@@ -193,18 +193,11 @@ def _moved(segment: Segment, model: Bagel) -> Segment:
 
 
 def _samples(path: Path, summary: RegenerationSummary) -> Iterator[Sample]:
-    with path.open("rb") as file:
-        for found in find_samples(file, path.stat().st_size, path.name):
-            if isinstance(found, SkipRecord):
-                summary.skipped += 1
-                continue
-            sample = found.read(file)
-            try:
-                sample.document()
-            except SkippedSampleError:
-                summary.skipped += 1
-                continue
-            yield sample
+    for found in read_samples(path):
+        if isinstance(found, SkipRecord):
+            summary.skipped += 1
+        else:
+            yield found
 
 
 def _read_journal(path: Path) -> dict[str, list[str] | None]:

@@ -133,6 +133,22 @@ def find_samples(file: BinaryIO, size: int, name: str) -> Iterator[SampleSpan | 
         yield _span(group, name)
 
 
+def read_samples(path: Path) -> Iterator[Sample | SkipRecord]:
+    """The samples of a shard in order, with their contents, or why something was skipped; documents are checked."""
+    with path.open("rb") as file:
+        for found in find_samples(file, path.stat().st_size, path.name):
+            if isinstance(found, SkipRecord):
+                yield found
+                continue
+            sample = found.read(file)
+            try:
+                sample.document()
+            except DocumentError as error:
+                yield SkipRecord(error.cause, f"{path.name}: {sample.key!r}", str(error))
+            else:
+                yield sample
+
+
 def _names(member: TarMember) -> tuple[str | None, str]:
     """Key of the sample that a member belongs to, None for a name that is no sample's, and its name in the sample."""
     key, extension = base_plus_ext(member.name.removeprefix("./"))

@@ -7,28 +7,35 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hyperbagel.bagel.segments import Document, TextSegment
 
 
-def frequent_tokens(documents: Iterable[Document], vocab_size: int, size: int, always: Sequence[int] = ()) -> list[int]:
-    """The `size` most frequent ids of answers, ascending. always: ids that are in whatever their count (the end of
-    text).
-
-    Raises ValueError for an impossible size.
-    """
-    if not len(set(always)) <= size <= vocab_size or size < 1:
-        raise ValueError(
-            f"a draft vocabulary of {size} must hold {len(set(always))} fixed ids and fit {vocab_size} in all"
-        )
+def count_tokens(documents: Iterable[Document], vocab_size: int) -> Tensor:
+    """How often each id occurs in answers: (vocab_size,) int64."""
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for document in documents:
         for segment in document:
             if isinstance(segment, TextSegment) and segment.loss:
                 counts += torch.bincount(segment.ids[segment.prefix :].cpu(), minlength=vocab_size)
-    counts[list(always)] = torch.iinfo(torch.long).max
+    return counts
+
+
+def frequent_tokens(counts: Tensor, size: int, always: Sequence[int] = ()) -> list[int]:
+    """The `size` most frequent ids, ascending. counts: as `count_tokens` gives them; always: ids that are in whatever
+    their count (the end of text).
+
+    Raises ValueError for an impossible size.
+    """
+    if not len(set(always)) <= size <= len(counts) or size < 1:
+        raise ValueError(
+            f"a draft vocabulary of {size} must hold {len(set(always))} fixed ids and fit {len(counts)} in all"
+        )
+    ranked = counts.clone()
+    ranked[list(always)] = torch.iinfo(torch.long).max
     # A stable order makes equal counts equal vocabularies.
-    return sorted(torch.argsort(counts, descending=True, stable=True)[:size].tolist())
+    return sorted(torch.argsort(ranked, descending=True, stable=True)[:size].tolist())
 
 
 def write_vocabulary(ids: Sequence[int], path: str | Path) -> None:
