@@ -44,6 +44,7 @@ data (shards of interleaved documents)
   data llava-onevision | journeydb | seed-data-edit | folder SRC OUT
   data scenes OUT
   data regenerate SHARDS OUT   the model's own answers, to train its draft head on
+  data vocabulary SHARDS OUT   the tokens a draft head may propose
   data inspect SHARDS
 
 train and measure (PyTorch Lightning; settings in YAML, see configs/)
