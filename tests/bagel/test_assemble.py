@@ -25,8 +25,8 @@ from hyperbagel.bagel.assemble import NANO, Parts, assemble, build, compose
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.checkpoint import CheckpointError, official_key, read_config, write_tensors
 from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.images import ImageTransform
-from hyperbagel.bagel.layout import grid_ids
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.context import Context, GuidedContext, LatentGrid
+from hyperbagel.bagel.context import Context, GuidedContext
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, TextSegment
 from hyperbagel.bagel.vision import patchify

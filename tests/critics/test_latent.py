@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GuidanceScales
-from hyperbagel.bagel.context import Context, LatentGrid
+from hyperbagel.bagel.context import Context
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.context import LatentGrid
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.guidance import EDITING, GENERATION, PAPER_EDITING, Guidance, GuidedPass, combine
 from tests.bagel.tiny import CONFIG, MIXED_SIZES, STRIDE, Maker, mixed_documents, tiny_model

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbagel.bagel.layout import grid_ids
 from hyperbagel.bagel.mot import Past
 
 
@@ -123,34 +122,3 @@ class GuidedContext:
         """Select or repeat documents in every variant. index: (R,) int64."""
         variants = (None if c is None else c.rows(index) for c in (self.full, self.no_text, self.no_image))
         return GuidedContext(*variants)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class LatentGrid:
-    """The token grids of a batch of images to be denoised.
-
-    sizes: (h, w) in tokens, one an image; position_ids: (B, n) into the latent position table, n the longest;
-    valid: (B, n) bool, or None when all images have n tokens.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    position_ids: Tensor
-    valid: Tensor | None
-
-    @staticmethod
-    def of(sizes: Sequence[tuple[int, int]], side: int, device: torch.device | str = "cpu") -> LatentGrid:
-        """Grids of the given sizes in a position table of `side` x `side`. Raises ValueError for a grid beyond it."""
-        for height, width in sizes:
-            if not (0 < height <= side and 0 < width <= side):
-                raise ValueError(f"image of {height}x{width} latent tokens: the model's grid is {side}x{side}")
-        ids = torch.nn.utils.rnn.pad_sequence([grid_ids(size, side) for size in sizes], batch_first=True)
-        lengths = torch.tensor([h * w for h, w in sizes])
-        valid = None
-        if bool((lengths != ids.shape[1]).any()):
-            valid = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
-        return LatentGrid(tuple(sizes), ids.to(device), valid)
-
-    def repeat(self, times: int) -> LatentGrid:
-        """The grids of `times` stacked guidance variants."""
-        valid = None if self.valid is None else self.valid.repeat(times, 1)
-        return LatentGrid(self.sizes * times, self.position_ids.repeat(times, 1), valid)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.grid import grid_ids, latent_grid
 from hyperbagel.bagel.segments import Document, DroppedSegment, LatentSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.vision import patchify
 
@@ -158,11 +159,6 @@ def _order(streams: Sequence[_Stream]) -> TokenOrder:
     )
 
 
-def grid_ids(size: tuple[int, int], side: int) -> Tensor:
-    """Position ids of an (h, w) token grid in a table of `side` x `side`: row * side + column, raster order."""
-    return (torch.arange(size[0])[:, None] * side + torch.arange(size[1])).flatten()
-
-
 class LayoutBuilder:
     """Places the segments of documents, one sample after the other, and pads them to a `Layout`."""
 
@@ -293,18 +289,6 @@ class LayoutBuilder:
         valid = torch.arange(int(lengths.max())) < lengths[:, None]
         slots = ids.eq(VIT_TOKEN).flatten().nonzero().flatten()
         return ViTBatch(_pad(patches, 0), _pad(position_ids, 0), valid, slots)
-
-
-def latent_grid(size: tuple[int, ...], config: BagelConfig) -> tuple[int, int]:
-    """Token grid (h, w) of a latent of `size` (height, width). Raises ValueError when it does not fit the model."""
-    patch, side = config.latent_patch_size, config.max_latent_size
-    if size[0] % patch or size[1] % patch or max(size) > side * patch or not min(size):
-        stride, factor = config.latent_stride, config.autoencoder.downsample
-        raise ValueError(
-            f"image of {size[1] * factor}x{size[0] * factor} pixels: sides must be multiples of {stride} "
-            f"and at most {side * stride} pixels for this model's latent grid"
-        )
-    return size[0] // patch, size[1] // patch
 
 
 def build_layout(documents: Sequence[Document], config: BagelConfig, start: Tensor | None = None) -> Layout:

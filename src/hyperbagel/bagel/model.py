@@ -14,34 +14,14 @@ from torch import Tensor, nn
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.config import BagelConfig
-from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext, LatentGrid
-from hyperbagel.bagel.embeddings import PositionTable, Rotation, rotation
-from hyperbagel.bagel.layout import Layout, ViTBatch, build_layout, latent_grid
+from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
+from hyperbagel.bagel.embeddings import Rotation, rotation
+from hyperbagel.bagel.grid import LatentGrid, latent_grid
+from hyperbagel.bagel.layout import Layout, build_layout
 from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Past, Streams, mot_forward
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment
-from hyperbagel.bagel.vision import Connector, VisionTower, unpatchify
-
-
-class UnderstandingStack(nn.Module):
-    """Everything that understanding needs: embeddings, understanding experts, LM head, vision tower and connector."""
-
-    def __init__(self, config: BagelConfig) -> None:
-        super().__init__()
-        llm, vit = config.llm, config.vit
-        self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
-        self.layers = nn.ModuleList(ExpertLayer(llm) for _ in range(llm.num_hidden_layers))
-        self.norm = nn.RMSNorm(llm.hidden_size, llm.rms_norm_eps)
-        self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
-        self.vision = VisionTower(vit)
-        self.connector = Connector(vit.hidden_size, llm.hidden_size)
-        self.vit_pos_embed = PositionTable(vit.patches_per_side, llm.hidden_size)
-
-    def embed_vit(self, vit: ViTBatch) -> Tensor:
-        """ViT token embeddings, connector and position table applied: (images, N, D)."""
-        patches = vit.patches.to(self.embed_tokens.weight.dtype)
-        x = self.connector(self.vision(patches, vit.position_ids, None if vit.valid.all() else vit.valid))
-        output: Tensor = x + self.vit_pos_embed(vit.position_ids).to(x.dtype)
-        return output
+from hyperbagel.bagel.understanding import UnderstandingStack
+from hyperbagel.bagel.vision import unpatchify
 
 
 @dataclass(frozen=True)

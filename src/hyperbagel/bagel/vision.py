@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperbagel.bagel.config import ViTConfig
+from hyperbagel.bagel.grid import grid_ids
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
@@ -68,6 +69,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        self.config = config
         self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size)
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
@@ -81,6 +83,15 @@ class VisionTower(nn.Module):
         for layer in self.layers:
             x = layer(x, keys)
         output: Tensor = self.post_layernorm(x)
+        return output
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """Features of pictures of one size, whole patches each: (B, 3, h * patch, w * patch) in [-1, 1] ->
+        (B, h * w, width)."""
+        patch = self.config.patch_size
+        size = (pictures.shape[2] // patch, pictures.shape[3] // patch)
+        ids = grid_ids(size, self.config.patches_per_side).to(pictures.device)
+        output: Tensor = self(patchify(pictures, patch), ids.expand(len(pictures), -1))
         return output
 
 

@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hyperbagel.bagel.images import to_uint8
-from hyperbagel.bagel.layout import grid_ids
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.vision import patchify
 from hyperbagel.callbacks.evaluation import Run
 from hyperbagel.datamodules.documents import parse_document
 from hyperbagel.evaluation.fidelity import extract_features, frechet_distance, within_prompt_diversity
@@ -40,8 +38,7 @@ class ViTFeatures(nn.Module):
             pixels = nn.functional.interpolate(
                 pixels, (size[0] * patch, size[1] * patch), mode="bicubic", antialias=True
             )
-        ids = grid_ids((size[0], size[1]), side).to(images.device)
-        features: Tensor = self.vision(patchify(pixels, patch), ids.expand(len(images), -1))
+        features: Tensor = self.vision.look(pixels)
         return features.mean(1)
 
 

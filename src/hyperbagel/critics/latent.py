@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.config import BagelConfig
-from hyperbagel.bagel.context import Context, LatentGrid
+from hyperbagel.bagel.context import Context
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.critics.heads import HeadStack, check_layers, spread_layers
 

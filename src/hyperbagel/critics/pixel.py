@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hyperbagel.bagel.layout import grid_ids
+from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.views import encoder_view, resized
 from hyperbagel.bagel.vision import patchify

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.context import LatentGrid
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.images import to_pixels, to_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.context import Context, GuidedContext, LatentGrid
+from hyperbagel.bagel.context import Context, GuidedContext
+from hyperbagel.bagel.grid import LatentGrid
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel

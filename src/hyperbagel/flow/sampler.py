@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.context import GuidedContext, LatentGrid
+from hyperbagel.bagel.context import GuidedContext
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.flow.guidance import Guidance, GuidedPass
 from hyperbagel.flow.schedule import euler_step, timesteps
 

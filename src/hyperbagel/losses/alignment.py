@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperbagel.bagel.context import LatentGrid
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
-from hyperbagel.bagel.vision import patchify
 from hyperbagel.losses.term import LossTerm, Step
 
 
@@ -67,9 +66,7 @@ def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Te
         size = (height * vit.patch_size, width * vit.patch_size)
         if pictures.shape[-2:] != size:
             pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
-        rows, columns = torch.arange(height), torch.arange(width)
-        ids = (rows[:, None] * vit.patches_per_side + columns).flatten().to(model.device)
-        seen = model.understanding.vision(patchify(pictures, vit.patch_size), ids.expand(len(members), -1))
+        seen = model.understanding.vision.look(pictures)
         features[members, : height * width] = seen.float()
     return features
 

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GuidanceScales
-from hyperbagel.bagel.context import GuidedContext, LatentGrid
+from hyperbagel.bagel.context import GuidedContext
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
 

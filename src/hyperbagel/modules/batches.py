@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.context import GuidedContext, LatentGrid
+from hyperbagel.bagel.context import GuidedContext
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, LatentSegment, Segment, ViTSegment
 from hyperbagel.bagel.vision import patchify
