@@ -13,7 +13,7 @@ SMOLLM2 := $(VENV)/.smollm2
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pretrain test test-all check format clean
+.PHONY: help setup demo pretrain distill test test-all check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ demo: setup ## Show what hyperbagel can do on this machine
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
 	for stage in autoencoder understanding generation; do \
+		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
+
+distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
+	for stage in cfg tscd dmdo adp refl; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 test: setup ## Run the fast tests, with branch coverage

@@ -9,6 +9,9 @@ from hyperbagel.callbacks.geneval import GenEval
 from hyperbagel.callbacks.image_grid import ImageGrid
 from hyperbagel.callbacks.provenance import Provenance
 from hyperbagel.callbacks.report import Report
+from hyperbagel.callbacks.reward_guard import RewardGuard
+from hyperbagel.callbacks.safeguard import Safeguard
+from hyperbagel.callbacks.speculation import Speculation
 from hyperbagel.callbacks.understanding import Understanding
 
 __all__ = [
@@ -21,5 +24,8 @@ __all__ = [
     "ImageGrid",
     "Provenance",
     "Report",
+    "RewardGuard",
+    "Safeguard",
+    "Speculation",
     "Understanding",
 ]

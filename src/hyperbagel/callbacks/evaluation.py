@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from hyperbagel.bagel.checkpoint import load_branch
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.evaluation.inference import Cost, Painter
@@ -42,6 +43,13 @@ class Findings:
 
 
 @dataclass(frozen=True)
+class BranchSampler(Sampler):
+    """A row to be measured: sampler settings, and the file of the distilled branch that denoises; None: the stage's."""
+
+    branch: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One evaluation: the stage, its tokenizer, and this process's share of the work."""
 
@@ -51,8 +59,11 @@ class Run:
     world: int
 
     def painter(self, sampler: Sampler) -> Painter:
-        """Draws with the stage's branch."""
-        return Painter(self.stage.model, self.tokenizer, sampler, self.stage.branch)
+        """Draws with the sampler's branch, or with the stage's. Raises CheckpointError for an unusable branch file."""
+        branch = self.stage.branch
+        if isinstance(sampler, BranchSampler) and sampler.branch is not None:
+            branch = load_branch(sampler.branch, self.stage.model)[0]
+        return Painter(self.stage.model, self.tokenizer, sampler, branch)
 
     def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """What this process works on; over all processes every item comes exactly once."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
-from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import OWN, BranchSampler, Evaluation, Findings, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
 from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
-from hyperbagel.evaluation.inference import Painter
-from hyperbagel.flow.sampler import Sampler
+from hyperbagel.evaluation.inference import Cost, Painter
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class GEdit(Evaluation):
     Args:
         judge: scores edits; figures of different judges must not be compared.
         data: what is to be edited.
-        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own.
+        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own,
+            and one may name a distilled branch to measure instead of the stage's.
         settings: batch size, threads of the judge, seed.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
     """
@@ -70,7 +70,7 @@ class GEdit(Evaluation):
         self,
         judge: Judge | ExactJudge,
         data: GEditData = _DATA,
-        samplers: dict[str, Sampler | None] | None = None,
+        samplers: dict[str, BranchSampler | None] | None = None,
         settings: GEditRun = _SETTINGS,
         every_n_updates: int = 0,
     ) -> None:
@@ -89,7 +89,7 @@ class GEdit(Evaluation):
             result = report(rows, self.judge, self.settings)
             findings.rows[row] = result.metrics() | run.gather_cost(painter.cost)
             findings.details[row] = result.to_dict()
-            findings.pictures[f"gedit/{row}"] = self._grid(run.painter(painter.sampler))
+            findings.pictures[f"gedit/{row}"] = self._grid(replace(painter, cost=Cost()))
         return findings
 
     def _share(self, run: Run) -> list[EditSample]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import OWN, BranchSampler, Evaluation, Findings, Run
 from hyperbagel.callbacks.fidelity import Fidelity, ImageKey
 from hyperbagel.evaluation.geneval import (
     ColorClassifier,
@@ -27,7 +27,6 @@ from hyperbagel.evaluation.geneval import (
 from hyperbagel.evaluation.geneval.report import ImageResult
 from hyperbagel.evaluation.geneval.runner import Job
 from hyperbagel.evaluation.inference import Painter, batches_of_equals
-from hyperbagel.flow.sampler import Sampler
 from hyperbagel.scenes.prompts import test_prompts
 
 
@@ -76,7 +75,8 @@ class GenEval(Evaluation):
         detector: finds objects in pictures.
         color_classifier: names their colours; not needed where the detector does.
         prompts: what is asked for.
-        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own.
+        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own,
+            and one may name a distilled branch to measure instead of the stage's.
         settings: pictures a prompt, batch size, seed.
         fidelity: also measure distances of the pictures to others, and diversity.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
@@ -87,7 +87,7 @@ class GenEval(Evaluation):
         detector: Detector,
         color_classifier: ColorClassifier | None = None,
         prompts: GenEvalPrompts = _PROMPTS,
-        samplers: dict[str, Sampler | None] | None = None,
+        samplers: dict[str, BranchSampler | None] | None = None,
         settings: GenEvalSettings = _SETTINGS,
         fidelity: Fidelity | None = None,
         every_n_updates: int = 0,
@@ -99,7 +99,7 @@ class GenEval(Evaluation):
         self.scorer.check(self.prompts.prompts)
         self.size, self.shown = prompts.size, prompts.shown
         self.fidelity = fidelity
-        self.samplers: Mapping[str, Sampler | None] = samplers or {OWN: None}
+        self.samplers: Mapping[str, BranchSampler | None] = samplers or {OWN: None}
 
     def evaluate(self, run: Run) -> Findings:
         """One row a sampler."""
