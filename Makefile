@@ -8,6 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+BROWSER := $(VENV)/.browser
 
 # Tests read only local files. One thread a worker: more only compete for the cores.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -55,14 +56,23 @@ distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes 
 test: setup ## Run the fast tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term
 
-test-all: setup $(SMOLLM2) ## Run all tests, the slow ones too
+# What tests of the interactive page need beside a Chromium of the system; without one they are skipped.
+$(BROWSER): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[app]' playwright
+	@touch $@
+
+test-all: setup $(SMOLLM2) $(BROWSER) ## Run all tests, the slow ones too
 	$(PYTEST) --cov --cov-report=term -m ''
 
-check: setup ## Lint, check formatting, types and the direction of imports
+check: setup ## Lint, check formatting, types and the direction of imports, and build the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs: setup ## Show the documentation at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
 
 format: setup ## Sort imports, apply safe fixes and format
 	$(BIN)/ruff check --fix
