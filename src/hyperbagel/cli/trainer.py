@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from hyperbagel.callbacks.safeguard import Safeguard
 
 
 class TrainerCLI(LightningCLI):
@@ -16,9 +20,18 @@ class TrainerCLI(LightningCLI):
         parser.set_defaults({"trainer.use_distributed_sampler": False})
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run one trainer command, such as ["fit", "--config", "stage.yaml"]."""
-    TrainerCLI(
+class ConfigReader(TrainerCLI):
+    """The command line up to where objects would be made."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
+    return cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -28,3 +41,15 @@ def run(arguments: Sequence[str]) -> None:
         save_config_kwargs={"overwrite": True},
         args=list(arguments),
     )
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one trainer command, such as ["fit", "--config", "stage.yaml"]."""
+    _start(TrainerCLI, arguments)
+
+
+def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:
+    """The checked settings of YAML files, later ones overriding earlier ones: `model`, `data`, `trainer`, ..."""
+    options = [option for file in files for option in ("--config", str(file))]
+    settings: Namespace = _start(ConfigReader, [command, *options]).config[command]
+    return settings
