@@ -46,6 +46,27 @@ def test_two_updates_change_the_networks_and_nothing_else(
     assert not changed(snapshot(stage.branch), branch)
 
 
+PARTS = {
+    "cfg": {"encode", "teacher", "student"},
+    "tscd": {"encode", "target", "critic", "student"},
+    "dmdo": {"trajectory", "critic", "teacher", "student"},
+    "adp": {"trajectory", "critic", "student"},
+    "refl": {"student"},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_cost_of_an_update_is_logged_by_part(
+    name: str, nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """The parts that follow each other make up the step, apart from what lies between them."""
+    run = fit(make_stage(name, nano_folder, nano_branch), batches(2), tmp_path)
+    seconds = {k.removeprefix("time/"): float(v) for k, v in run.logged_metrics.items() if k.startswith("time/")}
+    assert set(seconds) == PARTS[name] | {"data", "prefill", "step"}
+    inner = {"teacher"} if name == "dmdo" else set()
+    assert 0 < sum(seconds[part] for part in PARTS[name] - inner) + seconds["prefill"] <= seconds["step"] * 1.001
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_resuming_equals_an_uninterrupted_run(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """Bit for bit, from a checkpoint that holds no weight of the model."""

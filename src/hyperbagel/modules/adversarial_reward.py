@@ -133,7 +133,7 @@ class ADP(DistillationStage):
         t = noise_favouring_times(torch.rand(len(prepared), generator=generator)).to(self.device)
         x_t = interpolate(x_0, noise, t[:, None, None])
         student_turn = int(self.batches_seen) % self.adp.student_every == 0
-        with torch.set_grad_enabled(student_turn):
+        with self.timed("student"), torch.set_grad_enabled(student_turn):
             velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales)
         x0_hat = predict_x0(x_t, velocity.float(), t[:, None, None])
         step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, target=x_0)

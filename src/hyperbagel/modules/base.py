@@ -36,7 +36,8 @@ class StageSettings:
     steps, shift: of the sampler that the student is made for; text_scale, image_scale: ranges of the student's guidance
     inputs; generation, editing: how the teacher is guided, and the scales of evaluation; teacher: file of a
     CFG-distilled branch to aim at, which costs one pass where the guided original (None) costs two or three;
-    max_updates: student updates after which training stops; compute: how layers are computed; seed: of noise and times.
+    max_updates: student updates after which training stops; export: file that the branch is written to when training
+    ends, None for `branch.safetensors` in the run's folder; compute: how layers are computed; seed: of noise and times.
     """
 
     steps: int = 6
@@ -47,6 +48,7 @@ class StageSettings:
     editing: Guidance = PAPER_EDITING
     teacher: str | None = None
     max_updates: int | None = None
+    export: str | None = None
     compute: Compute = _COMPUTE
     seed: int = 0
 
@@ -82,7 +84,9 @@ class DistillationStage(ManualOptimization):
     def configure_model(self) -> None:
         """Under ModelParallelStrategy, shard the understanding layers and every network."""
         if self.device_mesh is not None and not self._sharded:
-            shard(self, self.device_mesh["data_parallel"])
+            plugin = self.trainer.precision_plugin
+            gathered_dtype = torch.bfloat16 if plugin.precision == "bf16-mixed" else None
+            shard(self, self.device_mesh["data_parallel"], gathered_dtype)
             self._sharded = True
 
     # What evaluation and callbacks use
@@ -131,16 +135,16 @@ class DistillationStage(ManualOptimization):
             save_branch(merged(whole), info, path)
 
     def on_train_end(self) -> None:
-        """Leave `branch.safetensors` in the run's folder, averaged where a callback keeps an average (`averaged`)."""
-        folder = self.run_folder()
+        """Write the branch, averaged where a callback keeps an average (`averaged`)."""
+        path = Path(self.settings.export or self.run_folder() / "branch.safetensors")
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if callable(averaged := getattr(callback, "averaged", None)):
                     stack.enter_context(averaged(self))
-            self.export_branch(folder / "branch.safetensors")
+            self.export_branch(path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which model the checkpoint belongs to."""

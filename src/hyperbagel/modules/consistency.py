@@ -55,7 +55,8 @@ class CFGDistillation(DistillationStage):
         prepared, generator = self.begin(batch)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         t = shift_time(torch.rand(len(prepared), generator=generator), self.timestep_shift).to(self.device)
-        x_t = interpolate(target_tokens(self.model, prepared), noise, t[:, None, None])
+        with self.timed("encode"):
+            x_t = interpolate(target_tokens(self.model, prepared), noise, t[:, None, None])
         with self.timed("teacher"):
             target = self.teacher.bind(self.model, prepared, scales).velocity(x_t, t)
         with self.timed("student"):
@@ -146,11 +147,12 @@ class TSCD(DistillationStage):
         prepared, generator = self.begin(batch)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         times = SegmentTimes(*(t.to(self.device) for t in self.segments.draw(len(prepared), generator)))
-        x_t = interpolate(target_tokens(self.model, prepared), noise, times.t_n[:, None, None])
+        with self.timed("encode"):
+            x_t = interpolate(target_tokens(self.model, prepared), noise, times.t_n[:, None, None])
         with self.timed("target"):
             real = self.target(prepared, scales, x_t, times)
         student_turn = int(self.batches_seen) % self.tscd.student_every == 0
-        with torch.set_grad_enabled(student_turn):
+        with self.timed("student"), torch.set_grad_enabled(student_turn):
             velocity = self.model.velocity(x_t, times.t_n, prepared.contexts.full, prepared.grid, self.student, scales)
         fake = jump(x_t, velocity, times.t_n, times.t_end)
         step = self.step(prepared, scales, x_t=x_t, t=times.t_n, velocity=velocity, output=fake, target=real)

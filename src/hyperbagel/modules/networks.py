@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -34,7 +35,9 @@ class Training:
     """How one network is trained.
 
     optimizer: of its named parameters; scheduler: of the learning rate, stepped with the optimizer; clip: largest norm
-    of its gradient, 0 for no clipping; accumulate: backward passes an optimizer step; lora: train adapters only.
+    of its gradient, 0 for no clipping; accumulate: backward passes an optimizer step; lora: train adapters only;
+    dtype: of the weights that train, None for the model's. float32 over a frozen model in bfloat16 loses no small
+    updates; the two meet under the trainer's `precision: bf16-mixed`.
     """
 
     optimizer: OptimizerCallable = torch.optim.AdamW
@@ -42,6 +45,7 @@ class Training:
     clip: float = 1.0
     accumulate: int = 1
     lora: LoRA | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         if self.clip < 0 or self.accumulate < 1:
@@ -59,14 +63,20 @@ def trainable_branch(source: GenerationBranch, training: Training) -> Generation
     if training.lora is None:
         branch = source.copy()
         branch.add_guidance_embedders()
-        return branch.requires_grad_(True)
-    # The weights stay those of `source`: several adapted branches cost one.
-    branch = copy.deepcopy(source, {id(p): p for p in source.parameters()})
-    branch.add_guidance_embedders()
-    return _adapt(branch, training.lora)
+        branch.requires_grad_(True)
+    else:
+        # The weights stay those of `source`: several adapted branches cost one.
+        branch = copy.deepcopy(source, {id(p): p for p in source.parameters()})
+        branch.add_guidance_embedders()
+        _adapt(branch, training.lora)
+    if training.dtype is not None:
+        for parameter in branch.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, training.dtype))
+    return branch
 
 
-def _adapt(branch: GenerationBranch, lora: LoRA) -> GenerationBranch:
+def _adapt(branch: GenerationBranch, lora: LoRA) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -79,7 +89,6 @@ def _adapt(branch: GenerationBranch, lora: LoRA) -> GenerationBranch:
     inject_adapter_in_model(config, branch)
     for name, part in branch.named_parameters():
         part.requires_grad_("lora_" in name or any(name.startswith(prefix) for prefix in lora.full))
-    return branch
 
 
 def merged(branch: GenerationBranch) -> GenerationBranch:

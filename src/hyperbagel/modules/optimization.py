@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ class ManualOptimization(TakesLossTerms):
         self.automatic_optimization = False
         self.max_updates = max_updates
         self._training: dict[str, Training] = {}
+        self._seconds: Counter[str] = Counter()
+        self._started = self._worked_until = self._ended = 0.0
         self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("backward_passes", torch.zeros(_MAX_NETWORKS, dtype=torch.long))
@@ -112,16 +115,36 @@ class ManualOptimization(TakesLossTerms):
         """Log metrics against the student's updates."""
         self.log_dict({**metrics, "step": float(self.student_step)}, batch_size=batch_size)
 
+    # Cost
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Log the wall-clock seconds of a part of the step as `time/<part>`, and show it in profiles.
+        """Add the wall-clock seconds inside to this step's `time/<part>`, and show them in profiles.
 
         Work queued on an accelerator counts where it is waited for.
         """
         start = time.perf_counter()
         with torch.profiler.record_function(part):
             yield
-        self.log_at_step({f"time/{part}": time.perf_counter() - start})
+        self._worked_until = time.perf_counter()
+        self._seconds[part] += self._worked_until - start
+
+    def on_train_start(self) -> None:
+        """A finished run that is resumed has nothing left to do."""
+        if self.max_updates is not None and int(self.student_step) >= self.max_updates:
+            self.trainer.should_stop = True
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The batch has arrived: what it was waited for is `time/data`."""
+        self._started = self._worked_until = time.perf_counter()
+        self._seconds = Counter(data=self._started - self._ended)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what the batch cost: `time/step` as a whole, and its parts. Evaluations that followed it do not count."""
+        self._seconds["step"] = self._worked_until - self._started
+        self.log_at_step({f"time/{part}": seconds for part, seconds in self._seconds.items()})
+        self._ended = time.perf_counter()
 
     def run_folder(self) -> Path:
         """Where this run's files go."""

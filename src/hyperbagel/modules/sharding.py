@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from hyperbagel.bagel.branch import GenerationBranch
@@ -14,12 +16,9 @@ from hyperbagel.bagel.mot import ExpertLayer
 from hyperbagel.critics.heads import HeadStack
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard branches, critics and understanding layers over a mesh: halves of layers, projections, embedders, heads.
-
-    Layers free their gathered weights after use (`reshard_after_forward`), so that several branches fit beside each
-    other.
-    """
+def shard_units(network: nn.Module) -> Iterator[nn.Module]:
+    """The parts of branches, critics and understanding layers that are sharded, each as one unit: halves of layers,
+    projections, embedders, heads."""
     for module in network.modules():
         units: list[nn.Module] = []
         if isinstance(module, ExpertLayer):
@@ -28,9 +27,20 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             units = [child for child in module.children() if not isinstance(child, nn.ModuleList)]
         elif isinstance(module, HeadStack):
             units = list(module)
-        for unit in units:
-            if any(True for _ in unit.parameters()):
-                fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        yield from (unit for unit in units if any(True for _ in unit.parameters()))
+
+
+def shard(network: nn.Module, mesh: DeviceMesh, gathered_dtype: torch.dtype | None = None) -> None:
+    """Shard the units of a network over a mesh.
+
+    They free their gathered weights after use (`reshard_after_forward`), so that several branches fit beside each
+    other. gathered_dtype: in which full-precision weights are gathered for use, None for their own.
+    """
+    # Inputs are autocast's affair: times and latents must not be rounded.
+    reduced = None if gathered_dtype is None else torch.float32
+    policy = MixedPrecisionPolicy(gathered_dtype, reduced, cast_forward_inputs=False)
+    for unit in shard_units(network):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def gathered(branch: GenerationBranch, config: BagelConfig) -> GenerationBranch:
