@@ -9,7 +9,7 @@ import torch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.callbacks import ExportModel
-from hyperbagel.modules.autoencoder import AutoencoderTraining, _stacks
+from hyperbagel.modules.autoencoder import AutoencoderTraining, RateDistortion, _stacks
 from hyperbagel.modules.schedules import WarmupStableDecay
 from tests.runs import nano_folder, scenes, trainer
 
@@ -32,6 +32,23 @@ def test_rate_is_the_divergence_from_a_standard_normal(folder: str, monkeypatch)
     posterior = torch.distributions.Normal(1.5, torch.tensor(-0.5).exp())
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(result.rate, expected)
+
+
+def test_terms_are_weighted_and_averaged_over_pictures(folder: str, monkeypatch):
+    """Two stacks, of three pictures and of one."""
+    module = stage(folder, kl_weight=0.01, l1_weight=0.1)
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    monkeypatch.setattr(
+        module,
+        "rate_distortion",
+        lambda images, _: RateDistortion(*(torch.tensor(x) * len(images) for x in (1.0, 2.0, 3.0)), images),
+    )
+    documents = [[ImageSegment(torch.zeros(3, 16, width))] for width in (16, 16, 32, 16)]
+    loss = module.training_step(DocumentBatch(documents, ["a", "b", "c", "d"], [{}] * 4), 0)
+    # Weights 3/4 and 1/4 of 3x and 1x the values: 2.5x.
+    assert logged == pytest.approx({"loss/reconstruction": 2.5, "loss/deviation": 5.0, "loss/rate": 7.5})
+    assert float(loss) == pytest.approx(2.5 + 0.1 * 5 + 0.01 * 7.5)
 
 
 def test_only_the_autoencoder_learns_and_its_latents_get_unit_scale(folder: str, tmp_path: Path):
