@@ -3,6 +3,10 @@
     python benchmarks/speculation.py [--layers 12] [--width 160] [--heads 5] [--kv-heads 5] [--vocabulary 648]
 
 Every part is timed in turn in one run; figures are CPU time of the process, least and median over the repeats.
+What a draft has to beat is plain decoding by the same fused layers (`Speculator` without a draft, "target pass, 1
+tokens" here), not `decode_text` ("Bagel.decode"), which runs the model's own layers one operation after the other.
+"break-even" is the acceptance length at which a round of drafting costs as much as plain decoding of its tokens.
+Whole answers are measured by the callback `Speculation`.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ def plain(model: Bagel, context: Context, ids: Tensor) -> Work:
 
 
 def verification(model: Bagel, context: Context, ids: Tensor) -> Work:
-    """A pass as speculative decoding makes them."""
+    """A pass as `Speculator` makes them, with a draft or without."""
     target, cache = FusedStack(list(model.understanding.layers), model.config.llm), RowCache.of(context, ROOM)
     understanding = model.understanding
     logits, embed = LogitsHead(understanding.norm, understanding.lm_head, fuse=True), understanding.embed_tokens.weight
@@ -118,9 +122,9 @@ def main() -> None:
     with torch.inference_mode():
         model = random_model(options)
         context = model.prefill([[TextSegment(torch.randint(5, options.vocabulary, (CONTEXT - 2,)))]])
-        ids = torch.randint(5, options.vocabulary, (1, 8))
+        ids = torch.randint(5, options.vocabulary, (1, STEPS + 2))
         work: dict[str, Work] = {}
-        for count in (1, 8):
+        for count in (1, STEPS + 2):
             work[f"Bagel.decode, {count} tokens"] = plain(model, context, ids[:, :count])
             work[f"target pass, {count} tokens"] = verification(model, context, ids[:, :count])
         for name, config in HEADS.items():
@@ -133,10 +137,15 @@ def main() -> None:
                     times.setdefault(name, []).append(1000 * (time.process_time() - start))
     for kind, figure in (("least", min), ("median", statistics.median)):
         summary = {name: figure(values) for name, values in times.items()}
+        lines = []
         for name in HEADS:
             longer, shorter = (summary.pop(f"{name}: chain of {n}") for n in (STEPS + 1, 1))
             summary[f"{name}: draft step"] = (longer - shorter) / STEPS
+            rows, pass_ = summary[f"{name}: {STEPS} true rows"], "target pass, {} tokens"
+            spent = rows + longer + summary[pass_.format(STEPS + 2)]
+            lines.append(f"  {name + ': break-even':32s} {spent / summary[pass_.format(1)]:7.2f} tokens")
         print(f"{kind} CPU time in ms\n" + "\n".join(f"  {n:32s} {v:7.3f}" for n, v in sorted(summary.items())))
+        print(f"a chain of {STEPS + 1} and its verification, in plain passes\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment, TextSegment, ViTSegment
+from hyperbagel.callbacks.report import Report, read_report
 from hyperbagel.callbacks.speculation import Speculation, questions_of
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
+from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.modules.draft_head import DraftTraining, Unroll
 from hyperbagel.modules.pretrain import Pretraining
 from tests.runs import nano_folder, scenes, trainer
 
-CALLBACK = Speculation(SpeculationSettings(3), max_tokens=12, questions=5, warmup=1)
+WAYS = {"chain": SpeculationSettings(3), "tree": SpeculationSettings(2, tree=TreeSettings(2, 4))}
+CALLBACK = Speculation(WAYS, max_tokens=12, questions=5, warmup=1)
 
 
 def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
     module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1), unroll=Unroll(steps=2))
-    runner = trainer(tmp_path, callbacks=[CALLBACK])
+    runner = trainer(tmp_path, callbacks=[CALLBACK, Report(str(tmp_path))])
     (logged,) = runner.test(module, scenes({"caption": 1.0, "question": 1.0}, held_out=8), verbose=False)
     names = {"acceptance_length", "n_alpha", "tokens_per_second", "tokens_per_second_plain", "speedup"}
     assert {f"speculation/{name}" for name in names} <= set(logged)
@@ -28,8 +31,11 @@ def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
     assert (
         kinds and sum(logged[f"speculation/{kind}/questions"] for kind in kinds) == logged["speculation/questions"] == 5
     )
-    assert logged["speculation/differing_answers"] == 0
-    assert 1 <= logged["speculation/acceptance_length"] <= 4
+    assert logged["speculation/differing_answers"] == logged["tree/speculation/differing_answers"] == 0
+    assert 1 <= logged["speculation/acceptance_length"] <= 4 and "speculation/n_alpha_0" in logged
+    rows = read_report(tmp_path)["results"]["speculation"]["rows"]
+    assert next(iter(rows)) == "chain" and {"tree", *(f"tree, {kind}" for kind in kinds)} <= set(rows)
+    assert rows["tree"]["speculation/questions"] == 5
 
 
 def test_every_answer_is_a_question_of_its_kind() -> None:
@@ -59,7 +65,8 @@ def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     data.setup("test")
     asked = questions_of(next(iter(data.test_dataloader())))
     results = CALLBACK.measure(module.model, module.draft, asked)
-    assert sum(result.differing for result in results.values()) == len(asked)
+    for way in WAYS:
+        assert sum(result.differing for result in results[way].values()) == len(asked)
 
 
 def test_stages_without_a_draft_are_refused(tmp_path: Path) -> None:

@@ -60,6 +60,18 @@ def test_regenerated_shards_hold_the_models_own_answers(
     main(["data", "inspect", str(answered), "--out", str(tmp_path / "sheet.png")])
 
 
+def test_long_answers_are_dropped_or_cut(nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = tmp_path / "asked"
+    main(["data", "scenes", str(asked), "--size", "4", "--weights", "{caption: 1}"])
+    command = ["data", "regenerate", str(asked), "--model", nano, "--max-tokens", "2", "--answer-prefix", "the"]
+    written = {}
+    for keep in ("false", "true"):
+        main([*command, str(tmp_path / keep), "--keep-long", keep])
+        shown = capsys.readouterr().out.splitlines()[-1]
+        written[keep] = int(shown.split(" documents")[0])
+    assert written["false"] < written["true"] == 4
+
+
 def test_vocabularies_are_the_frequent_tokens_of_answers(
     nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +20,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment, ViTSegment
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
 from hyperbagel.draft.losses import AcceptanceLikelihood, DraftStep, KLDivergence, TotalVariation
 from hyperbagel.draft.unroll import unroll
 from hyperbagel.draft.vocabulary import count_tokens, frequent_tokens, read_vocabulary, write_vocabulary
@@ -94,6 +98,40 @@ def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(tmp_path: Pa
         trainer(tmp_path / "two", max_steps=5).fit(stage(folder), data(), ckpt_path=path)
 
 
+class Shares(L.LightningDataModule):
+    """Each batch of `Answers`, its documents dealt out to the ranks."""
+
+    def train_dataloader(self) -> DataLoader[DocumentBatch]:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        batches = [Answers()[index] for index in range(3)]
+        return DataLoader(
+            [DocumentBatch(b.documents[rank::world], b.keys[rank::world], b.metas[rank::world]) for b in batches],
+            batch_size=None,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduced", [False, True])
+def test_two_processes_train_as_one_does(folder: str, tmp_path: Path, reduced: bool) -> None:
+    """Ranks have different numbers of rows, and at some steps of the unroll none; means are over the rows of both."""
+    vocabulary = None
+    if reduced:
+        write_vocabulary(list(range(2, 40)), tmp_path / "ids.json")
+        vocabulary = str(tmp_path / "ids.json")
+    heads = []
+    for processes in (1, 2):
+        strategy = DDPStrategy(process_group_backend="gloo", start_method="spawn") if processes > 1 else "auto"
+        module = DraftTraining(
+            folder, WITHOUT_ZEROS, partial(torch.optim.SGD, lr=0.1), unroll=Unroll(steps=7), vocabulary=vocabulary
+        )
+        run = trainer(tmp_path / str(processes), max_epochs=1, devices=processes, strategy=strategy)
+        run.fit(module, Shares())
+        heads.append(load_file(tmp_path / str(processes) / "draft.safetensors"))
+    fresh = DraftHead.from_target(WITHOUT_ZEROS, Bagel.from_pretrained(folder)).state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in heads[0].items() if name in fresh)
+    torch.testing.assert_close(heads[1], heads[0], atol=2e-6, rtol=1e-4)
+
+
 def reference(module: DraftTraining, batch: DocumentBatch) -> tuple[list[list[float]], list[int]]:
     """KL of every counting row of each step, and the number of hits, from logits written out in full."""
     values, hits = [], []
@@ -148,11 +186,11 @@ def test_chunks_bound_the_logits_and_change_nothing(folder: str, monkeypatch: py
     largest = 0
     compare = DraftTraining._compare_chunk
 
-    def watched(self: DraftTraining, index: int, hidden: Tensor, target: Tensor) -> object:
+    def watched(self: DraftTraining, index: int, hidden: Tensor, *target: Tensor) -> object:
         nonlocal largest
         if self is chunked:
             largest = max(largest, len(hidden))
-        return compare(self, index, hidden, target)
+        return compare(self, index, hidden, *target)
 
     monkeypatch.setattr(DraftTraining, "_compare_chunk", watched)
     for module in (whole, chunked):

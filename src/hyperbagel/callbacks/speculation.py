@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+import torch
 from tqdm import tqdm
 
+from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import (
     Document,
@@ -21,12 +22,11 @@ from hyperbagel.bagel.segments import (
     TextSegment,
     ViTSegment,
 )
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
-
-_SPECULATION = SpeculationSettings()
 
 
 @dataclass
@@ -49,22 +49,29 @@ class KindResult:
         self.statistics.merge(other.statistics)
 
     def metrics(self) -> dict[str, float]:
-        """acceptance_length, n_alpha (mean of the curve) and its points, tokens a second of both, speedup,
-        differing.
-        """
+        """acceptance_length, n_alpha (mean of the curve), tokens a second of both, speedup, differing."""
         plain = self.plain_tokens / max(self.plain_seconds, 1e-9)
         speculative = self.tokens / max(self.seconds, 1e-9)
-        curve = {f"n_alpha_{n}": alpha for n, alpha in enumerate(self.statistics.n_alpha)}
         return {
             "acceptance_length": self.statistics.acceptance_length,
             "n_alpha": self.statistics.mean_alpha,
-            **curve,
             "tokens_per_second_plain": plain,
             "tokens_per_second": speculative,
             "speedup": speculative / max(plain, 1e-9),
             "differing_answers": float(self.differing),
             "questions": float(self.questions),
         }
+
+    def curve(self) -> dict[str, float]:
+        """The points of the curve: n_alpha_0, n_alpha_1, ..."""
+        return {f"n_alpha_{n}": alpha for n, alpha in enumerate(self.statistics.n_alpha)}
+
+
+_Timed = tuple[float, list[list[int]]]
+"""Seconds, and the answers."""
+
+Results = dict[str, dict[str, KindResult]]
+"""By way of proposing tokens, and then by kind of document."""
 
 
 @dataclass(frozen=True)
@@ -76,39 +83,43 @@ class Question:
     prefix: tuple[int, ...] = ()
 
 
-class Speculation(Callback):
-    """Answers the questions of validation and test documents twice, plainly and with the draft head.
+class Speculation(Evaluation):
+    """Answers the questions of validation and test documents plainly and with the draft head.
 
-    Both ways share all code but the drafting, take turns question by question, and swap who comes first; prefilling is
-    not timed. Logs `speculation/{acceptance_length,n_alpha,tokens_per_second,speedup,...}`, and the same for each kind
+    All ways share all code but the drafting, on fused layers, and take turns question by question, each time in another
+    order; prefilling is not timed. Runs in every validation and test. Logs
+    `speculation/{acceptance_length,n_alpha,tokens_per_second,speedup,...}` of the first way, and the same for each kind
     of document as `speculation/<kind>/...`: the sample's own `meta["kind"]`, or what stands before the answer
-    (`after_image`: behind a picture that was to be drawn, `picture`, `text`). Greedy answers have to be equal:
-    `speculation/differing_answers` counts those that are not. `results` keeps the figures for reports.
+    (`after_image`: behind a picture that was to be drawn, `picture`, `text`). Further ways are `<way>/speculation/...`.
+    Greedy answers have to be equal: `speculation/differing_answers` counts those that are not. Weights are used as they
+    are, whatever the trainer's mixed precision.
 
     Args:
-        speculation: how tokens are proposed.
+        ways: how tokens are proposed, by a name for each; default one chain of the usual length.
         max_tokens: longest answer.
         batch_size: questions answered at once.
-        questions: most questions of a run.
-        warmup: questions answered before the clock runs.
+        questions: most questions of a run, on each rank.
+        warmup: batches answered before the clock runs.
     """
 
     def __init__(
         self,
-        speculation: SpeculationSettings = _SPECULATION,
+        ways: dict[str, SpeculationSettings] | None = None,
         max_tokens: int = 128,
         batch_size: int = 1,
         questions: int = 200,
         warmup: int = 2,
     ) -> None:
+        super().__init__()
         if min(max_tokens, batch_size, questions) < 1 or warmup < 0:
             raise ValueError(
                 "Speculation: max_tokens, batch_size and questions must be at least 1, warmup not negative"
             )
-        self.speculation, self.max_tokens, self.batch_size = speculation, max_tokens, batch_size
+        self.ways: Mapping[str, SpeculationSettings] = ways or {"chain": SpeculationSettings()}
+        self.max_tokens, self.batch_size = max_tokens, batch_size
         self.questions, self.warmup = questions, warmup
-        self.results: dict[str, KindResult] = {}
-        self._asked: list[Question] = []
+        self.results: Results = {}
+        self._asked: list[Question] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a stage without a draft head, before anything runs."""
@@ -119,7 +130,7 @@ class Speculation(Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a new run."""
-        self._asked = []
+        self._asked = None
 
     on_validation_epoch_start = on_test_epoch_start
 
@@ -132,59 +143,99 @@ class Speculation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the questions of a batch."""
-        missing = self.questions - len(self._asked)
-        if isinstance(batch, DocumentBatch) and missing > 0 and not trainer.sanity_checking:
-            self._asked += questions_of(batch)[:missing]
+        """Collect the questions of a batch; stored features ask none."""
+        if isinstance(batch, DocumentBatch) and not trainer.sanity_checking:
+            self._asked = [*(self._asked or []), *questions_of(batch)][: self.questions]
 
     on_validation_batch_end = on_test_batch_end
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer and log."""
-        if not self._asked:
-            return
-        training = pl_module.training
-        pl_module.eval()
-        model: Bagel = pl_module.model  # type: ignore[assignment]
-        self.results = self.measure(model, pl_module.draft, self._asked)  # type: ignore[arg-type]
-        pl_module.train(training)
-        total = KindResult()
-        for kind, result in self.results.items():
-            total.merge(result)
-            pl_module.log_dict(
-                {f"speculation/{kind}/{name}": value for name, value in result.metrics().items()}, sync_dist=True
-            )
-        pl_module.log_dict({f"speculation/{name}": value for name, value in total.metrics().items()}, sync_dist=True)
+        if self._asked is not None:
+            self._run_and_log(trainer, pl_module)
 
     on_validation_epoch_end = on_test_epoch_end
 
-    def measure(self, model: Bagel, draft: DraftHead, asked: Sequence[Question]) -> dict[str, KindResult]:
-        """Figures by kind of document."""
-        plain, speculative = Speculator(model), Speculator(model, draft, self.speculation)
+    def evaluate(self, run: Run) -> Findings:
+        """One row a way, and one for each kind of document beneath it."""
+        model, draft = run.stage.model, run.stage.draft  # type: ignore[attr-defined]
+        with torch.autocast(model.device.type, enabled=False):
+            measured = self.measure(model, draft, self._asked or [])
+        self.results = _merged(run.gather([measured]))
+        findings = Findings()
+        for way, kinds in self.results.items():
+            for kind, result in {"": _total(kinds), **kinds}.items():
+                row = f"{way}, {kind}" if kind else way
+                findings.rows[row] = {f"speculation/{name}": value for name, value in result.metrics().items()}
+                findings.details[row] = result.curve()
+        return findings
+
+    def _metrics(self) -> dict[str, float]:
+        """Of all ways and kinds, curves included, under the names of loggers."""
+        metrics: dict[str, float] = {}
+        for number, (way, kinds) in enumerate(self.results.items()):
+            for kind, result in {"": _total(kinds), **kinds}.items():
+                place = (f"{way}/" if number else "") + "speculation/" + (f"{kind}/" if kind else "")
+                metrics |= {f"{place}{name}": value for name, value in (result.metrics() | result.curve()).items()}
+        return metrics
+
+    def measure(self, model: Bagel, draft: DraftHead, asked: Sequence[Question]) -> Results:
+        """Figures by way and kind of document."""
+        plain, speculative = Speculator(model), Speculator(model, draft)
         settings = DecodingSettings(self.max_tokens)
-        results: dict[str, KindResult] = {}
-        batches = list(_batches(asked, self.batch_size))
+        order: list[str | None] = [None, *self.ways]
+        results: Results = {way: {} for way in self.ways}
+
+        def timed(way: str | None, batch: list[Question], context: Context) -> _Timed:
+            speculator = plain
+            if way is not None:
+                speculator, speculative.speculation = speculative, self.ways[way]
+                speculative.statistics = results[way].setdefault(batch[0].kind, KindResult()).statistics
+            started = time.perf_counter()
+            answers = speculator.decode(context, settings, prefix=batch[0].prefix)
+            return time.perf_counter() - started, answers
+
+        batches = _batches(asked, self.batch_size)
         for batch in batches[: self.warmup]:
             context = speculative.prefill([question.document for question in batch])
-            for way in (plain, speculative):
-                way.decode(context, settings, prefix=batch[0].prefix)
+            for way in order:
+                timed(way, batch, context)
+        for kinds in results.values():
+            kinds.clear()
         for turn, batch in enumerate(tqdm(batches, "Speculation", leave=False)):
             context = speculative.prefill([question.document for question in batch])
-            result = results.setdefault(batch[0].kind, KindResult())
-            speculative.statistics = result.statistics
-            timed = {}
-            for way in (plain, speculative) if turn % 2 else (speculative, plain):
-                started = time.perf_counter()
-                answers = way.decode(context, settings, prefix=batch[0].prefix)
-                timed[way is plain] = (time.perf_counter() - started, answers)
-            seconds, answers = timed[True]
-            result.plain_seconds += seconds
-            result.plain_tokens += _count(answers, settings)
-            result.seconds += timed[False][0]
-            result.tokens += _count(timed[False][1], settings)
-            result.questions += len(batch)
-            result.differing += sum(a != b for a, b in zip(answers, timed[False][1], strict=True))
+            first = turn % len(order)
+            found = {way: timed(way, batch, context) for way in order[first:] + order[:first]}
+            for way in self.ways:
+                _note(results[way][batch[0].kind], found[None], found[way], settings)
         return results
+
+
+def _note(result: KindResult, plain: _Timed, speculative: _Timed, settings: DecodingSettings) -> None:
+    """Add a batch that was answered both ways."""
+    result.plain_seconds += plain[0]
+    result.plain_tokens += _count(plain[1], settings)
+    result.seconds += speculative[0]
+    result.tokens += _count(speculative[1], settings)
+    result.questions += len(plain[1])
+    result.differing += sum(a != b for a, b in zip(plain[1], speculative[1], strict=True))
+
+
+def _total(kinds: Mapping[str, KindResult]) -> KindResult:
+    total = KindResult()
+    for result in kinds.values():
+        total.merge(result)
+    return total
+
+
+def _merged(parts: Sequence[Results]) -> Results:
+    """The results of all ranks together."""
+    ways = parts[0].keys()
+    kinds = sorted({kind for part in parts for found in part.values() for kind in found})
+    return {
+        way: {kind: _total({str(i): p[way][kind] for i, p in enumerate(parts) if kind in p[way]}) for kind in kinds}
+        for way in ways
+    }
 
 
 def _count(answers: list[list[int]], settings: DecodingSettings) -> int:

@@ -51,6 +51,7 @@ def regenerate(
     answer_prefix: str = "",
     batch_size: int = 16,
     max_tokens: int = 256,
+    keep_long: bool = False,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -67,6 +68,7 @@ def regenerate(
         answer_prefix: what the model is made to begin its answers with; not part of the written ones.
         batch_size: documents answered at once.
         max_tokens: longest answer; documents with a longer one are dropped, since its end is not the model's own.
+        keep_long: keep the beginnings of longer answers instead; right for draft heads, wrong for pretraining.
         temperature: 0 always takes the likeliest token; higher values vary more.
         top_p: sample among the likeliest tokens that together have this probability.
         seed: of the sampling.
@@ -80,7 +82,7 @@ def regenerate(
     formatting = Formatting(
         str(model_folder(model)), config.vae_transform, config.vit_transform, answer_prefix=answer_prefix
     )
-    settings = answering.RegenerationSettings(batch_size, max_tokens, temperature, top_p, seed)
+    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
     return answering.regenerate(bagel, DocumentBuilder(formatting), shards, out, settings)
 
 

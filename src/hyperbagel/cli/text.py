@@ -27,6 +27,7 @@ class Chat:
         question: what to ask.
         model: checkpoint folder, or the name of a model that comes with the package.
         draft: file of a draft head, which speeds the answer up without changing it.
+        answer_prefix: what the model is made to begin its answer with, as chat models expect; it is not shown.
         max_tokens: longest answer.
         temperature: 0 always takes the likeliest token; higher values vary more.
         top_p: sample among the likeliest tokens that together have this probability.
@@ -38,6 +39,7 @@ class Chat:
     question: str
     model: str = "scenes"
     draft: str | None = None
+    answer_prefix: str = ""
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -100,6 +102,7 @@ def chat(options: Chat) -> None:
         head = None if options.draft is None else load_draft(options.draft, bagel)
         speculator = Speculator(bagel, head)
         document = question_document(bagel, tokenizer, options.question, picture)
-        speculator.decode(speculator.prefill([document]), settings, generator, show)
+        prefix = tokenizer.encode(options.answer_prefix).tolist()
+        speculator.decode(speculator.prefill([document]), settings, generator, show, prefix)
     seconds = time.perf_counter() - started
     print(f"\n[{stream.count} tokens, {stream.count / seconds:.1f} tokens/s]", file=sys.stderr)

@@ -32,11 +32,13 @@ STATE = ".regeneration"
 
 @dataclass(frozen=True)
 class RegenerationSettings:
-    """batch_size: documents answered at once; max_tokens: longest answer, longer ones are dropped, since their end is
-    not the target's; temperature, top_p: 0 takes the greedy answer; seed: of the sampling."""
+    """batch_size: documents answered at once; max_tokens: longest answer; keep_long: of longer ones keep the beginning,
+    which is as good for draft heads (they learn the target's distribution, not where the text ends), instead of
+    dropping the document; temperature, top_p: 0 takes the greedy answer; seed: of the sampling."""
 
     batch_size: int = 16
     max_tokens: int = 256
+    keep_long: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -156,8 +158,11 @@ class Regenerator:
             context = self.speculator.prefill(asked)
             answers = self.speculator.decode(context, decoding, generator, prefix=self.prefix)
             for document, ids in zip(turns, answers, strict=True):
+                ended, ids = len(ids) <= settings.max_tokens, ids[: settings.max_tokens]
                 text = self.tokenizer.decode(ids)
-                document.complete = len(ids) <= settings.max_tokens and bool(text.strip())
+                if not ended:
+                    text = text.rstrip("\ufffd")  # the limit may fall inside of a character
+                document.complete = (ended or settings.keep_long) and bool(text.strip())
                 document.segments[document.given[len(document.answers)]] = TextSegment(
                     torch.tensor([*self.prefix, *ids], dtype=torch.long)
                 )

@@ -18,12 +18,14 @@ class UnrolledStep(NamedTuple):
     """One unroll step's counting rows, R in all.
 
     number: of the step, from 0; hidden: (R, D) draft features before the final norm; target: (R, D) the target's
-    residual stream at the position whose prediction they imitate; row: (R,) number of the row among those of step 0.
+    residual stream at the position whose prediction they imitate; place: (R,) number of this position in the batch
+    (of B * N); row: (R,) number of the row among those of step 0.
     """
 
     number: int
     hidden: Tensor
     target: Tensor
+    place: Tensor
     row: Tensor
 
 
@@ -68,8 +70,8 @@ def unroll(head: DraftHead, batch: FeatureBatch, steps: int) -> Iterator[Unrolle
         counting = counts[i][samples, index] & rows
         if not bool(counting.any()):
             return
-        target = batch.final[samples, (index + 1 + i).clamp(max=length - 1)]
-        yield UnrolledStep(i, hidden[counting], target[counting], number[counting])
+        place = (samples * length + (index + 1 + i).clamp(max=length - 1))[counting]
+        yield UnrolledStep(i, hidden[counting], batch.final.flatten(0, 1)[place], place, number[counting])
 
 
 def _pack(valid: Tensor) -> tuple[Tensor, Tensor]:

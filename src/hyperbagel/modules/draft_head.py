@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyperbagel.bagel.checkpoint import base_hash
+from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.draft.batch import FeatureBatch, extract_features
 from hyperbagel.draft.checkpoint import load_draft, save_draft
@@ -91,6 +93,7 @@ class DraftTraining(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.folder = model
         self.model = compute.load(model).requires_grad_(False)
         if init_from is None:
             ids = None if vocabulary is None else read_vocabulary(vocabulary, self.model.config.llm.vocab_size)
@@ -138,41 +141,59 @@ class DraftTraining(Stage):
         """Loss terms and acceptance of each unroll step, summed over the rows that count."""
         alive: Tensor | None = None
         sums = []
-        for step in unroll(self.draft, self.features(batch), self.unroll.steps):
+        features = self.features(batch)
+        choices = self._choices(features)
+        for step in unroll(self.draft, features, self.unroll.steps):
             if alive is None:
                 alive = torch.ones(len(step.row), dtype=torch.bool, device=step.row.device)
-            terms, rows, hits = self._compare(step)
+            terms, rows, hits = self._compare(step, choices[step.place])
             reached = alive[step.row]
             accepted = reached & hits
             alive = torch.zeros_like(alive).index_put((step.row,), accepted)
             sums.append(StepSums(terms, rows, reached.sum(), accepted.sum()))
         return sums
 
-    def _compare(self, step: UnrolledStep) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def _choices(self, features: FeatureBatch) -> Tensor:
+        """The target's most likely next token at each answered position, -1 at others: (B * N,).
+
+        Taken once for all unroll steps, since it needs the whole vocabulary even where the draft's is a small part.
+        """
+        answered = (features.labels != IGNORED).flatten()
+        size = max(1, self.unroll.logits // self.model.config.llm.vocab_size)
+        streams = features.final.flatten(0, 1)[answered].split(size)
+        choices = torch.full_like(answered, -1, dtype=torch.long)
+        choices[answered] = torch.cat([self.model.next_logits(stream).argmax(-1) for stream in streams])
+        return choices
+
+    def _compare(self, step: UnrolledStep, choice: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Terms summed over rows (terms,), the number of rows summed, and which rows (R,) have the target's choice
-        right.
+        right. choice: (R,) of it.
 
         Logits exist for one chunk of rows at a time; with several chunks, the backward pass computes them again.
         """
-        size = max(1, self.unroll.logits // self.model.config.llm.vocab_size)
-        chunks = list(zip(step.hidden.split(size), step.target.split(size), strict=True))
+        size = max(1, self.unroll.logits // self.draft.lm_head.out_features)
+        chunks = list(zip(*(rows.split(size) for rows in (step.hidden, step.target, choice)), strict=True))
         results = []
-        for hidden, target in chunks:
+        for chunk in chunks:
             if len(chunks) > 1 and torch.is_grad_enabled():
-                results.append(checkpoint(self._compare_chunk, step.number, hidden, target, use_reentrant=False))
+                results.append(checkpoint(self._compare_chunk, step.number, *chunk, use_reentrant=False))
             else:
-                results.append(self._compare_chunk(step.number, hidden, target))
+                results.append(self._compare_chunk(step.number, *chunk))
         terms, rows, hits = zip(*results, strict=True)
         return torch.stack(terms).sum(0), torch.stack(rows).sum(), torch.cat(hits)
 
-    def _compare_chunk(self, number: int, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare_chunk(
+        self, number: int, hidden: Tensor, target: Tensor, choice: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        known, vocabulary = torch.ones_like(choice, dtype=torch.bool), self.draft.vocabulary
         with torch.no_grad():
-            target_logits = self.model.next_logits(target).float()
-            choice = target_logits.argmax(-1)
-            known = torch.ones_like(choice, dtype=torch.bool)
-            if self.draft.vocabulary is not None:
-                known = torch.isin(choice, self.draft.vocabulary)
-                target_logits = target_logits[:, self.draft.vocabulary]
+            if vocabulary is None:
+                target_logits = self.model.next_logits(target).float()
+            else:
+                known = torch.isin(choice, vocabulary)
+                und = self.model.understanding
+                target_logits = F.linear(und.norm(target), und.lm_head.weight[vocabulary]).float()
         draft_logits = self.draft.logits(hidden).float()
         # A choice that the draft cannot make is nothing to learn from, but a miss.
         hits = known & (self.draft.target_ids(draft_logits.argmax(-1)) == choice)
