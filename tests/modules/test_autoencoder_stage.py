@@ -36,7 +36,7 @@ def test_rate_is_the_divergence_from_a_standard_normal(folder: str, monkeypatch)
 
 def test_terms_are_weighted_and_averaged_over_pictures(folder: str, monkeypatch):
     """Two stacks, of three pictures and of one."""
-    module = stage(folder, kl_weight=0.01, l1_weight=0.1)
+    module = stage(folder, kl_weight=0.01, ssim_weight=0.1)
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def test_terms_are_weighted_and_averaged_over_pictures(folder: str, monkeypatch)
     documents = [[ImageSegment(torch.zeros(3, 16, width))] for width in (16, 16, 32, 16)]
     loss = module.training_step(DocumentBatch(documents, ["a", "b", "c", "d"], [{}] * 4), 0)
     # Weights 3/4 and 1/4 of 3x and 1x the values: 2.5x.
-    assert logged == pytest.approx({"loss/reconstruction": 2.5, "loss/deviation": 5.0, "loss/rate": 7.5})
+    assert logged == pytest.approx({"loss/reconstruction": 2.5, "loss/dissimilarity": 5.0, "loss/rate": 7.5})
     assert float(loss) == pytest.approx(2.5 + 0.1 * 5 + 0.01 * 7.5)
 
 

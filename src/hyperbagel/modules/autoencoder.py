@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, ViTSegment
@@ -25,12 +26,12 @@ _COMPUTE, _SAMPLERS = Compute(), Samplers()
 class RateDistortion:
     """Terms of one batch.
 
-    error, deviation: mean squared and mean absolute error of pixels in [-1, 1]; rate: KL divergence from a standard
-    normal, in nats a latent value; mean: (B, z, h, w) of the posterior.
+    error: mean squared error of pixels in [-1, 1]; dissimilarity: 1 - SSIM; rate: KL divergence from a standard normal,
+    in nats a latent value; mean: (B, z, h, w) of the posterior.
     """
 
     error: Tensor
-    deviation: Tensor
+    dissimilarity: Tensor
     rate: Tensor
     mean: Tensor
 
@@ -47,8 +48,8 @@ class AutoencoderTraining(Stage):
         scheduler: learning-rate schedule, stepped every update.
         kl_weight: weight of the mean KL divergence against the mean squared error. It sets how many nats a latent
             value carries: with too many the flow model learns noise.
-        l1_weight: weight of the mean absolute error against the mean squared error, which hardly sees edges of low
-            contrast.
+        ssim_weight: weight of 1 - SSIM, which sees structure relative to its contrast; the squared error hardly sees
+            what is light on light.
         compute: type of the weights.
         seed: of the draws from the posterior.
     """
@@ -63,7 +64,7 @@ class AutoencoderTraining(Stage):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable = WarmupStableDecay,
         kl_weight: float = 1e-3,
-        l1_weight: float = 0.0,
+        ssim_weight: float = 0.0,
         compute: Compute = _COMPUTE,
         seed: int = 0,
     ) -> None:
@@ -73,7 +74,7 @@ class AutoencoderTraining(Stage):
         self.model.requires_grad_(False)
         self.model.autoencoder.requires_grad_(True).to(memory_format=torch.channels_last)  # faster convolutions
         self.sampler, self.editing_sampler = _SAMPLERS.generation, _SAMPLERS.editing
-        self.kl_weight, self.l1_weight, self.seed = kl_weight, l1_weight, seed
+        self.kl_weight, self.ssim_weight, self.seed = kl_weight, ssim_weight, seed
         self._optimizer, self._scheduler = optimizer, scheduler
         self.register_buffer("latent_mean", torch.zeros(()))
         self.register_buffer("latent_square", torch.zeros(()))
@@ -87,8 +88,11 @@ class AutoencoderTraining(Stage):
         drawn = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator).to(mean)
         decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
         rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
-        difference = decoded.float() - images.float()
-        return RateDistortion(difference.square().mean(), difference.abs().mean(), rate.mean(), mean.detach())
+        decoded, images = decoded.float(), images.float()
+        with torch.autocast(images.device.type, enabled=False):  # variances are small differences
+            ssim = structural_similarity_index_measure(decoded, images, data_range=2.0)
+        assert isinstance(ssim, Tensor)
+        return RateDistortion((decoded - images).square().mean(), 1 - ssim, rate.mean(), mean.detach())
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
         """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
@@ -98,21 +102,21 @@ class AutoencoderTraining(Stage):
             raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
         counts = torch.tensor([count for count, _ in results], device=self.device)
         pictures = int(counts.sum())
-        error, deviation, rate = (
+        error, dissimilarity, rate = (
             (torch.stack([getattr(result, term) for _, result in results]) * counts).sum() / pictures
-            for term in ("error", "deviation", "rate")
+            for term in ("error", "dissimilarity", "rate")
         )
         self._observe(torch.cat([result.mean.flatten() for _, result in results]))
-        for name, value in (("reconstruction", error), ("deviation", deviation), ("rate", rate)):
+        for name, value in (("reconstruction", error), ("dissimilarity", dissimilarity), ("rate", rate)):
             self.log(f"loss/{name}", value, prog_bar=True, batch_size=pictures, sync_dist=True)
-        return error + self.l1_weight * deviation + self.kl_weight * rate
+        return error + self.ssim_weight * dissimilarity + self.kl_weight * rate
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same terms on validation pictures."""
         generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
         for images in _stacks(batch, self.device):
             result = self.rate_distortion(images, generator)
-            terms = (("reconstruction", result.error), ("deviation", result.deviation), ("rate", result.rate))
+            terms = (("reconstruction", result.error), ("dissimilarity", result.dissimilarity), ("rate", result.rate))
             for name, value in terms:
                 self.log(f"val/loss/{name}", value, batch_size=len(images), sync_dist=True)
 
