@@ -56,9 +56,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_cost_of_an_update_is_logged_by_part(
-    name: str, nano_folder: str, nano_branch: str, tmp_path: Path
-) -> None:
+def test_the_cost_of_an_update_is_logged_by_part(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """The parts that follow each other make up the step, apart from what lies between them."""
     run = fit(make_stage(name, nano_folder, nano_branch), batches(2), tmp_path)
     seconds = {k.removeprefix("time/"): float(v) for k, v in run.logged_metrics.items() if k.startswith("time/")}

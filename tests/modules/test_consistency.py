@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.flow.schedule import interpolate
+from hyperbagel.flow.schedule import interpolate, shift_time
 from hyperbagel.losses.consistency import SegmentTimes
 from hyperbagel.losses.term import Step
 from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.batches import prepare, target_tokens
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings, jump
+from hyperbagel.modules.randomness import step_generator
 
 from .distillation import HEADS, adam, batches, fit, make_stage, sgd, snapshot
 
@@ -46,6 +47,27 @@ def test_student_approaches_the_guided_teacher(nano_folder: str, tmp_path: Path)
         for s in (1.0, 5.0)
     )
     assert not torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_training_times_follow_the_shift(shift: float, nano_folder: str, tmp_path: Path) -> None:
+    """Of the same uniform draws."""
+    stage = CFGDistillation(nano_folder, sgd(0.0), timestep_shift=shift)
+    seen: list[Tensor] = []
+    original = stage.total
+
+    def spy(step: Step, update: str) -> Tensor:
+        seen.append(step.t)
+        return original(step, update)  # type: ignore[arg-type]
+
+    stage.total = spy  # type: ignore[method-assign, assignment]
+    fit(stage, batches(2), tmp_path)
+    expected = []
+    for number, batch in enumerate(batches(2)):
+        prepared, generator = prepare(stage.model, batch, variants=False), step_generator(0, 0, number)
+        stage.draw_noise(prepared, generator), stage.draw_scales(prepared, generator)
+        expected.append(shift_time(torch.rand(len(batch), generator=generator), shift))
+    torch.testing.assert_close(seen, expected)
 
 
 def test_tscd_step_by_hand(nano_folder: str, nano_branch: str) -> None:
@@ -97,6 +119,7 @@ def make_term(update: str):  # type: ignore[no-untyped-def]
 
 def test_critic_tells_the_two_apart(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """With a student that stands still, the critic's loss falls below that of guessing."""
+    torch.manual_seed(0)  # of the critic's heads
     stage = TSCD(nano_folder, nano_branch, sgd(0.0), adam(3e-3), TSCDSettings(ema_decay=0.999), HEADS)
     with torch.no_grad():
         for parameter in stage.student.llm2vae.parameters():

@@ -15,7 +15,9 @@ from torch.distributed.tensor import DTensor
 from hyperbagel.bagel.checkpoint import load_branch
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.modules.adversarial_reward import ADP
+from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+from hyperbagel.modules.stage import Compute
 
 from .distillation import HEADS, batches, fit, sgd
 
@@ -58,3 +60,21 @@ def test_distributed_training_takes_the_same_steps(
     branch, _ = load_branch(tmp_path / strategy / "branch.safetensors", alone.model)
     for key, value in alone.branch.state_dict().items():
         torch.testing.assert_close(branch.state_dict()[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_mixed_precision_gathers_halves_and_keeps_full_weights(
+    nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """A float32 student over a bfloat16 model: what is sharded and updated stays float32, and training moves it."""
+    settings = StageSettings(compute=Compute(dtype="bfloat16"))
+    train = sgd(dtype="float32")
+    stage = DMDO(nano_folder, nano_branch, train, train, DMDOSettings(fake_updates=1), settings)
+    start = stage.student.norm.weight.detach().clone()
+    how: Any = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    fit(stage, batches(2), tmp_path, strategy=how, devices=1, precision="bf16-mixed")
+    weight = stage.student.norm.weight
+    assert isinstance(weight, DTensor) and weight.dtype == torch.float32
+    assert stage.model.understanding.norm.weight.dtype == torch.bfloat16
+    layer = stage.student.layers[0].input  # type: ignore[union-attr]
+    assert layer._get_fsdp_state()._mp_policy.param_dtype == torch.bfloat16  # type: ignore[operator, union-attr]
+    assert torch.isfinite(weight.full_tensor()).all() and not torch.equal(weight.full_tensor(), start)

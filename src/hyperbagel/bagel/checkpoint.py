@@ -165,13 +165,21 @@ def _check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[st
         raise CheckpointError(f"{what} does not fit this model: {'; '.join(problems)}")
 
 
+def shapes_only() -> bool:
+    """Whether models are made without weights, as for planning: the default device is "meta"."""
+    return torch.get_default_device().type == "meta"
+
+
 def load_bagel(folder: str | Path, dtype: torch.dtype, cls: type[_Model]) -> _Model:
     """Build a model from an official folder, or from one that comes with the package, by its name.
 
+    With the meta device as default only the folder's configuration is read, and the model has shapes but no weights.
     Raises CheckpointError for missing, broken, or unfitting files.
     """
     folder = resolve(folder)
     config = read_config(folder)
+    if shapes_only():
+        return cls(config).to(dtype).eval()
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         tensors |= read_tensors(path, dtype)
@@ -197,16 +205,21 @@ def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> N
 # Writing
 
 
-def save_bagel(model: Bagel, folder: str | Path) -> None:
-    """Write a model in the official layout (tokenizer files are the caller's)."""
+def save_config(config: BagelConfig, folder: str | Path) -> None:
+    """Write the configuration files of the official layout."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config
     llm = dataclasses.asdict(config.llm) | {"hidden_act": "silu", "tie_word_embeddings": False}
     vit = dataclasses.asdict(config.vit) | {"num_hidden_layers": config.vit.num_hidden_layers + 1}
     extras = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("llm", "vit")}
     for name, content in (("llm_config.json", llm), ("vit_config.json", vit), (EXTRAS, extras)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_bagel(model: Bagel, folder: str | Path) -> None:
+    """Write a model in the official layout (tokenizer files are the caller's)."""
+    folder = Path(folder)
+    save_config(model.config, folder)
     names, state = official_names(model), model.state_dict()
     write_tensors({official: state[own] for own, official in names.items()}, folder / WEIGHTS)
     write_tensors(model.autoencoder.official_state_dict(), folder / AUTOENCODER)
@@ -227,6 +240,8 @@ def base_hash(model: Bagel) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.understanding.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_meta:
+            continue
         digest.update(value.flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -262,8 +277,13 @@ def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
 def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
     """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
 
-    Raises CheckpointError when the file is missing, broken, not a branch, or belongs to another base model.
+    With the meta device as default no file is read. Raises CheckpointError when the file is missing, broken, not a
+    branch, or belongs to another base model.
     """
+    if shapes_only():
+        shapes = GenerationBranch(model.config).to(model.dtype)
+        shapes.add_guidance_embedders()
+        return shapes, BranchInfo("", 0, base_hash(model))
     path = resolve(path, ".safetensors")
     with _open(path) as file:
         metadata = file.metadata() or {}

@@ -51,6 +51,7 @@ train and measure (PyTorch Lightning; settings in YAML, see configs/)
   fit         run a training stage:  hyperbagel fit --config configs/nano/generation.yaml
   test        measure a model or a stage's result
   validate, predict
+  plan        memory of a stage on some devices:  hyperbagel plan --config configs/bagel7b/dmdo.yaml --devices 8
   report      compare finished runs:  hyperbagel report RUN [RUN ...]
 
 `hyperbagel COMMAND --help` explains a command.
@@ -77,6 +78,11 @@ def main(args: Sequence[str] | None = None) -> None:
         from hyperbagel.cli.export import EXPORT_COMMANDS
 
         run_group("export", EXPORT_COMMANDS, arguments[1:])
+    elif command == "plan":
+        from hyperbagel.cli.plan import run_plan
+
+        with one_line_errors("hyperbagel plan"):
+            run_plan(with_underscores(arguments[1:]))
     elif command == "report":
         run_report(arguments[1:])
     elif command in COMMANDS:

@@ -12,12 +12,12 @@ from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
 from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
-from hyperbagel.losses.adversarial import Objective
 from hyperbagel.losses.term import CriticLogits, Step
 from hyperbagel.losses.terms import Adversarial, Discrimination
+from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen, trainable_branch
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.base import Reward
 
@@ -31,28 +31,23 @@ def one_step(settings: StageSettings) -> StageSettings:
 
 
 @dataclass(frozen=True)
-class ADPSettings:
-    """Settings of ADP.
+class ADPSettings(AdversarialSettings):
+    """Settings of ADP, with those of its adversarial game.
 
     pair_steps: steps with which the initial branch makes the pairs; latent_weight, pixel_weight: of the student's
-    losses against the two critics, 0 leaves one out; objective: of the adversarial game; student_every: batches on
-    which only the critics train come between the student's; renoise: range of t' at which the latent critic judges,
-    before the timestep shift; r1_weight, r1_sigma: approximate R1 penalty of the latent critic and its noise, 0 for
-    none.
+    losses against the two critics, 0 leaves one out; renoise: range of t' at which the latent critic judges, before the
+    timestep shift.
     """
 
     pair_steps: int = 6
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
-    objective: Objective = "hinge"
-    student_every: int = 1
     renoise: tuple[float, float] = (0.0, 1.0)
-    r1_weight: float = 0.0
-    r1_sigma: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.pair_steps < 1 or self.student_every < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
-            raise ValueError(f"need pair_steps, student_every >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
+        super().__post_init__()
+        if self.pair_steps < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
+            raise ValueError(f"need pair_steps >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
         if not self.latent_weight and not self.pixel_weight:
             raise ValueError("ADP needs latent_weight or pixel_weight above 0")
 
@@ -111,8 +106,7 @@ class ADP(DistillationStage):
         self.pixel_critic: PixelCritic | None = None
         self.critic_network = "critic" if adp.latent_weight else "pixel_critic"
         if adp.latent_weight:
-            backbone = trainable_branch(self.teacher_branch or self.model.generation, critic)
-            self.critic = LatentCritic(backbone, self.model.config, heads)
+            self.critic = LatentCritic(self.branch_like_teacher(critic), self.model.config, heads)
             self.add_network("critic", critic)
             self.add_loss(Discrimination("latent", adp.objective, r1_weight=adp.r1_weight))
             self.add_loss(Adversarial("latent", adp.objective, adp.latent_weight))
@@ -167,10 +161,7 @@ class ADP(DistillationStage):
         logits = {}
         if self.critic is not None:
             fake, real = renoising(step.output.detach()), renoising(step.target)
-            noisy: tuple[Tensor, ...] = ()
-            if self.adp.r1_weight:
-                noisy = (real + self.adp.r1_sigma * torch.randn(real.shape, generator=generator).to(real),)
-            latents = (fake, real, *noisy)
+            latents = (fake, real, *self.adp.perturbed(real, generator))
             logits["latent"] = CriticLogits(*self.critic.compare(self.model, latents, renoising.t, renoising.judged))
         if self.pixel_critic is not None:
             with torch.no_grad():

@@ -11,13 +11,13 @@ from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
 from hyperbagel.flow.schedule import euler_step, interpolate, shift_time
-from hyperbagel.losses.adversarial import Objective
 from hyperbagel.losses.consistency import Segments, SegmentTimes
 from hyperbagel.losses.term import CriticLogits
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
+from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, target_tokens
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, frozen, trainable_branch, update_ema
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, frozen, update_ema
 
 _SETTINGS = StageSettings()
 
@@ -66,13 +66,11 @@ class CFGDistillation(DistillationStage):
 
 
 @dataclass(frozen=True)
-class TSCDSettings:
-    """Settings of TSCD.
+class TSCDSettings(AdversarialSettings):
+    """Settings of TSCD, with those of its adversarial game.
 
     segments, grid_steps: segments of the training grid and its Euler steps; ema_decay: of the target branch, a student
-    update; adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out);
-    objective: of the adversarial game; student_every: batches on which only the critic trains come between the
-    student's; r1_weight, r1_sigma: approximate R1 penalty and its noise, 0 for none.
+    update; adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out).
     """
 
     segments: int = 3
@@ -80,16 +78,13 @@ class TSCDSettings:
     ema_decay: float = 0.95
     adversarial_weight: float = 1.0
     mse_weight: float = 0.0
-    objective: Objective = "hinge"
-    student_every: int = 1
-    r1_weight: float = 0.0
-    r1_sigma: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.adversarial_weight and not self.mse_weight:
             raise ValueError("TSCD needs adversarial_weight or mse_weight above 0")
-        if self.student_every < 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError(f"need student_every >= 1 and 0 <= ema_decay < 1, got {self}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: it must be in [0, 1)")
 
 
 _TSCD = TSCDSettings()
@@ -129,8 +124,7 @@ class TSCD(DistillationStage):
         self.critic: LatentCritic | None = None
         self.critic_network = "critic" if tscd.adversarial_weight else None
         if tscd.adversarial_weight:
-            backbone = trainable_branch(self.teacher_branch or self.model.generation, critic)
-            self.critic = LatentCritic(backbone, self.model.config, heads)
+            self.critic = LatentCritic(self.branch_like_teacher(critic), self.model.config, heads)
             self.add_network("critic", critic)
             self.add_loss(Discrimination("latent", tscd.objective, r1_weight=tscd.r1_weight))
             self.add_loss(Adversarial("latent", tscd.objective, tscd.adversarial_weight))
@@ -159,7 +153,7 @@ class TSCD(DistillationStage):
         judged = JudgedBatch(prepared.contexts.full, prepared.grid, scales)
         if self.critic is not None:
             with self.timed("critic"):
-                noisy = self.perturbed(real, generator)
+                noisy = self.tscd.perturbed(real, generator)
                 fake_logits, real_logits, *rest = self.critic.compare(
                     self.model, (fake.detach(), real, *noisy), times.t_end, judged
                 )
@@ -172,12 +166,6 @@ class TSCD(DistillationStage):
                     step = step.judged({"latent": logits})
                 if self.update("student", self.total(step, "student")):
                     update_ema(self.ema, self.student, self.tscd.ema_decay)
-
-    def perturbed(self, real: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Real latents with a little noise, for the approximate R1 penalty; nothing when it has no weight."""
-        if not self.tscd.r1_weight:
-            return ()
-        return (real + self.tscd.r1_sigma * torch.randn(real.shape, generator=generator).to(real),)
 
     def target(self, prepared: PreparedBatch, scales: GuidanceScales, x_t: Tensor, times: SegmentTimes) -> Tensor:
         """The real latents at t_end: one Euler step of the teacher, then the EMA student's jump. (B, n, C)."""

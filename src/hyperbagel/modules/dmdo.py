@@ -15,7 +15,7 @@ from hyperbagel.losses.distribution_matching import interval_above
 from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, trainable_branch
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DMDO(DistillationStage):
     ) -> None:
         super().__init__(model, init_from, student, settings)
         self.dmdo = dmdo
-        self.fake = trainable_branch(self.teacher_branch or self.model.generation, fake)
+        self.fake = self.branch_like_teacher(fake)
         self.add_network("fake", fake)
         self.add_loss(MeanSquaredError("fake", update="critic"))
         self.add_loss(DistributionMatching())

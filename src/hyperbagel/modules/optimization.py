@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +35,7 @@ class ManualOptimization(TakesLossTerms):
         self.automatic_optimization = False
         self.max_updates = max_updates
         self._training: dict[str, Training] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._started = self._worked_until = self._ended = 0.0
         self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
@@ -138,7 +138,8 @@ class ManualOptimization(TakesLossTerms):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The batch has arrived: what it was waited for is `time/data`."""
         self._started = self._worked_until = time.perf_counter()
-        self._seconds = Counter(data=self._started - self._ended)
+        self._seconds.clear()
+        self._seconds["data"] = self._started - self._ended
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the batch cost: `time/step` as a whole, and its parts. Evaluations that followed it do not count."""

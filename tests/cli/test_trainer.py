@@ -1,0 +1,36 @@
+"""Settings read from YAML files, and what every run of the trainer has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hyperbagel.callbacks import Safeguard
+from hyperbagel.cli.trainer import TrainerCLI, read_config, run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_later_files_override_earlier_ones_and_leave_the_rest(tmp_path: Path) -> None:
+    """Also inside the part that a class path chooses."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {init_args: {dmdo: {renoise: sde}, student: {accumulate: 3}}}\ntrainer: {devices: 4}\n")
+    base, changed = (
+        read_config([CONFIGS / "nano" / "dmdo.yaml"]),
+        read_config([CONFIGS / "nano" / "dmdo.yaml", overlay]),
+    )
+    assert (base.model.init_args.dmdo.renoise, changed.model.init_args.dmdo.renoise) == ("ode", "sde")
+    assert changed.model.init_args.student.accumulate == 3 and changed.trainer.devices == 4
+    assert changed.model.init_args.dmdo.fake_updates == base.model.init_args.dmdo.fake_updates == 2
+    assert changed.model.init_args.init_from == base.model.init_args.init_from
+
+
+def test_every_run_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the callbacks of the configuration, and without being named in it."""
+    seen: list[TrainerCLI] = []
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, subcommand: seen.append(self))
+    monkeypatch.setattr(TrainerCLI, "instantiate_classes", lambda self: None)
+    run(["fit", "--config", str(CONFIGS / "nano" / "dmdo.yaml")])
+    (cli,) = seen
+    assert any(isinstance(callback, Safeguard) for callback in cli.trainer_defaults["callbacks"])
