@@ -3,16 +3,38 @@
 from pathlib import Path
 
 import pytest
-from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.report import read_report
 from hyperbagel.cli import main
-from hyperbagel.cli.trainer import TrainerCLI
+from hyperbagel.cli.trainer import read_config
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = ("autoencoder", "understanding", "generation", "pretrain")
+STAGES = ("autoencoder", "understanding", "generation", "pretrain", "draft")
+DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "adp": "adp", "refl": "nfe1"}
+"""Stage -> name of its branch."""
+
+ABLATIONS = {
+    "cfg": ("--model.init_args.timestep_shift", "1"),
+    "tscd": ("--model.init_args.tscd.adversarial_weight", "0", "--model.init_args.tscd.mse_weight", "1"),
+    "dmdo": ("--model.init_args.dmdo.renoise", "sde"),
+    "adp": ("--model.init_args.features", "null"),
+}
+"""Stage -> what the scenes configurations say of its ablation."""
+
+ADDED_LOSS = """
+trainer:
+  callbacks+:
+    - class_path: hyperbagel.callbacks.AddLoss
+      init_args:
+        term: {class_path: tests.custom_loss.LatentContrast, init_args: {spread: 0.5, weight: 0.1}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: added, filename: last, every_n_train_steps: 1}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -20,28 +42,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> str:
     return nano_folder(tmp_path_factory.mktemp("work") / "runs" / "nano" / "fresh")
 
 
-class ParsingOnly(TrainerCLI):
-    """The command line up to where objects would be made."""
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_configuration_parses(config: Path):
-    parsed = ParsingOnly(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        args=["fit", "--config", str(config)],
-    )
-    assert isinstance(parsed.parser, LightningArgumentParser)
-    assert parsed.config.fit.model.class_path.startswith("hyperbagel.modules.")
+    assert read_config([config]).model.class_path.startswith("hyperbagel.modules.")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -55,6 +58,22 @@ def test_a_nano_stage_trains(stage: str, fresh: str, monkeypatch: pytest.MonkeyP
         assert (root / "runs" / "nano" / exported[stage] / "ema.safetensors").is_file()
 
 
+def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyPatch):
+    """As configured, and the plain baseline by an option of the command line."""
+    root = Path(fresh).parents[2]
+    monkeypatch.chdir(root)
+    if not (root / "runs" / "nano" / "draft" / "draft.safetensors").is_file():
+        fit("draft")
+    eagle3 = ["--model.init_args.draft", "{kind: eagle3, layers: 1}", "--trainer.logger.init_args.name", "eagle3"]
+    fit("draft", *eagle3, "--trainer.limit_val_batches", "0")
+    for name in ("draft", "eagle3"):
+        head = f"runs/nano/{name}/draft.safetensors"
+        main(["test", "--config", str(CONFIGS / "nano" / "draft.yaml"), "--model.init_args.init_from", head])
+        rows = read_report(root / "runs" / "nano" / "draft")["results"]["speculation"]["rows"]
+        assert {"chain", "tree"} <= set(rows) and any(row.startswith("chain, ") for row in rows)
+        assert rows["chain"]["speculation/differing_answers"] == rows["tree"]["speculation/differing_answers"] == 0
+
+
 def test_the_nano_model_is_measured(fresh: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`hyperbagel test` shows a table with a row for each sampler and leaves a report beside the run."""
     root = Path(fresh).parents[2]
@@ -66,3 +85,98 @@ def test_the_nano_model_is_measured(fresh: str, monkeypatch: pytest.MonkeyPatch,
     (report,) = (root / "runs" / "nano" / "pretrain").rglob("report.json")
     assert read_report(report.parent)["results"]["geneval"]["rows"]["teacher"]["nfe"] == 4
     assert (report.parent / "provenance.json").is_file()
+
+
+def fit(config: str, *arguments: str) -> None:
+    main(["fit", "--config", str(CONFIGS / "nano" / f"{config}.yaml"), *arguments])
+
+
+@pytest.fixture(scope="module")
+def distilled(fresh: str) -> Path:
+    """A folder in which the five stages of nano size ran one after the other."""
+    root = Path(fresh).parents[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for stage in DISTILLATION:
+            fit(stage)
+    return root
+
+
+def test_the_nano_stages_of_distillation_follow_each_other(distilled: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each starts from the branch before, and leaves one made for its number of evaluations."""
+    model = Bagel.from_pretrained(distilled / "runs" / "nano" / "fresh")
+    found = {}
+    for stage, name in DISTILLATION.items():
+        branch, info = load_branch(distilled / "runs" / "nano" / "branches" / f"{name}.safetensors", model)
+        assert branch.guided
+        found[stage] = (info.stage, info.nfe)
+    assert found == {
+        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "adp": ("ADP", 1), "refl": ("ReFL", 1)
+    }  # fmt: skip
+
+
+def test_distilled_branches_are_measured_beside_the_teacher(
+    distilled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(distilled)
+    main(["test", "--config", str(CONFIGS / "nano" / "distilled.yaml")])
+    (report,) = (distilled / "runs" / "nano" / "distilled").rglob("report.json")
+    results = read_report(report.parent)["results"]
+    assert {row: metrics["nfe"] for row, metrics in results["geneval"]["rows"].items()} == {
+        "nfe6": 6, "nfe1": 1, "naive-1": 2
+    }  # fmt: skip
+    assert {row: metrics["nfe"] for row, metrics in results["gedit"]["rows"].items()} == {"nfe6": 6, "naive-1": 3}
+
+
+@pytest.mark.parametrize("stage", DISTILLATION)
+def test_a_loss_is_added_to_a_stage_by_yaml(stage: str, distilled: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is in the stage's sum, its parameter trains with the student, and it is in the checkpoint."""
+    monkeypatch.chdir(distilled)
+    overlay = distilled / "added.yaml"
+    overlay.write_text(ADDED_LOSS)
+    for leftover in (distilled / "added").glob("*"):
+        leftover.unlink()
+    fit(stage, "--config", str(overlay), "--trainer.default_root_dir", f"runs/added/{stage}")
+    checkpoint = torch.load(distilled / "added" / "last.ckpt", weights_only=True)
+    (scale,) = (value for name, value in checkpoint["state_dict"].items() if name.endswith(".scale"))
+    assert scale != 1
+    events = EventAccumulator(str(next((distilled / "runs" / "added" / stage).rglob("events*")).parent)).Reload()
+    assert {"loss/contrast", "contrast/spread"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("stage", ABLATIONS)
+def test_ablations_are_settings(stage: str, distilled: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stage runs with the options that its scenes configuration names, and differs by them."""
+    monkeypatch.chdir(distilled)
+    shown = (CONFIGS / "scenes" / f"{stage}.yaml").read_text()
+    assert " ".join(ABLATIONS[stage]) in shown
+    export = ("--model.init_args.settings.export", "ablated.safetensors")
+    fit(stage, *ABLATIONS[stage], *export, "--trainer.default_root_dir", f"runs/ablated/{stage}")
+    events = EventAccumulator(str(next((distilled / "runs" / "ablated" / stage).rglob("events*")).parent)).Reload()
+    losses = {tag for tag in events.Tags()["scalars"] if tag.startswith("loss/")}
+    expected = {
+        "cfg": {"loss/cfg_distillation"},
+        "tscd": {"loss/consistency"},
+        "dmdo": {"loss/dmd", "loss/fake"},
+        "adp": {"loss/adversarial_latent", "loss/critic_latent"},
+    }
+    assert losses == expected[stage]
+    usual = distilled / "runs" / "nano" / "branches" / f"{DISTILLATION[stage]}.safetensors"
+    assert (distilled / "ablated.safetensors").read_bytes() != usual.read_bytes()
+
+
+def test_a_finished_stage_has_nothing_left_to_do(distilled: Path, monkeypatch: pytest.MonkeyPatch):
+    """What makes `make distill` go on where it was stopped: a resumed stage that is done only writes its branch."""
+    monkeypatch.chdir(distilled)
+    overlay = distilled / "saved.yaml"
+    overlay.write_text(ADDED_LOSS[: ADDED_LOSS.index("    - class_path: hyperbagel.callbacks.AddLoss")])
+    saver = """    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: runs/nano/cfg/checkpoints, save_last: true, every_n_train_steps: 1}
+"""
+    overlay.write_text(overlay.read_text() + saver)
+    options = ("--config", str(overlay), "--model.init_args.settings.export", "again.safetensors")
+    fit("cfg", *options, "--ckpt_path", "last")
+    first = (distilled / "again.safetensors").read_bytes()
+    (distilled / "again.safetensors").unlink()
+    fit("cfg", *options, "--ckpt_path", "last")
+    assert (distilled / "again.safetensors").read_bytes() == first
