@@ -1,5 +1,7 @@
 """A BAGEL built on a real pretrained language model answers as that language model does."""
 
+import dataclasses
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,9 +9,14 @@ import pytest
 import torch
 
 from hyperbagel.bagel.assemble import NANO, Parts, assemble
+from hyperbagel.bagel.layout import IGNORED, build_layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.callbacks.speculation import questions_of
+from hyperbagel.datamodules.packing import pack
+from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
+from hyperbagel.datamodules.shards import Sample
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 
 pytestmark = pytest.mark.slow
@@ -64,6 +71,34 @@ def test_greedy_answers_equal_those_of_transformers(gguf: Path, folder: Path) ->
         assert answer == expected and len(answer) == TOKENS
         seen.update(answer)
     assert len(seen) > TOKENS, "answers that only repeat themselves would show little"
+
+
+def test_conversations_have_the_ids_of_the_chat_template(gguf: Path, tmp_path: Path) -> None:
+    """All but the line breaks between blocks, as data, regenerated answers and measurements frame them."""
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = Tokenizer.from_pretrained(gguf, add_special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    question, answer = "What is the capital of France?", "Paris.\n\nIt is known for its museums."
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    rendered = reference.apply_chat_template(turns, tokenize=False)
+    expected = reference.encode(rendered.replace("<|im_end|>\n", "<|im_end|>"), add_special_tokens=False)
+    segments = [
+        {"type": "text", "text": SYSTEM},
+        {"type": "text", "text": f"user\n{question}"},
+        {"type": "text", "text": answer, "loss": True},
+    ]
+    sample = Sample("france", {"json": json.dumps({"segments": segments}).encode()})
+    built = DocumentBuilder(Formatting(str(tmp_path), answer_prefix=PREFIX)).build(sample)
+    batch = pack([built], "chat", []).unpack()
+    llm = dataclasses.replace(NANO.llm, vocab_size=tokenizer.size)
+    layout = build_layout(batch.documents, dataclasses.replace(NANO, llm=llm, tokens=tokenizer.tokens))
+    assert layout.ids[0].tolist() == expected
+    learnt = layout.ids[0][1:][layout.labels[0][:-1] != IGNORED]
+    assert reference.decode(learnt) == f"{answer}<|im_end|>"
+    (asked,) = questions_of(batch)
+    assert reference.decode(list(asked.prefix)) == PREFIX
 
 
 def test_the_tokenizer_equals_that_of_transformers(gguf: Path, folder: Path) -> None:
