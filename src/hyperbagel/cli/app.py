@@ -124,8 +124,9 @@ def _generate_tab(gr: Any, studio: Studio, network: Any, seed: Any) -> Any:
         def follow(text: str, number: float) -> tuple[Any, str]:
             return generate(text, live, number) if text.strip() else (None, "")
 
-        # Of what is typed while a picture is drawn, only the last state is drawn next.
-        prompt.input(follow, [prompt, seed], [picture, cost], trigger_mode="always_last", show_progress="hidden")
+        # Not `input`, which misses what is deleted or pasted. Of what is typed while a picture is drawn, only the last
+        # state is drawn next.
+        prompt.change(follow, [prompt, seed], [picture, cost], trigger_mode="always_last", show_progress="hidden")
     return picture
 
 
@@ -180,8 +181,16 @@ def _upload(gr: Any, name: str) -> Any:
 
 
 def _output(gr: Any, name: str) -> Any:
+    """A picture for the user, without the button that would upload it."""
     return gr.Image(
-        label="Picture", type="filepath", image_mode=None, format="png", interactive=False, height=300, elem_id=name
+        label="Picture",
+        type="filepath",
+        image_mode=None,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        height=300,
+        elem_id=name,
     )
 
 
