@@ -109,6 +109,8 @@ class Shares(L.LightningDataModule):
             batch_size=None,
         )
 
+    val_dataloader = train_dataloader
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reduced", [False, True])
@@ -118,18 +120,21 @@ def test_two_processes_train_as_one_does(folder: str, tmp_path: Path, reduced: b
     if reduced:
         write_vocabulary(list(range(2, 40)), tmp_path / "ids.json")
         vocabulary = str(tmp_path / "ids.json")
-    heads = []
+    heads, logged = [], []
     for processes in (1, 2):
         strategy = DDPStrategy(process_group_backend="gloo", start_method="spawn") if processes > 1 else "auto"
         module = DraftTraining(
             folder, WITHOUT_ZEROS, partial(torch.optim.SGD, lr=0.1), unroll=Unroll(steps=7), vocabulary=vocabulary
         )
-        run = trainer(tmp_path / str(processes), max_epochs=1, devices=processes, strategy=strategy)
+        options = {"max_epochs": 1, "devices": processes, "strategy": strategy, "limit_val_batches": 1.0}
+        run = trainer(tmp_path / str(processes), num_sanity_val_steps=0, **options)
         run.fit(module, Shares())
         heads.append(load_file(tmp_path / str(processes) / "draft.safetensors"))
+        logged.append({name: float(value) for name, value in run.callback_metrics.items()})
     fresh = DraftHead.from_target(WITHOUT_ZEROS, Bagel.from_pretrained(folder)).state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in heads[0].items() if name in fresh)
     torch.testing.assert_close(heads[1], heads[0], atol=2e-6, rtol=1e-4)
+    assert logged[1] == pytest.approx(logged[0], abs=1e-4) and "val/draft/acceptance_length" in logged[0]
 
 
 def reference(module: DraftTraining, batch: DocumentBatch) -> tuple[list[list[float]], list[int]]:
@@ -178,7 +183,7 @@ def test_loss_is_the_mean_over_rows_that_count_and_misses_stay_misses(
 
     module._trainer = Trainer()  # type: ignore[assignment]
     mean = sum(0.8**i * sum(v) / len(v) for i, v in enumerate(values) if v)
-    torch.testing.assert_close(float(module._means(sums)[0]), mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(float(module._means(sums, module._totals(sums))[0]), mean, rtol=1e-4, atol=1e-5)
 
 
 def test_chunks_bound_the_logits_and_change_nothing(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

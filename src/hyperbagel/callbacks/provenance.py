@@ -46,9 +46,9 @@ class Provenance(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the file and the summary."""
+        folder = run_folder(trainer)  # ranks agree on it, so all of them have to ask
         if not trainer.is_global_zero or trainer.fast_dev_run or not self._begin:  # type: ignore[attr-defined]
             return
-        folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         record = self._record(pl_module)
         (folder / "provenance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

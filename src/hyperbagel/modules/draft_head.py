@@ -203,19 +203,26 @@ class DraftTraining(Stage):
         step = DraftStep(number, draft_logits[known], target_logits[known])
         return torch.stack([term(step) * rows for term in self.loss_terms]), rows, hits
 
-    def _means(self, sums: list[StepSums]) -> Tensor:
+    def _totals(self, sums: list[StepSums]) -> Tensor:
+        """Rows, reached and accepted of each step over all ranks, (3, steps).
+
+        What is logged depends on these alone: ranks that log different metrics would wait for each other for ever.
+        """
+        totals = torch.zeros(3, self.unroll.steps, device=self.device)
+        for i, step in enumerate(sums):
+            totals[:, i] = torch.stack([step.rows, step.reached, step.accepted])
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        return totals
+
+    def _means(self, sums: list[StepSums], totals: Tensor) -> Tensor:
         """(terms,) means over the counting rows of all ranks, summed over steps with their weights.
 
         Ranks' gradients are averaged, hence the mean number of rows and not the sum.
         """
-        counts = torch.zeros(self.unroll.steps, device=self.device)
-        for i, step in enumerate(sums):
-            counts[i] = step.rows
-        if self.trainer.world_size > 1:
-            counts = self.trainer.strategy.reduce(counts, reduce_op="mean")
+        counts = (totals[0] / self.trainer.world_size).clamp(min=1e-6)
         zero = torch.zeros(len(self.terms), device=self.device)
-        means = [self.unroll.decay**i * step.terms / counts[i].clamp(min=1e-6) for i, step in enumerate(sums)]
-        return sum(means, zero)
+        return sum((self.unroll.decay**i * step.terms / counts[i] for i, step in enumerate(sums)), zero)
 
     def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> Tensor:
         """One update. Raises ValueError for a batch without answers, FloatingPointError for a loss that is not
@@ -227,7 +234,8 @@ class DraftTraining(Stage):
             raise ValueError(
                 f"the batch of documents {keys}, ... has no answers to draft: choose sources with text losses"
             )
-        means = self._means(sums)
+        totals = self._totals(sums)
+        means = self._means(sums, totals)
         if not bool(means.isfinite().all()):
             values = {term.name: float(value) for term, value in zip(self.loss_terms, means, strict=True)}
             raise FloatingPointError(
@@ -235,30 +243,31 @@ class DraftTraining(Stage):
             )
         for term, value in zip(self.loss_terms, means.detach(), strict=True):
             self.log(f"loss/{term.name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self._log_acceptance("draft", sums)
+        self._log_acceptance("draft", totals)
         weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
         return (weights * means).sum()
 
     def validation_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """The same figures without training."""
         sums = self.sums(batch)
-        if sums:
-            self._log_acceptance("val/draft", sums)
-            for term, value in zip(self.loss_terms, self._means(sums), strict=True):
-                self.log(f"val/loss/{term.name}", value, batch_size=int(sums[0].rows), sync_dist=True)
+        totals = self._totals(sums)
+        if rows := int(totals[0, 0]):
+            self._log_acceptance("val/draft", totals)
+            for term, value in zip(self.loss_terms, self._means(sums, totals), strict=True):
+                self.log(f"val/loss/{term.name}", value, batch_size=rows, sync_dist=True)
 
     def test_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 
-    def _log_acceptance(self, prefix: str, sums: list[StepSums]) -> None:
+    def _log_acceptance(self, prefix: str, totals: Tensor) -> None:
         """Acceptance on given answers: what greedy drafting would get right from every position of them."""
-        rows = int(sums[0].reached)
-        length = 1 + sum(float(step.accepted) for step in sums) / rows
-        self.log(f"{prefix}/acceptance_length", length, prog_bar=True, batch_size=rows, sync_dist=True)
-        for i, step in enumerate(sums):
-            if reached := int(step.reached):
-                self.log(f"{prefix}/alpha_{i}", float(step.accepted) / reached, batch_size=reached, sync_dist=True)
+        _, reached, accepted = totals.tolist()
+        length = 1 + sum(accepted) / reached[0]
+        self.log(f"{prefix}/acceptance_length", length, prog_bar=True, batch_size=int(reached[0]), sync_dist=True)
+        for i, (count, hits) in enumerate(zip(reached, accepted, strict=True)):
+            if count:
+                self.log(f"{prefix}/alpha_{i}", hits / count, batch_size=int(count), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over the head's named parameters, and those of loss terms that have some."""
@@ -275,5 +284,6 @@ class DraftTraining(Stage):
     def on_train_end(self) -> None:
         """Leave `draft.safetensors` in the run's folder."""
         trainer: Any = self.trainer
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it, so all of them have to ask
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self.export_draft(Path(trainer.log_dir or trainer.default_root_dir) / "draft.safetensors")
+            self.export_draft(folder / "draft.safetensors")
