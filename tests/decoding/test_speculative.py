@@ -8,7 +8,9 @@ import torch
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.drafter import Proposal
 from hyperbagel.decoding.fused import FusedStack, RopeTable
+from hyperbagel.decoding.rounds import DecodingRun
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.tree import TreeSettings, tree_mask
@@ -123,6 +125,23 @@ def test_tokens_are_reported_in_order_and_limits_hold() -> None:
         answers = speculator.decode(context, settings, on_tokens=note)
         assert answers == seen == decode_text(model, context, settings)
         assert max(map(len, answers)) <= limit
+
+
+def test_finished_documents_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first document accepts whatever is proposed, so it is done early and goes on with garbage; the second one
+    takes a token a round."""
+    judge = DecodingRun._judge
+
+    def partial(self: DecodingRun, logits: torch.Tensor, proposal: Proposal | None) -> tuple[list, list]:  # type: ignore[type-arg]
+        _, (first, second) = judge(self, logits, None)
+        return [list(range(len(first))), [0]], [first, second[:1]]
+
+    model, batch, settings = target(), documents(2)[::-1], DecodingSettings(max_tokens=13, stop=())
+    expected = decode_text(model, model.prefill(batch), settings)
+    speculator = Speculator(model, draft("hyper", trained=True), SpeculationSettings(5))
+    monkeypatch.setattr(DecodingRun, "_judge", partial)
+    answers = speculator.decode(speculator.prefill(batch), settings)
+    assert answers[1] == expected[1] and len(answers[0]) == 13
 
 
 def test_fused_layers_compute_what_the_model_computes() -> None:

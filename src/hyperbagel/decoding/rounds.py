@@ -97,7 +97,9 @@ class DecodingRun:
         batch = self.context.batch_size
         room = len(forced) + self.settings.max_tokens + self.speculation.scratch() + 1
         self.cache = RowCache.of(self.context, room)
-        self.table = RopeTable(self.model.config.llm, max(self.position) + room, self.embed)
+        # A finished document stands still, but is drafted on from wherever the verification of its garbage led.
+        positions = max(self.position) + room + self.speculation.length
+        self.table = RopeTable(self.model.config.llm, positions, self.embed)
         root = torch.tensor([forced] * batch, device=self.model.device)
         rows, state = None, None
         if self.drafter is not None:
