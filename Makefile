@@ -35,14 +35,17 @@ $(SMOLLM2): $(INSTALLED)
 	@touch $@
 
 demo: setup ## Show what hyperbagel can do on this machine
-	rm -rf runs/demo && mkdir -p runs/demo
+	rm -rf runs/demo && mkdir -p runs/demo/pictures
 	$(BIN)/hyperbagel init runs/demo/model --preset nano
 	$(BIN)/hyperbagel data scenes runs/demo/shards --size 200
 	$(BIN)/hyperbagel data inspect runs/demo/shards --out runs/demo/shards.png
 	$(BIN)/hyperbagel generate "a photo of a red circle" --model runs/demo/model --out runs/demo/generated.png
 	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --model runs/demo/model --out runs/demo/edited.png
-	$(BIN)/hyperbagel chat runs/demo/generated.png "Describe the picture in detail." --model runs/demo/model --max-tokens 16
-	@echo 'The nano model has random weights: this shows the parts at work, not their quality. Results are in runs/demo.'
+	tar -xf runs/demo/shards/train-000000.tar -C runs/demo/pictures
+	for picture in $$(ls runs/demo/pictures/*caption*.png | head -3); do \
+		$(BIN)/hyperbagel chat $$picture "Describe the picture in detail." --model scenes-understanding || exit 1; done
+	@echo 'The nano model that draws and edits has random weights: it shows the parts at work, not their quality.'
+	@echo 'The answers are those of the trained understanding side of the scenes model. Results are in runs/demo.'
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes

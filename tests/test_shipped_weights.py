@@ -1,0 +1,46 @@
+"""What comes with the package works as it is."""
+
+import torch
+from PIL import Image
+
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.shipped import WEIGHTS
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.evaluation.inference import answer
+from hyperbagel.scenes import sample
+from hyperbagel.scenes.captions import caption_facts, parse_caption
+from hyperbagel.scenes.documents import CAPTION_PROMPT
+from hyperbagel.scenes.world import Scene
+
+NAME = "scenes-understanding"
+
+
+def test_weights_are_small_safetensors() -> None:
+    sizes = [path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")]
+    assert max(sizes) < 16e6
+    assert sum(sizes) < 48e6
+    assert {path.suffix for path in WEIGHTS.rglob("*.*") if path.is_file()} <= {".safetensors", ".json"}
+
+
+def test_the_scenes_model_describes_held_out_pictures() -> None:
+    model, tokenizer = Bagel.from_pretrained(NAME), Tokenizer.from_pretrained(NAME)
+    samples = [sample("test", 1, i, "caption") for i in range(12)]
+    asked = [(Image.fromarray(drawn.images["0.png"]), CAPTION_PROMPT) for drawn in samples]
+    said = answer(model, tokenizer, asked, max_tokens=128)
+    facts = [
+        (fact, set(parse_caption(text)))
+        for drawn, text in zip(samples, said, strict=True)
+        for fact in caption_facts(Scene.from_dict(drawn.document["meta"]["scenes"][0]))
+    ]
+    assert sum(fact in stated for fact, stated in facts) > 0.9 * len(facts)
+
+
+def test_the_autoencoder_keeps_pictures() -> None:
+    autoencoder = Bagel.from_pretrained(NAME).autoencoder
+    pictures = [sample("test", 1, i, "generation").images["0.png"] for i in range(16)]
+    pixels = torch.stack([torch.from_numpy(picture) for picture in pictures]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = autoencoder.encode(pixels)
+        error = (autoencoder.decode(latents) - pixels).square().mean()
+    assert float(error) < 0.003
+    assert 0.8 < float(latents.std()) < 1.2
