@@ -72,9 +72,11 @@ class Safeguard(Callback):
     def __init__(self, largest_loss: float = 1e6) -> None:
         self.largest_loss = largest_loss
         self._batch: dict[str, Any] = {}
+        self._folder = Path()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have checkpoints written whole, unless another way of writing them was chosen."""
+        self._folder = run_folder(trainer)  # asks all ranks, so not when one of them fails
         with suppress(NotImplementedError):  # strategies that write sharded checkpoints themselves
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
                 trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -107,10 +109,9 @@ class Safeguard(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note a failure; save when the run was told to end."""
         if isinstance(exception, FloatingPointError):
-            folder = run_folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             record = {"error": str(exception), "student_step": _step(pl_module), **self._batch}
-            path = folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
+            path = self._folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             log.error("%s; details in %s", exception, path)
         elif isinstance(exception, SIGTERMException):
