@@ -9,17 +9,11 @@ from hyperbagel.bagel.checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import write_scenes
+from tests.modules.distillation import NETWORKS
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "bagel7b"
 BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "adp": "adp", "refl": "nfe1"}
-NETWORKS = {
-    "cfg": ("student",),
-    "tscd": ("student", "critic"),
-    "dmdo": ("student", "fake"),
-    "adp": ("student", "critic", "pixel_critic"),
-    "refl": ("student",),
-}
 OUTSIDE = {
     "adp": "    features: {class_path: hyperbagel.critics.pixel.BagelViTFeatures}\n",
     "refl": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",

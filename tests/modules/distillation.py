@@ -107,3 +107,10 @@ def make_stage(name: str, folder: str, branch: str | None, lora: LoRA | None = N
 
 
 STAGES = ("cfg", "tscd", "dmdo", "adp", "refl")
+NETWORKS = {
+    "cfg": ("student",),
+    "tscd": ("student", "critic"),
+    "dmdo": ("student", "fake"),
+    "adp": ("student", "critic", "pixel_critic"),
+    "refl": ("student",),
+}

@@ -16,15 +16,7 @@ from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
 from hyperbagel.modules.networks import LoRA
 
-from .distillation import HEADS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot
-
-NETWORKS = {
-    "cfg": ("student",),
-    "tscd": ("student", "critic"),
-    "dmdo": ("student", "fake"),
-    "adp": ("student", "critic", "pixel_critic"),
-    "refl": ("student",),
-}
+from .distillation import HEADS, NETWORKS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot
 
 
 @pytest.mark.parametrize("name", STAGES)

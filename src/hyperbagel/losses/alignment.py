@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
+from hyperbagel.losses.reduction import mean_per_image
 from hyperbagel.losses.term import LossTerm, Step
 
 
@@ -18,7 +19,7 @@ class RepresentationAlignment(LossTerm):
     """1 - cosine similarity of a projected hidden layer of the branch and the frozen ViT's features of the picture.
 
     A token of the noisy picture is compared with the ViT patch at its place, for which the clean picture is resized to
-    as many patches as it has latent tokens. It makes pretraining learn in fewer samples what is where.
+    as many patches as it has latent tokens.
 
     Args:
         layer: after which layer of the branch (from 1).
@@ -43,15 +44,13 @@ class RepresentationAlignment(LossTerm):
         )  # fmt: skip
 
     def forward(self, step: Step) -> Tensor:
-        """Mean over the pictures' tokens. Raises ValueError in stages that do not keep hidden layers."""
+        """Mean over pictures of the mean over tokens. Raises ValueError in stages that do not keep hidden layers."""
         if not step.layers:
             raise ValueError(f"loss term {self.name!r} needs hidden layers, which only pretraining of generation keeps")
         with torch.no_grad():
             features = picture_features(step.model, step.batch, step.grid)
         distance = 1 - F.cosine_similarity(self.projector(step.layers[self.layer - 1]).float(), features, dim=-1)
-        if step.grid.valid is None:
-            return distance.mean()
-        return (distance * step.grid.valid).sum() / step.grid.valid.sum()
+        return mean_per_image(distance[..., None], step.grid.valid).mean()
 
 
 def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Tensor:
