@@ -80,16 +80,34 @@ def test_only_the_autoencoder_learns_and_its_latents_get_unit_scale(folder: str,
     assert float(latents.std()) == pytest.approx(1, abs=0.2)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(folder: str, tmp_path: Path):
+def test_only_the_decoder_learns_from_means(folder: str, tmp_path: Path, monkeypatch):
+    module = stage(folder, decoder_only=True)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    scaled = module.model.config.autoencoder
+    trainer(tmp_path, max_steps=3).fit(module, scenes({"generation": 1.0}))
+    changed = {n for n, value in module.model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed
+    assert all(name.startswith("autoencoder.network.decoder.") for name in changed)
+    assert module.model.config.autoencoder == scaled
+    mean, wide = torch.randn(2, 4, 8, 8), torch.full((2, 4, 8, 8), 5.0)
+    monkeypatch.setattr(module.model.autoencoder, "moments", lambda images: (mean, wide))
+    errors = [
+        module.rate_distortion(torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(n)).error for n in (0, 1)
+    ]
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: str, tmp_path: Path, decoder_only: bool):
     kinds = {"generation": 1.0}
-    straight = stage(folder)
+    straight = stage(folder, decoder_only=decoder_only)
     trainer(tmp_path, max_steps=4).fit(straight, scenes(kinds))
     first = trainer(tmp_path, max_steps=2)
-    first.fit(stage(folder), scenes(kinds))
+    first.fit(stage(folder, decoder_only=decoder_only), scenes(kinds))
     first.save_checkpoint(tmp_path / "two.ckpt")
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
     assert {name.split(".")[1] for name in saved if "." in name} == {"autoencoder"}
-    resumed = stage(folder)
+    resumed = stage(folder, decoder_only=decoder_only)
     trainer(tmp_path, max_steps=4).fit(resumed, scenes(kinds), ckpt_path=tmp_path / "two.ckpt")
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

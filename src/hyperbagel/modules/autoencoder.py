@@ -50,6 +50,9 @@ class AutoencoderTraining(Stage):
             value carries: with too many the flow model learns noise.
         ssim_weight: weight of 1 - SSIM, which sees structure relative to its contrast; the squared error hardly sees
             what is light on light.
+        decoder_only: keep the encoder and the scale of the latents, and decode the posterior's mean instead of draws
+            from it, as generation learns means: it recovers detail that noise hides, and a trained generation side
+            stays valid.
         compute: type of the weights.
         seed: of the draws from the posterior.
     """
@@ -65,6 +68,7 @@ class AutoencoderTraining(Stage):
         scheduler: LRSchedulerCallable = WarmupStableDecay,
         kl_weight: float = 1e-3,
         ssim_weight: float = 0.0,
+        decoder_only: bool = False,
         compute: Compute = _COMPUTE,
         seed: int = 0,
     ) -> None:
@@ -73,6 +77,9 @@ class AutoencoderTraining(Stage):
         self.model = compute.load(model)
         self.model.requires_grad_(False)
         self.model.autoencoder.requires_grad_(True).to(memory_format=torch.channels_last)  # faster convolutions
+        self.decoder_only = decoder_only
+        if decoder_only:
+            self.model.autoencoder.network.encoder.requires_grad_(False)
         self.sampler, self.editing_sampler = _SAMPLERS.generation, _SAMPLERS.editing
         self.kl_weight, self.ssim_weight, self.seed = kl_weight, ssim_weight, seed
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -81,11 +88,12 @@ class AutoencoderTraining(Stage):
         self.leave_out_frozen_parts()
 
     def rate_distortion(self, images: Tensor, generator: torch.Generator) -> RateDistortion:
-        """Encode pictures (B, 3, H, W) in [-1, 1], draw from the posterior and decode."""
+        """Encode pictures (B, 3, H, W) in [-1, 1], draw from the posterior (or take its mean) and decode."""
         autoencoder, config = self.model.autoencoder, self.model.autoencoder.config
         mean, logvar = (moment.float() for moment in autoencoder.moments(images))
         logvar = logvar.clamp(-20, 10)  # a fresh encoder may say anything, and exp() overflows
-        drawn = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator).to(mean)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        drawn = mean if self.decoder_only else mean + (logvar / 2).exp() * noise
         decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
         rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
         decoded, images = decoded.float(), images.float()
@@ -131,7 +139,9 @@ class AutoencoderTraining(Stage):
         self.latent_square.lerp_(latents.square().mean(), weight)
 
     def on_train_end(self) -> None:
-        """Set scale and shift of the latents."""
+        """Set scale and shift of the latents, unless their encoder was kept."""
+        if self.decoder_only:
+            return
         mean, square = (
             float(self.trainer.strategy.reduce(moment.clone(), reduce_op="mean"))
             for moment in (self.latent_mean, self.latent_square)
@@ -143,7 +153,8 @@ class AutoencoderTraining(Stage):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over the autoencoder."""
-        optimizer = self._optimizer(self.model.autoencoder.named_parameters())
+        named = [(name, p) for name, p in self.model.autoencoder.named_parameters() if p.requires_grad]
+        optimizer = self._optimizer(named)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
 

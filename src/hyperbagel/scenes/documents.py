@@ -128,7 +128,7 @@ def _yes_no(split: str, rng: Random) -> _Content:
 def _dialogue(split: str, rng: Random) -> _Content:
     scene = understanding_scene(split, rng)
     asked: dict[str, Question] = {}  # by text, so that no question is asked twice
-    for ask in rng.choices((random_question, yes_no_question), k=rng.randint(3, 6)):
+    for ask in rng.choices((random_question, yes_no_question), k=rng.randint(4, 12)):
         question = ask(scene, split, rng)
         asked.setdefault(question.text, question)
     return _answers(scene, list(asked.values()))
@@ -140,4 +140,4 @@ _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
 """Kinds of documents: text to image; one edit; 2 to 5 edits in a row; long caption; one question; one yes/no question;
-up to 6 different questions of both sorts on one picture."""
+up to 12 different questions of both sorts on one picture."""
