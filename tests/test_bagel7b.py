@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import write_scenes

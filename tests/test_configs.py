@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.report import read_report
 from hyperbagel.cli import main

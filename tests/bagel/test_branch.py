@@ -11,14 +11,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.checkpoint import (
-    BranchInfo,
-    CheckpointError,
-    base_hash,
-    generation_keys,
-    load_branch,
-    save_branch,
-)
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.checkpoint import CheckpointError, generation_keys
 from hyperbagel.bagel.model import Bagel
 
 from .tiny import CONFIG, Maker, tiny_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hyperbagel.bagel import shipped
-from hyperbagel.bagel.checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from tests.runs import nano_folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperbagel.bagel.checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.draft.checkpoint import save_draft
 from hyperbagel.draft.config import DraftConfig

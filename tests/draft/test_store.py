@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hyperbagel.bagel.assemble import NANO
-from hyperbagel.bagel.checkpoint import CheckpointError, base_hash
+from hyperbagel.bagel.branch_checkpoint import base_hash
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment
 from hyperbagel.draft.batch import extract_features
 from hyperbagel.draft.config import DraftConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.scenes.vocabulary import tokenizer_folder

@@ -91,9 +91,7 @@ def test_only_the_decoder_learns_from_means(folder: str, tmp_path: Path, monkeyp
     assert module.model.config.autoencoder == scaled
     mean, wide = torch.randn(2, 4, 8, 8), torch.full((2, 4, 8, 8), 5.0)
     monkeypatch.setattr(module.model.autoencoder, "moments", lambda images: (mean, wide))
-    errors = [
-        module.rate_distortion(torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(n)).error for n in (0, 1)
-    ]
+    errors = [module.rate_distortion(torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(n)).error for n in (0, 1)]
     assert errors[0] == errors[1]
 
 

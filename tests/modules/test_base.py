@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.base import StageSettings

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.modules.adversarial_reward import ADP
 from hyperbagel.modules.base import StageSettings

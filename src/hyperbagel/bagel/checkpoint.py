@@ -1,4 +1,4 @@
-"""Official checkpoint folders, and generation branches as files.
+"""Official checkpoint folders.
 
 A folder holds `llm_config.json`, `vit_config.json`, `ema.safetensors` (or shards with an index), `ae.safetensors`, the
 tokenizer's files and, where other settings differ from those of BAGEL-7B-MoT, `hyperbagel.json`. Weights are read from
@@ -8,7 +8,6 @@ safetensors only.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +17,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
-from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
@@ -77,7 +75,8 @@ def official_names(model: Bagel) -> dict[str, str]:
 # Reading
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file. Raises CheckpointError for one that is missing or broken."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a checkpoint folder needs it")
     try:
@@ -88,7 +87,7 @@ def _open(path: Path) -> Any:
 
 def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """All tensors of a safetensors file, floating ones converted to `dtype`. Raises CheckpointError."""
-    with _open(path) as file:
+    with open_tensors(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     return {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in tensors.items()}
 
@@ -148,7 +147,8 @@ def read_config(folder: str | Path) -> BagelConfig:
         raise CheckpointError(f"{folder}: impossible configuration: {error}") from error
 
 
-def _check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+def check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+    """Raises CheckpointError, naming `what` and keys, unless both have the same keys and shapes."""
     missing = [k for k in expected if k not in found]
     extra = [k for k in found if k not in expected]
     wrong = [
@@ -198,7 +198,7 @@ def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> N
     """Put tensors with official names into the model (not its autoencoder); the tensors become its parameters."""
     names = official_names(model)
     state = model.state_dict()
-    _check_keys(source, {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
+    check_keys(source, {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
     model.load_state_dict({own: tensors[official] for own, official in names.items()}, strict=False, assign=True)
 
 
@@ -230,86 +230,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     partial = path.with_name(path.name + ".tmp")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
     partial.replace(path)
-
-
-# Branches
-
-
-def base_hash(model: Bagel) -> str:
-    """Fingerprint of the understanding stack a branch belongs to: names, shapes and a few values of every tensor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.understanding.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        if value.is_meta:
-            continue
-        digest.update(value.flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True)
-class BranchInfo:
-    """What a branch file says about itself.
-
-    stage: training stage that made it; nfe: evaluations an image it was made for (0: as many as the sampler takes);
-    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs.
-    """
-
-    stage: str
-    nfe: int
-    base: str
-    shift: float = 3.0
-    text_scale: tuple[float, float] | None = None
-    image_scale: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        """JSON has lists for ranges."""
-        for name in ("text_scale", "image_scale"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-
-
-def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
-    """Write a generation branch: official names (plus guidance embedders), `info` as metadata."""
-    tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
-    write_tensors(tensors, Path(path), {"hyperbagel_branch": json.dumps(dataclasses.asdict(info))})
-
-
-def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
-    """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
-
-    With the meta device as default no file is read. Raises CheckpointError when the file is missing, broken, not a
-    branch, or belongs to another base model.
-    """
-    if shapes_only():
-        shapes = GenerationBranch(model.config).to(model.dtype)
-        shapes.add_guidance_embedders()
-        return shapes, BranchInfo("", 0, base_hash(model))
-    path = resolve(path, ".safetensors")
-    with _open(path) as file:
-        metadata = file.metadata() or {}
-    if "hyperbagel_branch" not in metadata:
-        raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
-    try:
-        info = BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
-        ) from error
-    tensors = read_tensors(path, model.dtype)
-    with torch.device("meta"):
-        branch = GenerationBranch(model.config)
-        if any(key.startswith("text_scale_embedder") for key in tensors):
-            branch.add_guidance_embedders()
-    state = branch.state_dict()
-    names = {name: official_key(f"generation.{name}") for name in state}
-    _check_keys(str(path), {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
-    if info.base != base_hash(model):
-        raise CheckpointError(
-            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
-            "load the model it was distilled from"
-        )
-    branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
-    return branch.to(model.device), info
 
 
 def generation_keys(names: Iterable[str]) -> Iterator[str]:

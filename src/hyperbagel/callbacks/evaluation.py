@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.evaluation.inference import Cost, Painter

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import hyperbagel
-from hyperbagel.bagel.checkpoint import base_hash
+from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.evaluation import Evaluation
 from hyperbagel.callbacks.report import run_folder

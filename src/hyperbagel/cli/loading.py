@@ -64,7 +64,7 @@ def load_branch_for(model: Bagel, branch: str | None) -> tuple[GenerationBranch 
     """The generation branch of a file with its timestep shift; without a file None, the model's own, with its shift."""
     if branch is None:
         return None, model.config.timestep_shift
-    from hyperbagel.bagel.checkpoint import load_branch
+    from hyperbagel.bagel.branch_checkpoint import load_branch
 
     loaded, info = load_branch(branch, model)
     return loaded, info.shift

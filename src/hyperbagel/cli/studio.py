@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from hyperbagel.bagel.checkpoint import CheckpointError, base_hash, read_tensors, write_tensors
+from hyperbagel.bagel.branch_checkpoint import base_hash
+from hyperbagel.bagel.checkpoint import CheckpointError, read_tensors, write_tensors
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.draft.config import DraftConfig

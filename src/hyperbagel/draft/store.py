@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from hyperbagel.bagel.checkpoint import CheckpointError, base_hash, write_tensors
+from hyperbagel.bagel.branch_checkpoint import base_hash
+from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch

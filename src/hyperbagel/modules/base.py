@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler

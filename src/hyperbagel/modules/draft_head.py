@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyperbagel.bagel.checkpoint import base_hash
+from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.draft.batch import FeatureBatch, extract_features

@@ -1,0 +1,101 @@
+"""Generation branches as files, each bound to the understanding stack that it was trained over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.checkpoint import (
+    CheckpointError,
+    check_keys,
+    official_key,
+    open_tensors,
+    read_tensors,
+    shapes_only,
+    write_tensors,
+)
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.shipped import resolve
+
+
+def base_hash(model: Bagel) -> str:
+    """Fingerprint of the understanding stack a branch belongs to: names, shapes and a few values of every tensor."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.understanding.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_meta:
+            continue
+        digest.update(value.flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BranchInfo:
+    """What a branch file says about itself.
+
+    stage: training stage that made it; nfe: evaluations an image it was made for (0: as many as the sampler takes);
+    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs.
+    """
+
+    stage: str
+    nfe: int
+    base: str
+    shift: float = 3.0
+    text_scale: tuple[float, float] | None = None
+    image_scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """JSON has lists for ranges."""
+        for name in ("text_scale", "image_scale"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
+    """Write a generation branch: official names (plus guidance embedders), `info` as metadata."""
+    tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
+    write_tensors(tensors, Path(path), {"hyperbagel_branch": json.dumps(asdict(info))})
+
+
+def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
+    """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
+
+    With the meta device as default no file is read. Raises CheckpointError when the file is missing, broken, not a
+    branch, or belongs to another base model.
+    """
+    if shapes_only():
+        shapes = GenerationBranch(model.config).to(model.dtype)
+        shapes.add_guidance_embedders()
+        return shapes, BranchInfo("", 0, base_hash(model))
+    path = resolve(path, ".safetensors")
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+    if "hyperbagel_branch" not in metadata:
+        raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
+    try:
+        info = BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
+        ) from error
+    tensors = read_tensors(path, model.dtype)
+    with torch.device("meta"):
+        branch = GenerationBranch(model.config)
+        if any(key.startswith("text_scale_embedder") for key in tensors):
+            branch.add_guidance_embedders()
+    state = branch.state_dict()
+    names = {name: official_key(f"generation.{name}") for name in state}
+    check_keys(str(path), {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
+    if info.base != base_hash(model):
+        raise CheckpointError(
+            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
+            "load the model it was distilled from"
+        )
+    branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
+    return branch.to(model.device), info
