@@ -128,7 +128,7 @@ def _yes_no(split: str, rng: Random) -> _Content:
 def _dialogue(split: str, rng: Random) -> _Content:
     scene = understanding_scene(split, rng)
     asked: dict[str, Question] = {}  # by text, so that no question is asked twice
-    for ask in rng.choices((random_question, yes_no_question), k=rng.randint(4, 12)):
+    for ask in rng.choices((random_question, yes_no_question), (1, 2), k=rng.randint(4, 12)):  # yes/no is harder
         question = ask(scene, split, rng)
         asked.setdefault(question.text, question)
     return _answers(scene, list(asked.values()))
