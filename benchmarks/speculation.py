@@ -100,7 +100,7 @@ def drafting(model: Bagel, config: DraftConfig) -> dict[str, Work]:
     following, positions = torch.randn(1, STEPS, width), torch.arange(CONTEXT, CONTEXT + STEPS)[None]
 
     def chain(length: int) -> Work:
-        plan = ChainPlan(length, 0.0, DecodingSettings(), None)
+        plan = ChainPlan(length, 0.0, torch.empty(0), DecodingSettings(), None)
         return lambda: drafter.chain(state, hidden, position, table, plan).tokens
 
     def follow() -> object:

@@ -65,7 +65,7 @@ def draft(kind: str, trained: bool, reduced: bool = False) -> DraftHead:
     batch = extract_features(model, learnt, config.entries(CONFIG.llm))
     optimizer, loss = torch.optim.AdamW(head.parameters(), lr=3e-3), KLDivergence()
     ids = torch.arange(64) if head.vocabulary is None else head.vocabulary
-    for _ in range(40):
+    for _ in range(100):
         terms = [
             loss(DraftStep(step.number, head.logits(step.hidden), model.next_logits(step.target)[:, ids].detach()))
             for step in unroll(head, batch, 3)

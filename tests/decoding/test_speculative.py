@@ -207,6 +207,25 @@ def test_statistics_by_hand() -> None:
     assert statistics.proposed == [4, 3, 2, 1] and statistics.tokens == 12
 
 
+def test_an_adaptive_chain_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    speculator = Speculator(target(), draft("hyper", trained=True), SpeculationSettings(6, min_confidence=1e-9))
+    chains = []
+    propose = speculator.drafter.chain
+
+    def recorded(*args: object) -> Proposal:
+        chains.append(propose(*args))
+        return chains[-1]
+
+    monkeypatch.setattr(speculator.drafter, "chain", recorded)
+    for document in documents(40):
+        speculator.decode(speculator.prefill([document]), SETTINGS)
+    proposed = [chain.tokens[0].tolist() for chain in chains]
+    assert any(chain[-1] in SETTINGS.stop and len(chain) < 6 for chain in proposed)
+    for chain in proposed:
+        assert not set(chain[:-1]) & set(SETTINGS.stop)
+        assert len(chain) == 6 or chain[-1] in SETTINGS.stop
+
+
 @pytest.mark.parametrize(
     "options",
     [{"length": 0}, {"min_confidence": 1.0}, {"min_confidence": 0.5, "tree": TreeSettings()}],

@@ -64,12 +64,13 @@ class Proposal:
 @dataclass(frozen=True)
 class ChainPlan:
     """How a chain is proposed. length: tokens; min_confidence: go on only while the product of their draft
-    probabilities is at least this (of the most confident document); settings: temperature and top-p; generator: of
-    the draws.
+    probabilities is at least this (of the most confident document whose answer goes on); stop: ids (S,) that end an
+    answer; settings: temperature and top-p; generator: of the draws.
     """
 
     length: int
     min_confidence: float
+    stop: Tensor
     settings: DecodingSettings
     generator: torch.Generator | None
 
@@ -151,6 +152,7 @@ class Drafter:
                 # Whether to go on depends on what was proposed so far, never on a token that is then left out: that
                 # would bend the distribution.
                 step = logits.float().softmax(-1).gather(-1, token[..., None])[..., 0]
+                step = step.masked_fill(torch.isin(tokens[-1], plan.stop), 0)
                 confidence = step if confidence is None else confidence * step
                 if float(confidence.max()) < plan.min_confidence:
                     break

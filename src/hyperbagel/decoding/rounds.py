@@ -23,8 +23,9 @@ from hyperbagel.decoding.verify import draw, sample_chain, walk
 class SpeculationSettings:
     """How tokens are proposed.
 
-    length: draft steps a round, the length of a chain or the depth of a tree; min_confidence: end a chain early when
-    the product of its draft probabilities falls below this (0: never); tree: propose a tree instead of a chain.
+    length: draft steps a round, the length of a chain or the depth of a tree; min_confidence: end a chain early, with
+    the answer or when the product of its draft probabilities falls below this (0: never); tree: propose a tree instead
+    of a chain.
     """
 
     length: int = 6
@@ -127,7 +128,8 @@ class DecodingRun:
         spec = self.speculation
         if spec.tree is not None:
             return grow_tree(self.drafter, state, (hidden, position), self.table, spec.tree, spec.length)
-        plan = ChainPlan(spec.length, spec.min_confidence, self.settings, self.generator)
+        stop = torch.tensor(sorted(self.stop), device=hidden.device)
+        plan = ChainPlan(spec.length, spec.min_confidence, stop, self.settings, self.generator)
         return self.drafter.chain(state, hidden, position, self.table, plan)
 
     def _verify(self, root: Tensor, proposal: Proposal | None) -> Verdict:
