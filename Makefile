@@ -43,7 +43,9 @@ demo: setup ## Show what hyperbagel can do on this machine
 	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --model runs/demo/model --out runs/demo/edited.png
 	tar -xf runs/demo/shards/train-000000.tar -C runs/demo/pictures
 	for picture in $$(ls runs/demo/pictures/*caption*.png | head -3); do \
-		$(BIN)/hyperbagel chat $$picture "Describe the picture in detail." --model scenes-understanding || exit 1; done
+		$(BIN)/hyperbagel chat $$picture "Describe the picture in detail." \
+			--model scenes-understanding --draft scenes-understanding/draft || exit 1; done
+	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml
 	@echo 'The nano model that draws and edits has random weights: it shows the parts at work, not their quality.'
 	@echo 'The answers are those of the trained understanding side of the scenes model. Results are in runs/demo.'
 

@@ -4,8 +4,12 @@ import torch
 from PIL import Image
 
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import Document, TextSegment, ViTSegment
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
+from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.evaluation.inference import answer
 from hyperbagel.scenes import sample
 from hyperbagel.scenes.captions import caption_facts, parse_caption
@@ -33,6 +37,20 @@ def test_the_scenes_model_describes_held_out_pictures() -> None:
         for fact in caption_facts(Scene.from_dict(drawn.document["meta"]["scenes"][0]))
     ]
     assert sum(fact in stated for fact, stated in facts) > 0.95 * len(facts)
+
+
+def test_the_draft_head_is_accepted_and_changes_nothing() -> None:
+    model, tokenizer = Bagel.from_pretrained(NAME), Tokenizer.from_pretrained(NAME)
+    speculator = Speculator(model, load_draft(f"{NAME}/draft", model), SpeculationSettings(10))
+    pictures = [Image.fromarray(sample("test", 2, i, "caption").images["0.png"]) for i in range(4)]
+    plain = answer(model, tokenizer, [(picture, CAPTION_PROMPT) for picture in pictures], max_tokens=128)
+    documents: list[Document] = [
+        [ViTSegment(model.config.vit_transform(picture)), TextSegment(tokenizer.encode(CAPTION_PROMPT))]
+        for picture in pictures
+    ]
+    said = [speculator.decode(speculator.prefill([document]), DecodingSettings(128))[0] for document in documents]
+    assert [tokenizer.decode(ids) for ids in said] == plain
+    assert speculator.statistics.acceptance_length > 5
 
 
 def test_the_autoencoder_keeps_pictures() -> None:

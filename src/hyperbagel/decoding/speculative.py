@@ -6,6 +6,7 @@ Greedy answers are those of plain greedy decoding; sampled ones have exactly the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ from hyperbagel.decoding.rounds import DecodingRun, DraftedContext, Engine, Spec
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
 
-__all__ = ["DraftedContext", "SpeculationSettings", "Speculator", "decode_speculative"]
+__all__ = ["ADAPTIVE", "DraftedContext", "SpeculationSettings", "Speculator", "decode_speculative"]
+
+ADAPTIVE: Final = SpeculationSettings(length=24, min_confidence=0.5)
+"""Long chains that end where the draft becomes unsure: the default, as it suits short answers and long ones."""
 
 
 class Speculator:
@@ -39,7 +43,7 @@ class Speculator:
         fuse: bool | None = None,
     ) -> None:
         self.model = model
-        self.speculation = speculation or SpeculationSettings()
+        self.speculation = speculation or ADAPTIVE
         fuse = model.device.type == "cpu" if fuse is None else fuse
         self.target = FusedStack(list(model.understanding.layers), model.config.llm, fuse)
         self.logits = LogitsHead(model.understanding.norm, model.understanding.lm_head, fuse)
