@@ -117,15 +117,23 @@ def make_term(update: str):  # type: ignore[no-untyped-def]
     return MeanSquaredError("other", update=update)  # type: ignore[arg-type]
 
 
-def test_critic_tells_the_two_apart(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
-    """With a student that stands still, the critic's loss falls below that of guessing."""
+def test_critic_tells_the_two_apart(
+    nano_folder: str, nano_branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a student that stands still, the critic's loss falls to half of that of guessing; single updates vary with
+    their times.
+    """
     torch.manual_seed(0)  # of the critic's heads
     stage = TSCD(nano_folder, nano_branch, sgd(0.0), adam(3e-3), TSCDSettings(ema_decay=0.999), HEADS)
     with torch.no_grad():
         for parameter in stage.student.llm2vae.parameters():
             parameter += 3  # makes fakes that are easy to tell
-    run = fit(stage, batches(2) * 25, tmp_path)
-    assert run.logged_metrics["loss/critic_latent"] < 1.0
+    losses = []
+    monkeypatch.setattr(
+        stage, "log", lambda name, value, **_: losses.append(float(value)) if name == "loss/critic_latent" else None
+    )
+    fit(stage, batches(2) * 25, tmp_path)
+    assert sum(losses[-20:]) / 20 < 1.0
 
 
 def test_checkpointed_layers_change_nothing(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
