@@ -87,6 +87,7 @@ class DecodingRun:
         self.settings, self.generator = settings, generator
         eos = self.model.config.tokens.eos
         self.stop = {eos} if settings.stop is None else set(settings.stop)
+        self.stop_ids = torch.tensor(sorted(self.stop), device=self.model.device)
         self.context = context
         self.embed = self.model.understanding.embed_tokens.weight
         self.answers: list[list[int]] = [[] for _ in range(context.batch_size)]
@@ -128,8 +129,7 @@ class DecodingRun:
         spec = self.speculation
         if spec.tree is not None:
             return grow_tree(self.drafter, state, (hidden, position), self.table, spec.tree, spec.length)
-        stop = torch.tensor(sorted(self.stop), device=hidden.device)
-        plan = ChainPlan(spec.length, spec.min_confidence, stop, self.settings, self.generator)
+        plan = ChainPlan(spec.length, spec.min_confidence, self.stop_ids, self.settings, self.generator)
         return self.drafter.chain(state, hidden, position, self.table, plan)
 
     def _verify(self, root: Tensor, proposal: Proposal | None) -> Verdict:
