@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperbagel.bagel.layout import IGNORED
+from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.schedule import velocity_target
@@ -223,11 +224,22 @@ def test_a_document_draws_last_if_its_only_target_ends_it():
     assert not _draws_last([clean])
 
 
-def test_generation_experts_can_start_as_the_understanding_experts(folder: str):
-    model = stage(folder, train="generation", start="understanding").model
+def test_a_generation_side_without_weights_can_start_as_the_understanding_experts(folder: str, tmp_path: Path):
+    empty = Bagel.from_pretrained(folder)
+    for parameter in empty.generation.parameters():
+        nn.init.zeros_(parameter)
+    empty.save_pretrained(tmp_path / "empty")
+    module = stage(str(tmp_path / "empty"), train="generation", start="understanding")
+    model = module.model
     for own, other in zip(model.generation.layers.parameters(), model.understanding.layers.parameters(), strict=True):
         assert torch.equal(own, other)
         assert own is not other
+    assert not model.generation.llm2vae.weight.any()
+    trainer(tmp_path, max_steps=2).fit(module, scenes(SINGLE_TURN))
+    assert model.generation.llm2vae.weight.any()
+    assert not torch.equal(
+        model.generation.layers[0].input.q_proj.weight, model.understanding.layers[0].input.q_proj.weight
+    )
 
 
 def test_alignment_trains_its_projector_and_the_layers_below(folder: str):

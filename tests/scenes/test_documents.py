@@ -50,6 +50,16 @@ def test_generation_prompts_stand_in_the_metadata() -> None:
         assert document["meta"]["geneval"]["prompt"].startswith("a photo of ")
 
 
+def test_detailed_prompts_say_everything() -> None:
+    for i in range(40):
+        document = sample("train", 0, i, "detailed").document
+        (scene,) = (Scene.from_dict(one) for one in document["meta"]["scenes"])
+        prompt = document["segments"][0]["text"]
+        assert prompt.endswith(f" {scene.background} background")
+        for item in scene.objects:
+            assert f"{item.size} {item.color} {item.shape} in the {scene.place(item)}" in prompt
+
+
 def test_edits_say_what_their_last_picture_shows() -> None:
     """True of the target, and of the picture before only where an object was removed."""
     for kind in ("editing", "multi_turn"):

@@ -97,6 +97,13 @@ class Past(NamedTuple):
     keys: Tensor
     values: Tensor
 
+
+class LayeredPast(NamedTuple):
+    """`Past`, taken apart once: a gradient of one layer's slice of the whole would be as large as the whole."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Earlier tokens followed by the new ones, without storing these."""
         return torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
@@ -161,7 +168,7 @@ def mot_forward(
     streams: Streams,
     rope: Rotation,
     mask: Tensor | None,
-    past: KeyValues | None = None,
+    past: Past | KeyValues | None = None,
     *,
     record_layers: bool = False,
     checkpointing: bool = False,
@@ -173,6 +180,8 @@ def mot_forward(
     are taken: sampling meets too many shapes to compile for each.
     """
     ropes = rope.split(streams.und.shape[1])
+    if isinstance(past, Past):
+        past = LayeredPast(past.keys.unbind(0), past.values.unbind(0))
     training = torch.is_grad_enabled()
     forward = compiled_layer_forward() if compiled and training else layer_forward
     keys, values, layers = [], [], [streams]

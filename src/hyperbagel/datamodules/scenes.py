@@ -17,7 +17,8 @@ from tqdm import tqdm
 from hyperbagel.scenes import KINDS, sample
 
 DEFAULT_WEIGHTS: Final[dict[str, float]] = {
-    "generation": 4, "editing": 2, "multi_turn": 1, "caption": 2, "question": 1, "yes_no": 1, "dialogue": 1,
+    "generation": 2, "detailed": 2, "editing": 2, "multi_turn": 1,
+    "caption": 2, "question": 1, "yes_no": 1, "dialogue": 1,
 }  # fmt: skip
 
 

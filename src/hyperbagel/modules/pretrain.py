@@ -60,8 +60,8 @@ class Pretraining(Stage, TakesLossTerms):
         optimizer: of the named parameters that train.
         scheduler: learning-rate schedule, stepped every update.
         train: which side trains; the autoencoder and the position tables never do.
-        start: what the generation experts start as: as they are in `model`, or copies of its understanding experts, as
-            BAGEL's authors began.
+        start: what the generation side starts as: as it is in `model`, or as BAGEL's authors began, with copies of the
+            understanding experts.
         loss: weights and times of the objective.
         samplers: how pictures are drawn for evaluation.
         compute: speed, memory and type of the weights.
@@ -86,7 +86,7 @@ class Pretraining(Stage, TakesLossTerms):
         self.folder = model
         self.model = compute.load(model)
         if start == "understanding":
-            self.model.generation.layers.load_state_dict(self.model.understanding.layers.state_dict())
+            self.model.generation.start_from(self.model.understanding)
         self.train_part: Part = train
         self.loss, self.seed = loss, seed
         self.sampler, self.editing_sampler = samplers.generation, samplers.editing

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperbagel.scenes.captions import caption
-from hyperbagel.scenes.claims import whole_claim
+from hyperbagel.scenes.claims import Claim, Noun, whole_claim
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import LANGUAGES, Edit, random_edits
 from hyperbagel.scenes.prompts import random_prompt
@@ -84,6 +84,13 @@ def _generation(split: str, rng: Random) -> _Content:
     return _Content([(metadata["prompt"], False), (scene, True)], {"geneval": metadata})
 
 
+def _detailed(split: str, rng: Random) -> _Content:
+    _, scene = random_prompt(split, rng)
+    nouns = [Noun(item.shape, item.color, item.size, scene.place(item)) for item in scene.objects]
+    claim = Claim(tuple(rng.sample(nouns, len(nouns))), background=scene.background)
+    return _Content([(claim.metadata()["prompt"], False), (scene, True)], {})
+
+
 def _edits(turns: int, split: str, rng: Random) -> _Content:
     edits = random_edits(turns, split, rng)
     language = rng.choice(LANGUAGES)
@@ -135,9 +142,9 @@ def _dialogue(split: str, rng: Random) -> _Content:
 
 
 _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
-    "generation": _generation, "editing": _editing, "multi_turn": _multi_turn,
+    "generation": _generation, "detailed": _detailed, "editing": _editing, "multi_turn": _multi_turn,
     "caption": _caption, "question": _question, "yes_no": _yes_no, "dialogue": _dialogue,
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
-"""Kinds of documents: text to image; one edit; 2 to 5 edits in a row; long caption; one question; one yes/no question;
-up to 12 different questions of both sorts on one picture."""
+"""Kinds of documents: text to image; text to image of which the text says everything; one edit; 2 to 5 edits in a row;
+long caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture."""
