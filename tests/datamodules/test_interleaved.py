@@ -1,6 +1,9 @@
 """The promises of the data module: exact epochs, exact resume, one source a batch, few padding."""
 
 import math
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +74,21 @@ def test_iterating_again_goes_on(shards, make_module: Make):
     loader = module.train_dataloader()
     pieces = [list(islice(loader, count)) for count in (3, 0, 1)]
     assert_same([batch for piece in pieces for batch in piece] + list(loader), expected)
+
+
+def test_workers_outlive_the_sigterm_that_tells_a_run_to_end(shards, make_module: Make):
+    expected = epoch(make_module(shards))
+    module = make_module(shards, workers=1)
+    module.setup()
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # a trainer's handler, which workers inherit
+    try:
+        batches = iter(module.train_dataloader())
+        first = next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        assert_same([first, *batches], expected)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_order_depends_on_seed_and_epoch_only(shards, make_module: Make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -105,6 +106,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
             prefetch_factor=settings.prefetch if workers else None,
             persistent_workers=bool(workers) and not repeat,
             generator=torch.Generator(),  # the default would draw from the global state, once an epoch
+            worker_init_fn=_outlive_one_sigterm,
         )
 
     def __len__(self) -> int:
@@ -194,6 +196,14 @@ class _Meter:
             "data/wait_share": self._waited / seconds,
             "data/padding_share": 1 - self._tokens / max(self._room, 1),
         }
+
+
+def _outlive_one_sigterm(worker: int) -> None:
+    """Clusters end a run with a SIGTERM to each of its processes: the trainer needs its batches until it has saved.
+
+    The second one, from whoever stops the workers, ends the worker.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _unchanged(batch: Any) -> Any:
