@@ -25,6 +25,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_weights_may_be_read_by_those_who_may_read_other_new_files(folder: Path) -> None:
+    (folder / "other").touch()
+    for weights in folder.glob("*.safetensors"):
+        assert weights.stat().st_mode == (folder / "other").stat().st_mode
+
+
 def shard(folder: Path, parts: int = 3) -> None:
     """Turn the weights into shards with an index."""
     whole = folder / "ema.safetensors"

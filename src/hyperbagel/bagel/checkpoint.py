@@ -228,7 +228,10 @@ def save_bagel(model: Bagel, folder: str | Path) -> None:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that a crash leaves either the old file or the new one, never half of one."""
     partial = path.with_name(path.name + ".tmp")
+    partial.touch()
+    mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+    partial.chmod(mode)
     partial.replace(path)
 
 

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.images import to_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.evaluation import Run
@@ -79,7 +80,7 @@ class Fidelity:
         if self.save is not None and run.rank == 0:
             folder = Path(self.save)
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({"features": stacked, "keys": torch.tensor(keys)}, folder / f"{row}.safetensors")
+            write_tensors({"features": stacked, "keys": torch.tensor(keys)}, folder / f"{row}.safetensors")
         metrics = {}
         if self.real is not None:
             metrics["fidelity/real"] = frechet_distance(self._real(len(stacked), run), stacked)
