@@ -97,16 +97,20 @@ class Past(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def per_layer(self) -> list[PastLayer]:
+        """Each layer's part, taken out at once: gradients of single slices of the whole are each as large as it."""
+        return [PastLayer(k, v) for k, v in zip(self.keys.unbind(0), self.values.unbind(0), strict=True)]
 
-class LayeredPast(NamedTuple):
-    """`Past`, taken apart once: a gradient of one layer's slice of the whole would be as large as the whole."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+class PastLayer(NamedTuple):
+    """One layer's part of `Past`, each (B, kv_heads, T, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Earlier tokens followed by the new ones, without storing these."""
-        return torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
+        return torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
 
 
 class MoTOutput(NamedTuple):
@@ -180,16 +184,15 @@ def mot_forward(
     are taken: sampling meets too many shapes to compile for each.
     """
     ropes = rope.split(streams.und.shape[1])
-    if isinstance(past, Past):
-        past = LayeredPast(past.keys.unbind(0), past.values.unbind(0))
+    pasts: Sequence[KeyValues | None] = [past] * len(experts) if not isinstance(past, Past) else past.per_layer()
     training = torch.is_grad_enabled()
     forward = compiled_layer_forward() if compiled and training else layer_forward
     keys, values, layers = [], [], [streams]
-    for i, pair in enumerate(experts):
+    for i, (pair, own) in enumerate(zip(experts, pasts, strict=True)):
         if checkpointing and training:
-            streams, k, v = checkpoint(forward, pair, streams, ropes, mask, i, past, use_reentrant=False)
+            streams, k, v = checkpoint(forward, pair, streams, ropes, mask, i, own, use_reentrant=False)
         else:
-            streams, k, v = forward(pair, streams, ropes, mask, i, past)
+            streams, k, v = forward(pair, streams, ropes, mask, i, own)
         keys.append(k)
         values.append(v)
         if record_layers:
