@@ -224,22 +224,23 @@ def test_a_document_draws_last_if_its_only_target_ends_it():
     assert not _draws_last([clean])
 
 
-def test_a_generation_side_without_weights_can_start_as_the_understanding_experts(folder: str, tmp_path: Path):
+@pytest.mark.parametrize("start", ["fresh", "understanding"])
+def test_a_generation_side_without_weights_can_be_trained(folder: str, tmp_path: Path, start: str):
     empty = Bagel.from_pretrained(folder)
     for parameter in empty.generation.parameters():
         nn.init.zeros_(parameter)
     empty.save_pretrained(tmp_path / "empty")
-    module = stage(str(tmp_path / "empty"), train="generation", start="understanding")
+    module = stage(str(tmp_path / "empty"), train="generation", start=start)
     model = module.model
-    for own, other in zip(model.generation.layers.parameters(), model.understanding.layers.parameters(), strict=True):
-        assert torch.equal(own, other)
-        assert own is not other
+    for own, other in zip(model.generation.layers, model.understanding.layers, strict=True):
+        assert own.input.q_proj.weight.any() and own.input.q_proj.weight is not other.input.q_proj.weight
+        assert torch.equal(own.input.q_proj.weight, other.input.q_proj.weight) == (start == "understanding")
     assert not model.generation.llm2vae.weight.any()
+    assert torch.equal(model.generation.latent_pos_embed.pos_embed, empty.generation.latent_pos_embed.pos_embed)
+    before = model.generation.layers[0].input.q_proj.weight.clone()
     trainer(tmp_path, max_steps=2).fit(module, scenes(SINGLE_TURN))
     assert model.generation.llm2vae.weight.any()
-    assert not torch.equal(
-        model.generation.layers[0].input.q_proj.weight, model.understanding.layers[0].input.q_proj.weight
-    )
+    assert not torch.equal(model.generation.layers[0].input.q_proj.weight, before)
 
 
 def test_alignment_trains_its_projector_and_the_layers_below(folder: str):

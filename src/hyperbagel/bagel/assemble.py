@@ -198,6 +198,22 @@ def compose(
     return model.eval()
 
 
+def restart_generation(model: Bagel, seed: int = 0, *, copies: bool = False) -> None:
+    """Give the generation branch the weights of a new one, whose velocity is zero.
+
+    copies: start its experts as the understanding's. Fresh ones, with much smaller weights, learn faster from scratch.
+    """
+    generator, branch = torch.Generator().manual_seed(seed), model.generation
+    state = {
+        name: torch.zeros(empty.shape) if name.startswith("llm2vae") else _fresh(module, name, empty, generator)
+        for name, module, empty in _leaves(branch, "")
+    }
+    branch.load_state_dict({name.removeprefix("."): value for name, value in state.items()})
+    if copies:
+        branch.layers.load_state_dict(model.understanding.layers.state_dict())
+        branch.norm.load_state_dict(model.understanding.norm.state_dict())
+
+
 def _leaves(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Every parameter and buffer: full name, the module that owns it, and itself."""
     for path, module in root.named_modules(prefix=prefix):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.embeddings import PositionTable, TimestepEmbedder
 from hyperbagel.bagel.mot import ExpertLayer
-from hyperbagel.bagel.understanding import UnderstandingStack
 
 
 class GuidanceScales(NamedTuple):
@@ -59,18 +58,6 @@ class GenerationBranch(nn.Module):
             for parameter in embedder.mlp[2].parameters():
                 nn.init.zeros_(parameter)
             setattr(self, name, embedder)
-
-    @torch.no_grad()
-    def start_from(self, understanding: UnderstandingStack) -> None:
-        """Become what BAGEL's authors began with: copies of the understanding experts, fresh latent and time embedders,
-        and a velocity of zero.
-        """
-        self.layers.load_state_dict(understanding.layers.state_dict())
-        self.norm.load_state_dict(understanding.norm.state_dict())
-        for module in (self.vae2llm, *(m for m in self.time_embedder.modules() if isinstance(m, nn.Linear))):
-            module.reset_parameters()
-        nn.init.zeros_(self.llm2vae.weight)
-        nn.init.zeros_(self.llm2vae.bias)
 
     def copy(self) -> GenerationBranch:
         """An independent branch with equal weights (student, EMA, fake score, critic backbone)."""

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from hyperbagel.bagel.assemble import restart_generation
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.layout import IGNORED, Layout
@@ -60,12 +61,12 @@ class Pretraining(Stage, TakesLossTerms):
         optimizer: of the named parameters that train.
         scheduler: learning-rate schedule, stepped every update.
         train: which side trains; the autoencoder and the position tables never do.
-        start: what the generation side starts as: as it is in `model`, or as BAGEL's authors began, with copies of the
-            understanding experts.
+        start: what the generation side starts as: as it is in `model`, fresh, or as BAGEL's authors began, with copies
+            of the understanding experts.
         loss: weights and times of the objective.
         samplers: how pictures are drawn for evaluation.
         compute: speed, memory and type of the weights.
-        seed: of noise and times.
+        seed: of noise, times and fresh weights.
     """
 
     branch: GenerationBranch | None = None
@@ -76,7 +77,7 @@ class Pretraining(Stage, TakesLossTerms):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable = WarmupStableDecay,
         train: Part = "both",
-        start: Literal["own", "understanding"] = "own",
+        start: Literal["own", "fresh", "understanding"] = "own",
         loss: PretrainingLoss = _LOSS,
         samplers: Samplers = _SAMPLERS,
         compute: Compute = _COMPUTE,
@@ -85,8 +86,8 @@ class Pretraining(Stage, TakesLossTerms):
         super().__init__()
         self.folder = model
         self.model = compute.load(model)
-        if start == "understanding":
-            self.model.generation.start_from(self.model.understanding)
+        if start != "own":
+            restart_generation(self.model, seed, copies=start == "understanding")
         self.train_part: Part = train
         self.loss, self.seed = loss, seed
         self.sampler, self.editing_sampler = samplers.generation, samplers.editing
