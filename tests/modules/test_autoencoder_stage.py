@@ -9,7 +9,7 @@ import torch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.callbacks import ExportModel
-from hyperbagel.modules.autoencoder import AutoencoderSettings, AutoencoderTraining, RateDistortion, _stacks, fade
+from hyperbagel.modules.autoencoder import AutoencoderTraining, RateDistortion, _stacks
 from hyperbagel.modules.schedules import WarmupStableDecay
 from tests.runs import nano_folder, scenes, trainer
 
@@ -36,7 +36,7 @@ def test_rate_is_the_divergence_from_a_standard_normal(folder: str, monkeypatch)
 
 def test_terms_are_weighted_and_averaged_over_pictures(folder: str, monkeypatch):
     """Two stacks, of three pictures and of one."""
-    module = stage(folder, settings=AutoencoderSettings(kl_weight=0.01, ssim_weight=0.1))
+    module = stage(folder, kl_weight=0.01, ssim_weight=0.1)
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(
@@ -52,7 +52,7 @@ def test_terms_are_weighted_and_averaged_over_pictures(folder: str, monkeypatch)
 
 
 def test_only_the_autoencoder_learns_and_its_latents_get_unit_scale(folder: str, tmp_path: Path):
-    module = stage(folder, settings=AutoencoderSettings(kl_weight=1e-3))
+    module = stage(folder, kl_weight=1e-3)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     errors: list[float] = []
     original = module.rate_distortion
@@ -81,7 +81,7 @@ def test_only_the_autoencoder_learns_and_its_latents_get_unit_scale(folder: str,
 
 
 def test_only_the_decoder_learns_from_means(folder: str, tmp_path: Path, monkeypatch):
-    module = stage(folder, settings=AutoencoderSettings(decoder_only=True))
+    module = stage(folder, decoder_only=True)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     scaled = module.model.config.autoencoder
     trainer(tmp_path, max_steps=3).fit(module, scenes({"generation": 1.0}))
@@ -98,30 +98,18 @@ def test_only_the_decoder_learns_from_means(folder: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("decoder_only", [False, True])
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: str, tmp_path: Path, decoder_only: bool):
     kinds = {"generation": 1.0}
-    settings = AutoencoderSettings(faded=0.5, decoder_only=decoder_only)
-    straight = stage(folder, settings=settings)
+    straight = stage(folder, decoder_only=decoder_only)
     trainer(tmp_path, max_steps=4).fit(straight, scenes(kinds))
     first = trainer(tmp_path, max_steps=2)
-    first.fit(stage(folder, settings=settings), scenes(kinds))
+    first.fit(stage(folder, decoder_only=decoder_only), scenes(kinds))
     first.save_checkpoint(tmp_path / "two.ckpt")
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
     assert {name.split(".")[1] for name in saved if "." in name} == {"autoencoder"}
-    resumed = stage(folder, settings=settings)
+    resumed = stage(folder, decoder_only=decoder_only)
     trainer(tmp_path, max_steps=4).fit(resumed, scenes(kinds), ckpt_path=tmp_path / "two.ckpt")
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert resumed.model.config.autoencoder == straight.model.config.autoencoder
-
-
-def test_a_share_of_the_pictures_is_faded_towards_one_colour_each():
-    images = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    faded = fade(images, 0.25, torch.Generator().manual_seed(1))
-    changed = (faded != images).flatten(1).any(1)
-    assert float(changed.float().mean()) == pytest.approx(0.25, abs=0.07)
-    contrast = (faded.std((2, 3)) / images.std((2, 3)))[changed]
-    assert contrast.min() >= 0.149 and contrast.max() < 1 and contrast.std(1).max() < 1e-3
-    assert faded.abs().max() <= 1
-    assert fade(images, 0.0, torch.Generator()) is images
 
 
 def test_every_picture_of_a_document_counts_once():

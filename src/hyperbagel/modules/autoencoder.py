@@ -20,32 +20,6 @@ from hyperbagel.modules.stage import Compute, Samplers, Stage
 
 STATISTICS_DECAY = 0.99
 _COMPUTE, _SAMPLERS = Compute(), Samplers()
-_LEAST_CONTRAST = 0.15
-"""Share of itself that a faded picture keeps at least."""
-
-
-@dataclass(frozen=True)
-class AutoencoderSettings:
-    """What is learnt, and from what.
-
-    kl_weight: weight of the mean KL divergence against the mean squared error. It sets how many nats a latent value
-    carries: with too many the flow model learns noise; ssim_weight: weight of 1 - SSIM, which sees structure relative
-    to its contrast, where the squared error hardly sees what is light on light; faded: share of the training pictures
-    that are blended with a random colour, so that what has little contrast is learnt sooner than its rarity would have
-    it; decoder_only: keep the encoder and the scale of the latents, and decode the posterior's mean instead of draws
-    from it, as generation learns means: it recovers detail that noise hides, and a trained generation side stays valid.
-
-    Raises ValueError for a share outside of [0, 1].
-    """
-
-    kl_weight: float = 1e-3
-    ssim_weight: float = 0.0
-    faded: float = 0.0
-    decoder_only: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.faded <= 1:
-            raise ValueError(f"faded is {self.faded}: it must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -62,9 +36,6 @@ class RateDistortion:
     mean: Tensor
 
 
-_SETTINGS = AutoencoderSettings()
-
-
 class AutoencoderTraining(Stage):
     """Trains the autoencoder of a BAGEL on the pictures of documents, all else frozen.
 
@@ -75,9 +46,15 @@ class AutoencoderTraining(Stage):
         model: checkpoint folder to start from.
         optimizer: of the autoencoder's named parameters.
         scheduler: learning-rate schedule, stepped every update.
-        settings: what is learnt, and from what.
+        kl_weight: weight of the mean KL divergence against the mean squared error. It sets how many nats a latent
+            value carries: with too many the flow model learns noise.
+        ssim_weight: weight of 1 - SSIM, which sees structure relative to its contrast; the squared error hardly sees
+            what is light on light.
+        decoder_only: keep the encoder and the scale of the latents, and decode the posterior's mean instead of draws
+            from it, as generation learns means: it recovers detail that noise hides, and a trained generation side
+            stays valid.
         compute: type of the weights.
-        seed: of the draws from the posterior and of faded pictures.
+        seed: of the draws from the posterior.
     """
 
     branch: GenerationBranch | None = None
@@ -89,7 +66,9 @@ class AutoencoderTraining(Stage):
         model: str,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable = WarmupStableDecay,
-        settings: AutoencoderSettings = _SETTINGS,
+        kl_weight: float = 1e-3,
+        ssim_weight: float = 0.0,
+        decoder_only: bool = False,
         compute: Compute = _COMPUTE,
         seed: int = 0,
     ) -> None:
@@ -98,10 +77,11 @@ class AutoencoderTraining(Stage):
         self.model = compute.load(model)
         self.model.requires_grad_(False)
         self.model.autoencoder.requires_grad_(True).to(memory_format=torch.channels_last)  # faster convolutions
-        if settings.decoder_only:
+        self.decoder_only = decoder_only
+        if decoder_only:
             self.model.autoencoder.network.encoder.requires_grad_(False)
         self.sampler, self.editing_sampler = _SAMPLERS.generation, _SAMPLERS.editing
-        self.settings, self.seed = settings, seed
+        self.kl_weight, self.ssim_weight, self.seed = kl_weight, ssim_weight, seed
         self._optimizer, self._scheduler = optimizer, scheduler
         self.register_buffer("latent_mean", torch.zeros(()))
         self.register_buffer("latent_square", torch.zeros(()))
@@ -113,7 +93,7 @@ class AutoencoderTraining(Stage):
         mean, logvar = (moment.float() for moment in autoencoder.moments(images))
         logvar = logvar.clamp(-20, 10)  # a fresh encoder may say anything, and exp() overflows
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        drawn = mean if self.settings.decoder_only else mean + (logvar / 2).exp() * noise
+        drawn = mean if self.decoder_only else mean + (logvar / 2).exp() * noise
         decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
         rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
         decoded, images = decoded.float(), images.float()
@@ -125,8 +105,7 @@ class AutoencoderTraining(Stage):
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
         """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
         generator = step_generator(self.seed, self.global_rank, int(self.student_step), purpose=str(batch_idx))
-        stacks = (fade(images, self.settings.faded, generator) for images in _stacks(batch, self.device))
-        results = [(len(images), self.rate_distortion(images, generator)) for images in stacks]
+        results = [(len(images), self.rate_distortion(images, generator)) for images in _stacks(batch, self.device)]
         if not results:
             raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
         counts = torch.tensor([count for count, _ in results], device=self.device)
@@ -138,7 +117,7 @@ class AutoencoderTraining(Stage):
         self._observe(torch.cat([result.mean.flatten() for _, result in results]))
         for name, value in (("reconstruction", error), ("dissimilarity", dissimilarity), ("rate", rate)):
             self.log(f"loss/{name}", value, prog_bar=True, batch_size=pictures, sync_dist=True)
-        return error + self.settings.ssim_weight * dissimilarity + self.settings.kl_weight * rate
+        return error + self.ssim_weight * dissimilarity + self.kl_weight * rate
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same terms on validation pictures."""
@@ -161,7 +140,7 @@ class AutoencoderTraining(Stage):
 
     def on_train_end(self) -> None:
         """Set scale and shift of the latents, unless their encoder was kept."""
-        if self.settings.decoder_only:
+        if self.decoder_only:
             return
         mean, square = (
             float(self.trainer.strategy.reduce(moment.clone(), reduce_op="mean"))
@@ -177,15 +156,6 @@ class AutoencoderTraining(Stage):
         named = [(name, p) for name, p in self.model.autoencoder.named_parameters() if p.requires_grad]
         optimizer = self._optimizer(named)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
-
-
-def fade(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1], each with probability `share` blended with a random colour."""
-    if not share:
-        return images
-    chosen, kept, *color = torch.rand(5, len(images), 1, 1, 1, generator=generator).to(images)
-    kept = torch.where(chosen < share, _LEAST_CONTRAST + (1 - _LEAST_CONTRAST) * kept, 1.0)
-    return kept * images + (1 - kept) * (2 * torch.cat(color, 1) - 1)
 
 
 def _stacks(batch: DocumentBatch, device: torch.device) -> Iterator[Tensor]:
