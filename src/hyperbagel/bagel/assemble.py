@@ -186,10 +186,7 @@ def compose(
             complete[key] = _fresh(module, name, empty, generator).to(dtype)
     for name, module, empty in _leaves(model.generation, "generation"):
         twin = complete.get(official_key(name.replace("generation", "understanding", 1)))
-        if name.startswith("generation.llm2vae"):
-            value = torch.zeros(empty.shape)
-        else:
-            value = _fresh(module, name, empty, generator) if twin is None else twin.clone()
+        value = _fresh(module, name, empty, generator) if twin is None else twin.clone()
         complete[official_key(name)] = value.to(dtype)
     load_official(model, complete, "these parts")
     with torch.random.fork_rng(devices=[]):
@@ -203,15 +200,12 @@ def restart_generation(model: Bagel, seed: int = 0, *, copies: bool = False) -> 
 
     copies: start its experts as the understanding's. Fresh ones, with much smaller weights, learn faster from scratch.
     """
-    generator, branch = torch.Generator().manual_seed(seed), model.generation
-    state = {
-        name: torch.zeros(empty.shape) if name.startswith("llm2vae") else _fresh(module, name, empty, generator)
-        for name, module, empty in _leaves(branch, "")
-    }
-    branch.load_state_dict({name.removeprefix("."): value for name, value in state.items()})
-    if copies:
-        branch.layers.load_state_dict(model.understanding.layers.state_dict())
-        branch.norm.load_state_dict(model.understanding.norm.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    twins = model.understanding.state_dict() if copies else {}
+    model.generation.load_state_dict({
+        name: twins[name] if name in twins else _fresh(module, name, empty, generator)
+        for name, module, empty in _leaves(model.generation, "")
+    })  # fmt: skip
 
 
 def _leaves(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -225,7 +219,7 @@ def _fresh(module: nn.Module, name: str, empty: Tensor, generator: torch.Generat
     """First value of a tensor that no pretrained part brings."""
     if isinstance(module, PositionTable):
         return sincos_position_table(module.side, empty.shape[1])
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "llm2vae.weight")):
         return torch.zeros(empty.shape)
     if isinstance(module, nn.Linear):
         residual = re.search(r"layers\..*\.(o_proj|down_proj|out_proj|fc2)\.weight$", name)

@@ -22,10 +22,7 @@ class BatchedMuon(Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for group in self.param_groups:
             by_shape: defaultdict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
             for param in group["params"]:
@@ -45,6 +42,14 @@ class BatchedMuon(Muon):
             self.state[param]["momentum_buffer"] = torch.zeros_like(param.grad)
         buffer: Tensor = self.state[param]["momentum_buffer"].lerp_(param.grad, 1 - momentum)
         return param.grad.lerp(buffer, momentum)
+
+
+def _loss(closure: Callable[[], Any] | None) -> Any:
+    """What an optimizer's closure returns, if there is one; it takes gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def _orthogonal(updates: Tensor, group: dict[str, Any]) -> Tensor:
@@ -101,10 +106,7 @@ class MuonWithAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of both parts."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for part, group in zip(self._parts, self.param_groups, strict=True):
             # Loading a state replaces both containers, so the parts are pointed at them anew.
             part.state, part.param_groups = self.state, [group]
