@@ -4,6 +4,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,6 +92,26 @@ def test_workers_outlive_the_sigterm_that_tells_a_run_to_end(shards, make_module
         assert_same([first, *batches], expected)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_process_ends_while_its_workers_wait():
+    script = """
+import torch
+from hyperbagel.datamodules.interleaved import InterleavedDataModule
+from hyperbagel.datamodules.pipeline import Formatting
+from hyperbagel.datamodules.scenes import SceneSource
+from hyperbagel.datamodules.sources import Source
+from hyperbagel.scenes.vocabulary import tokenizer_folder
+
+torch.set_num_threads(1)
+source = Source(name="scenes", samples=SceneSource(weights={"generation": 1}))
+module = InterleavedDataModule(Formatting(tokenizer=str(tokenizer_folder())), train=[source])
+module.setup("fit")
+kept = iter(module.train_dataloader())
+next(kept)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_order_depends_on_seed_and_epoch_only(shards, make_module: Make):

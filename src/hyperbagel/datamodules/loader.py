@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
 from time import perf_counter
 from typing import Any
 
@@ -117,7 +119,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
         if self.repeat:
             self.position = 0
         meter = _Meter()
-        stream = iter(self._loader)
+        stream = self._stream()
         end = self._epoch_end()
         for number in range(self.position, end):
             begin = perf_counter()
@@ -136,6 +138,14 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing, see `state_dict`."""
+
+    def _stream(self) -> Iterator[PackedBatch]:
+        """What the workers load. At exit multiprocessing waits for workers after one SIGTERM, which these outlive."""
+        others = set(active_children())
+        stream = iter(self._loader)
+        for worker in set(active_children()) - others:
+            atexit.register(worker.kill)
+        return stream
 
     def _epoch_end(self) -> int:
         return (self.position // len(self) + 1) * len(self)
