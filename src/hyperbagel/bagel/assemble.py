@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperbagel.bagel.autoencoder import Autoencoder, AutoencoderConfig
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.checkpoint import CheckpointError, load_official, official_key, save_bagel
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.embeddings import PositionTable, sincos_position_table
@@ -198,7 +200,8 @@ def compose(
 def restart_generation(model: Bagel, seed: int = 0, *, copies: bool = False) -> None:
     """Give the generation branch the weights of a new one, whose velocity is zero.
 
-    copies: start its experts as the understanding's. Fresh ones, with much smaller weights, learn faster from scratch.
+    copies: start its experts as the understanding's. Fresh ones, with much smaller weights and attention that looks at
+    what lies near, learn faster from scratch.
     """
     generator = torch.Generator().manual_seed(seed)
     twins = model.understanding.state_dict() if copies else {}
@@ -206,6 +209,45 @@ def restart_generation(model: Bagel, seed: int = 0, *, copies: bool = False) -> 
         name: twins[name] if name in twins else _fresh(module, name, empty, generator)
         for name, module, empty in _leaves(model.generation, "")
     })  # fmt: skip
+    if not copies:
+        _look_nearby(model.generation)
+
+
+@torch.no_grad()
+def _look_nearby(branch: GenerationBranch) -> None:
+    """Let queries and keys of fresh experts begin with the places that `sincos_position_table` puts into tokens.
+
+    All tokens of a picture have one rope position, so experts would first have to learn what lies where. The heads of
+    a layer look one place to the right, left, below and above, and anywhere, in turn; what else goes into tokens leaves
+    the columns of the places alone.
+    """
+    attention = branch.layers[0].input
+    width, head_dim = attention.q_proj.in_features, attention.head_dim
+    count = head_dim // 4  # frequencies of both axes, each with sine and cosine
+    index = torch.arange(count)
+    frequency = 10000.0 ** (-4 * index / width)
+    columns = index + width // 4 * torch.arange(4)[:, None]  # of sin x, cos x, sin y, cos y
+
+    def place(x: int, y: int) -> Tensor:
+        """(head_dim, width): takes sines and cosines of the place moved by x and y from a token."""
+        rows = torch.zeros(head_dim, width)
+        for axis, move in ((0, x), (1, y)):
+            sine, cosine = columns[2 * axis], columns[2 * axis + 1]
+            first, second = 2 * axis * count + index, (2 * axis + 1) * count + index
+            rows[first, sine] = rows[second, cosine] = torch.cos(frequency * move)
+            rows[first, cosine] = torch.sin(frequency * move)
+            rows[second, sine] = -torch.sin(frequency * move)
+        return rows
+
+    moves = cycle([(1, 0), (-1, 0), (0, 1), (0, -1), None])
+    for layer in branch.layers:
+        for query, move in zip(layer.input.q_proj.weight.split(head_dim), moves, strict=False):
+            if move is not None:
+                query.mul_(0.3).add_(place(*move))
+        for key in layer.input.k_proj.weight.split(head_dim):
+            key.mul_(0.3).add_(place(0, 0))
+    for last in (branch.vae2llm, branch.time_embedder.mlp[-1]):
+        last.weight[columns.flatten()] = 0
 
 
 def _leaves(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, Tensor]]:
