@@ -21,7 +21,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hyperbagel.bagel.assemble import NANO, Parts, assemble, build, compose
+from hyperbagel.bagel.assemble import NANO, SCENES, Parts, assemble, build, compose, restart_generation
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.checkpoint import CheckpointError, official_key, read_config, write_tensors
 from hyperbagel.bagel.config import BagelConfig
@@ -293,6 +293,22 @@ def test_every_fresh_part_can_learn():
     for name, value in model.named_parameters():
         if not name.startswith("autoencoder.") and not name.endswith("bias") and "llm2vae" not in name:
             assert value.count_nonzero() == value.numel(), official_key(name)
+
+
+def test_fresh_generation_experts_look_at_what_lies_near():
+    model = compose(SCENES)
+    restart_generation(model)
+    branch, side, heads = model.generation, SCENES.max_latent_size, SCENES.llm.num_attention_heads
+    tokens = branch.vae2llm(torch.randn(side**2, branch.vae2llm.in_features)) + branch.latent_pos_embed.pos_embed
+    for layer in (branch.layers[0].input, branch.layers[-1].input):
+        q, k = (p(tokens).unflatten(-1, (heads, -1)).transpose(0, 1) for p in (layer.q_proj, layer.k_proj))
+        weight = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1).unflatten(-1, (side, side))
+        for head, (x, y) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+            inner = [(row, column) for row in range(2, side - 2) for column in range(2, side - 2)]
+            seen = [weight[head, side * r + c].roll((1 - r - y, 1 - c - x), (0, 1)) for r, c in inner]
+            mean = torch.stack(seen).mean(0)
+            assert mean.argmax() == side + 1  # the place meant, now in row and column 1
+            assert mean[:3, :3].sum() > 0.3  # 9 of 64 places
 
 
 def test_half_precision_is_stored(tmp_path):
