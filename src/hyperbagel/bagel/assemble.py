@@ -217,9 +217,9 @@ def restart_generation(model: Bagel, seed: int = 0, *, copies: bool = False) -> 
 def _look_nearby(branch: GenerationBranch) -> None:
     """Let queries and keys of fresh experts begin with the places that `sincos_position_table` puts into tokens.
 
-    All tokens of a picture have one rope position, so experts would first have to learn what lies where. The heads of
-    a layer look one place to the right, left, below and above, and anywhere, in turn; what else goes into tokens leaves
-    the columns of the places alone.
+    All tokens of a picture have one rope position, so experts would first have to learn what lies where. Every other
+    head looks one place to the right, below, to the left or above; the rest look anywhere, for what the text says.
+    What else goes into tokens leaves the columns of the places alone.
     """
     attention = branch.layers[0].input
     width, head_dim = attention.q_proj.in_features, attention.head_dim
@@ -239,13 +239,13 @@ def _look_nearby(branch: GenerationBranch) -> None:
             rows[second, sine] = -torch.sin(frequency * move)
         return rows
 
-    moves = cycle([(1, 0), (-1, 0), (0, 1), (0, -1), None])
+    moves = cycle([(1, 0), None, (0, 1), None, (-1, 0), None, (0, -1), None])
     for layer in branch.layers:
         for query, move in zip(layer.input.q_proj.weight.split(head_dim), moves, strict=False):
             if move is not None:
                 query.mul_(0.3).add_(place(*move))
         for key in layer.input.k_proj.weight.split(head_dim):
-            key.mul_(0.3).add_(place(0, 0))
+            key.mul_(0.5).add_(place(0, 0))
     for last in (branch.vae2llm, branch.time_embedder.mlp[-1]):
         last.weight[columns.flatten()] = 0
 
