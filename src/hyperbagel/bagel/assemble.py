@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTCo
 from hyperbagel.bagel.embeddings import PositionTable, sincos_position_table
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.mot import ExpertLayer
 from hyperbagel.bagel.parts import read_autoencoder, read_language_model, read_vision_tower
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.scenes.vocabulary import tokenizer_folder
@@ -221,8 +222,8 @@ def _look_nearby(branch: GenerationBranch) -> None:
     head looks one place to the right, below, to the left or above; the rest look anywhere, for what the text says.
     What else goes into tokens leaves the columns of the places alone.
     """
-    attention = branch.layers[0].input
-    width, head_dim = attention.q_proj.in_features, attention.head_dim
+    inputs = [cast(ExpertLayer, layer).input for layer in branch.layers]
+    width, head_dim = branch.vae2llm.out_features, inputs[0].head_dim
     count = head_dim // 4  # frequencies of both axes, each with sine and cosine
     index = torch.arange(count)
     frequency = 10000.0 ** (-4 * index / width)
@@ -240,13 +241,12 @@ def _look_nearby(branch: GenerationBranch) -> None:
         return rows
 
     moves = cycle([(1, 0), None, (0, 1), None, (-1, 0), None, (0, -1), None])
-    for layer in branch.layers:
-        for query, move in zip(layer.input.q_proj.weight.split(head_dim), moves, strict=False):
+    for attention in inputs:
+        for query, move in zip(attention.q_proj.weight.unflatten(0, (-1, head_dim)), moves, strict=False):
             if move is not None:
                 query.mul_(0.3).add_(place(*move))
-        for key in layer.input.k_proj.weight.split(head_dim):
-            key.mul_(0.5).add_(place(0, 0))
-    for last in (branch.vae2llm, branch.time_embedder.mlp[-1]):
+        attention.k_proj.weight.unflatten(0, (-1, head_dim)).mul_(0.5).add_(place(0, 0))
+    for last in (branch.vae2llm, cast(nn.Linear, branch.time_embedder.mlp[-1])):
         last.weight[columns.flatten()] = 0
 
 
