@@ -1,11 +1,13 @@
 """The promises of the data module: exact epochs, exact resume, one source a batch, few padding."""
 
+import gc
 import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,6 +114,23 @@ next(kept)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
+
+
+def test_workers_of_ended_validations_are_let_go(shards, make_module: Make):
+    sources = [Source(name, [str(path) for path in paths]) for name, paths in shards.items()]
+    module = make_module(shards, workers=1, val=sources)
+    module.setup("validate")
+    loader = module.val_dataloader()
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    next(batches)
+    (worker,) = (weakref.ref(child) for child in set(multiprocessing.active_children()) - others)
+    assert worker() is not None
+    list(batches)
+    del batches
+    multiprocessing.active_children()  # forgets what has ended
+    gc.collect()
+    assert worker() is None
 
 
 def test_order_depends_on_seed_and_epoch_only(shards, make_module: Make):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from time import perf_counter
 from typing import Any
 
@@ -144,7 +146,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
         others = set(active_children())
         stream = iter(self._loader)
         for worker in set(active_children()) - others:
-            atexit.register(worker.kill)
+            atexit.register(_kill, weakref.ref(worker))  # the process itself would keep its pipes open
         return stream
 
     def _epoch_end(self) -> int:
@@ -214,6 +216,13 @@ def _outlive_one_sigterm(worker: int) -> None:
     The second one, from whoever stops the workers, ends the worker.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _kill(worker: weakref.ref[BaseProcess]) -> None:
+    """End a worker, if it is still there."""
+    process = worker()
+    if process is not None:
+        process.kill()
 
 
 def _unchanged(batch: Any) -> Any:
