@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 
+def sincos_frequencies(width: int) -> np.ndarray:
+    """The (width / 4,) frequencies of each axis of a 2-D sin-cos table, in radians a place, highest first."""
+    return 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+
+
 def sincos_position_table(side: int, width: int) -> Tensor:
     """The fixed 2-D sin-cos table: (side * side, width) float32, row id = row * side + column.
 
     The first half of the columns encodes the image column, the second half the row; each half is [sin, cos].
     Computed in float64, as the stored tables of the official checkpoint were.
     """
-    frequency = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    frequency = sincos_frequencies(width)
 
     def encode(position: np.ndarray) -> np.ndarray:
         angle = np.outer(position.reshape(-1), frequency)

@@ -10,9 +10,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from hyperbagel.bagel.assemble import restart_generation
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
+from hyperbagel.bagel.fresh import restart_generation
 from hyperbagel.bagel.layout import IGNORED, Layout
 from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
