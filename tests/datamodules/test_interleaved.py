@@ -114,6 +114,7 @@ next(kept)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
+    assert "Error" not in run.stderr, run.stderr
 
 
 def test_workers_of_ended_validations_are_let_go(shards, make_module: Make):

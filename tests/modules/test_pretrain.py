@@ -11,8 +11,9 @@ from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
-from hyperbagel.flow.schedule import velocity_target
+from hyperbagel.flow.schedule import shift_time, velocity_target
 from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
+from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.optimizers import MuonWithAdamW
 from hyperbagel.modules.pretrain import Pretraining, PretrainingLoss, Term
 from hyperbagel.modules.randomness import step_generator
@@ -77,6 +78,7 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     # The same noise and time for every picture, however they are drawn.
     monkeypatch.setattr(torch, "randn", lambda *shape, generator: torch.full(
         tuple(shape[0]) if isinstance(shape[0], torch.Size) else shape, 0.3))  # fmt: skip
+    monkeypatch.setattr(torch, "rand", lambda count, generator: torch.special.ndtr(torch.full((count,), 0.3)))
     results = []
     for cached in (True, False):
         module = stage(folder, train="generation")
@@ -89,6 +91,36 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     assert int(one.count) == int(other.count) == 4 * 16
     torch.testing.assert_close(one.total, other.total)
     torch.testing.assert_close(one_grads, other_grads, atol=1e-5, rtol=1e-4)
+
+
+def test_noisy_versions_share_a_context_and_take_turns_in_time(folder: str):
+    steps: list[Step] = []
+
+    class Spy(LossTerm):
+        def forward(self, step: Step) -> Tensor:
+            steps.append(step)
+            return step.velocity.sum() * 0
+
+    (batch,) = batches(SINGLE_TURN, 1, size=4)
+    module = stage(folder, train="generation", loss=PretrainingLoss(timestep_shift=2, draws=3))
+    module.add_loss(Spy("spy"))
+    image = module.objective(batch, step_generator(0, 0, 0))["image"]
+    (step,) = steps
+    assert step.batch.keys == batch.keys * 3
+    thirds = torch.tensor([0.0, 1 / 3, 2 / 3, 1])
+    low, high = (shift_time(torch.sigmoid(torch.special.ndtri(edge)), 2) for edge in (thirds[:-1], thirds[1:]))
+    t = step.t.view(3, 4)
+    assert bool(((t >= low[:, None]) & (t <= high[:, None])).all())
+    documents = module.model.encode_documents(step.batch.documents)
+    context = module.model.prefill([document[:-1] for document in documents])
+    torch.testing.assert_close(step.velocity, module.model.velocity(step.x_t, step.t, context, step.grid))
+    assert step.target is not None
+    torch.testing.assert_close(image.total, (step.velocity - step.target).square().mean(-1).sum())
+    assert int(image.count) == 3 * 4 * 16
+    module.eval()
+    assert int(module.objective(batch, step_generator(0, 0, 0))["image"].count) == 4 * 16
+    with pytest.raises(ValueError, match="at least one noisy version"):
+        PretrainingLoss(draws=0)
 
 
 def test_means_are_taken_over_the_tokens_of_all_ranks(folder: str, monkeypatch):

@@ -110,6 +110,10 @@ class DocumentBatch:
     def __len__(self) -> int:
         return len(self.documents)
 
+    def repeat(self, times: int) -> DocumentBatch:
+        """All documents, `times` times over."""
+        return replace(self, documents=self.documents * times, keys=self.keys * times, metas=self.metas * times)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
         """The same batch with every tensor on `device` (Lightning calls this)."""
 

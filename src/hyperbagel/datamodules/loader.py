@@ -219,9 +219,10 @@ def _outlive_one_sigterm(worker: int) -> None:
 
 
 def _kill(worker: weakref.ref[BaseProcess]) -> None:
-    """End a worker, if it is still there."""
+    """End a worker, if it is still there. At exit that is no failure that PyTorch should report."""
     process = worker()
     if process is not None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         process.kill()
 
 

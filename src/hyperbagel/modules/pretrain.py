@@ -33,13 +33,21 @@ class PretrainingLoss:
     """Weights and times of the objective.
 
     ce_weight, mse_weight: of the text and the image term; timestep_shift: of the logit-normal training times;
-    reweight_answers: weight an answer's tokens by 1 / sqrt(length), so that long answers do not drown short ones.
+    reweight_answers: weight an answer's tokens by 1 / sqrt(length), so that long answers do not drown short ones;
+    draws: noisy versions of a picture in an update, where documents end with the only one to be drawn: each is another
+    sample, for the cost of the picture's tokens alone.
     """
 
     ce_weight: float = 1.0
     mse_weight: float = 1.0
     timestep_shift: float = 3.0
     reweight_answers: bool = False
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse to draw nothing."""
+        if self.draws < 1:
+            raise ValueError(f"loss.draws is {self.draws}: a picture needs at least one noisy version")
 
 
 @dataclass(frozen=True)
@@ -153,9 +161,12 @@ class Pretraining(Stage, TakesLossTerms):
 
         Nothing sees that picture, so its tokens run against a cache of what is before. Only clean latents in there
         depend on the generation experts; without them, the cache needs no gradient. Added loss terms follow.
+
+        In training, all noisy versions of a picture share the cache, and their times take turns in the ranges between
+        the quantiles of the distribution.
         """
-        model = self.model
-        targets = [document[-1].latent.float() for document in documents]
+        model, draws = self.model, self.loss.draws if self.training else 1
+        targets = [document[-1].latent.float() for document in documents] * draws
         tokens = [patchify(latent, model.config.latent_patch_size) for latent in targets]
         factor = model.config.autoencoder.downsample
         grid = model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
@@ -164,7 +175,11 @@ class Pretraining(Stage, TakesLossTerms):
         learns = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             context = model.prefill(conditions)
-        t = logit_normal(torch.randn(len(x_0), generator=generator), self.loss.timestep_shift).to(x_0)
+            if draws > 1:
+                context = context.rows(torch.arange(len(documents), device=x_0.device).repeat(draws))
+        turn = torch.arange(draws).repeat_interleave(len(documents))
+        quantile = (torch.rand(len(x_0), generator=generator) + turn) / draws
+        t = logit_normal(torch.special.ndtri(quantile), self.loss.timestep_shift).to(x_0)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         x_t = interpolate(x_0, noise, t[:, None, None])
         output = model.denoise_streams(x_t, t, context, grid, model.generation, record_layers=bool(self.loss_terms))
@@ -175,7 +190,7 @@ class Pretraining(Stage, TakesLossTerms):
         if self.training and self.loss_terms:
             step = Step(
                 model=model,
-                batch=batch,
+                batch=batch.repeat(draws),
                 contexts=GuidedContext(context),
                 grid=grid,
                 student_step=int(self.student_step),
