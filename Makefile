@@ -36,18 +36,16 @@ $(SMOLLM2): $(INSTALLED)
 
 demo: setup ## Show what hyperbagel can do on this machine
 	rm -rf runs/demo && mkdir -p runs/demo/pictures
-	$(BIN)/hyperbagel init runs/demo/model --preset nano
 	$(BIN)/hyperbagel data scenes runs/demo/shards --size 200
 	$(BIN)/hyperbagel data inspect runs/demo/shards --out runs/demo/shards.png
-	$(BIN)/hyperbagel generate "a photo of a red circle" --model runs/demo/model --out runs/demo/generated.png
-	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --model runs/demo/model --out runs/demo/edited.png
+	$(BIN)/hyperbagel generate "a photo of a red circle" --out runs/demo/generated.png
+	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --out runs/demo/edited.png
 	tar -xf runs/demo/shards/train-000000.tar -C runs/demo/pictures
 	for picture in $$(ls runs/demo/pictures/*caption*.png | head -3); do \
 		$(BIN)/hyperbagel chat $$picture "Describe the picture in detail." \
-			--model scenes-understanding --draft scenes-understanding/draft || exit 1; done
+			--model scenes --draft scenes/draft || exit 1; done
 	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml
-	@echo 'The nano model that draws and edits has random weights: it shows the parts at work, not their quality.'
-	@echo 'The answers are those of the trained understanding side of the scenes model. Results are in runs/demo.'
+	@echo 'Results are in runs/demo.'
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes

@@ -10,13 +10,16 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.draft.checkpoint import load_draft
-from hyperbagel.evaluation.inference import answer
+from hyperbagel.evaluation.geneval.scene_parser import parse_scene
+from hyperbagel.evaluation.inference import Painter, answer
+from hyperbagel.flow.guidance import GENERATION
+from hyperbagel.flow.sampler import Sampler
 from hyperbagel.scenes import sample
 from hyperbagel.scenes.captions import caption_facts, parse_caption
 from hyperbagel.scenes.documents import CAPTION_PROMPT
 from hyperbagel.scenes.world import Scene
 
-NAME = "scenes-understanding"
+NAME = "scenes"
 
 
 def test_weights_are_small_safetensors() -> None:
@@ -37,6 +40,14 @@ def test_the_scenes_model_describes_held_out_pictures() -> None:
         for fact in caption_facts(Scene.from_dict(drawn.document["meta"]["scenes"][0]))
     ]
     assert sum(fact in stated for fact, stated in facts) > 0.95 * len(facts)
+
+
+def test_the_scenes_model_draws_what_is_asked_for() -> None:
+    painter = Painter(Bagel.from_pretrained(NAME), Tokenizer.from_pretrained(NAME), Sampler(12, guidance=GENERATION))
+    wanted = [(color, shape) for color in ("red", "blue", "yellow") for shape in ("circle", "square", "triangle")]
+    pictures = painter.generate([f"a photo of a {color} {shape}" for color, shape in wanted], range(len(wanted)))
+    seen = [[(thing.color, thing.shape) for thing in parse_scene(picture).objects] for picture in pictures]
+    assert sum(things == [thing] for things, thing in zip(seen, wanted, strict=True)) >= 6, seen
 
 
 def test_the_draft_head_is_accepted_and_changes_nothing() -> None:

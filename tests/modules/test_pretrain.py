@@ -246,6 +246,23 @@ def test_compiled_layers_give_the_same_gradients(folder: str):
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_compiled_layers_sample_batches_of_all_sizes_without_compiling_for_each(folder: str):
+    torch.compiler.reset()
+    plain, compiled = (stage(folder, compute=Compute(compile=compiled)).model for compiled in (False, True))
+    counts = []
+    for size in (2, 3, 5, 7):
+        (batch,) = batches({"generation": 1.0}, 1, size=size)
+        documents = [document[:-1] for document in batch.documents]
+        grid = plain.latent_grid([(64, 64)] * size)
+        x_t, t = torch.randn(size, 16, plain.config.latent_token_dim), torch.full((size,), 0.5)
+        with torch.no_grad():
+            expected, got = (m.velocity(x_t, t, m.prefill(documents), grid) for m in (plain, compiled))
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        counts.append(sum(torch._dynamo.utils.counters["frames"].values()))
+    assert counts[-1] == counts[1], counts
+
+
 def test_a_document_draws_last_if_its_only_target_ends_it():
     from hyperbagel.modules.pretrain import _draws_last
 

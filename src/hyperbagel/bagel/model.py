@@ -37,7 +37,7 @@ class TrainingOutput:
 class Bagel(nn.Module):
     """BAGEL with official semantics. `generation` is the original branch; others are passed where they are used.
 
-    checkpointing, compiled: of the layers where gradients are taken, see `mot.mot_forward`.
+    checkpointing, compiled: of the layers, see `mot.mot_forward`.
     """
 
     def __init__(self, config: BagelConfig) -> None:

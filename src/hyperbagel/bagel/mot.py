@@ -173,8 +173,9 @@ def layer_forward(
 
 @cache
 def compiled_layer_forward() -> Callable[..., Any]:
-    """`layer_forward` by torch.compile, made when first asked for."""
-    return torch.compile(layer_forward, dynamic=True)
+    """`layer_forward` by torch.compile, made when first asked for; one for all sizes of batches and contexts."""
+    # Kinds of passes are few, but more than the usual limit: with or without gradients, a context, a mask.
+    return torch.compile(layer_forward, dynamic=True, recompile_limit=32)
 
 
 def mot_forward(
@@ -190,13 +191,14 @@ def mot_forward(
 ) -> MoTOutput:
     """All layers. rope: of all new tokens, understanding tokens first; mask: (B, 1, Nu + Ng, T + Nu + Ng) or None.
 
-    checkpointing, compiled: recompute layers in the backward pass; run compiled layers. Both act only where gradients
-    are taken: sampling meets too many shapes to compile for each.
+    checkpointing, compiled: recompute layers in the backward pass, where gradients are taken; run compiled layers,
+    unless tokens are stored in a cache.
     """
     ropes = rope.split(streams.und.shape[1])
-    pasts: Sequence[KeyValues | None] = [past] * len(experts) if not isinstance(past, Past) else past.per_layer()
+    stored = past is not None and not isinstance(past, Past)
+    pasts: Sequence[KeyValues | None] = past.per_layer() if isinstance(past, Past) else [past] * len(experts)
     training = torch.is_grad_enabled()
-    forward = compiled_layer_forward() if compiled and training else layer_forward
+    forward = compiled_layer_forward() if compiled and not stored else layer_forward
     keys, values, layers = [], [], [streams]
     for i, (pair, own) in enumerate(zip(experts, pasts, strict=True)):
         if checkpointing and training:

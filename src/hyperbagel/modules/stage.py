@@ -43,10 +43,10 @@ class Samplers:
 
 @dataclass(frozen=True)
 class Compute:
-    """How layers are computed in training; none of it changes what is learnt.
+    """How layers are computed; none of it changes what is learnt.
 
-    compile: layers by torch.compile; checkpointing: recompute layers in the backward pass, for memory;
-    dtype: type of the weights as loaded (mixed precision is the trainer's `precision`).
+    compile: layers by torch.compile, except in decoding; checkpointing: recompute layers in the backward pass, for
+    memory; dtype: type of the weights as loaded (mixed precision is the trainer's `precision`).
     """
 
     compile: bool = False
