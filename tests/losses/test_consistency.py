@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperbagel.flow.schedule import shift_time, timesteps
@@ -18,6 +18,7 @@ from hyperbagel.losses.consistency import Segments
     shift=st.sampled_from([1.0, 3.0, 4.5]),
     position=st.floats(0, 1, width=32),
 )
+@example(count=6, steps=13, shift=3.0, position=9.999999747378752e-06)  # rounded below its boundary on some processors
 def test_ends_stay_inside_the_segment_of_every_grid_point(
     count: int, steps: int, shift: float, position: float
 ) -> None:

@@ -31,7 +31,7 @@ def test_student_approaches_the_guided_teacher(nano_folder: str, tmp_path: Path)
         return loss
 
     stage.total = spy  # type: ignore[method-assign, assignment]
-    fit(stage, batches(2) * 30, tmp_path)
+    fit(stage, batches(2) * 45, tmp_path)
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
     prepared = prepare(stage.model, batches(1)[0], variants=False)
     x_t, t = torch.randn(2, 4, stage.model.config.latent_token_dim), torch.full((2,), 0.8)

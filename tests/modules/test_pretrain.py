@@ -250,11 +250,12 @@ def test_compiled_layers_give_the_same_gradients(folder: str):
 def test_compiled_layers_sample_batches_of_all_sizes_without_compiling_for_each(folder: str):
     torch.compiler.reset()
     plain, compiled = (stage(folder, compute=Compute(compile=compiled)).model for compiled in (False, True))
+    side = 4 * plain.config.latent_stride
     counts = []
     for size in (2, 3, 5, 7):
         (batch,) = batches({"generation": 1.0}, 1, size=size)
         documents = [document[:-1] for document in batch.documents]
-        grid = plain.latent_grid([(64, 64)] * size)
+        grid = plain.latent_grid([(side, side)] * size)
         x_t, t = torch.randn(size, 16, plain.config.latent_token_dim), torch.full((size,), 0.5)
         with torch.no_grad():
             expected, got = (m.velocity(x_t, t, m.prefill(documents), grid) for m in (plain, compiled))

@@ -175,7 +175,8 @@ def layer_forward(
 def compiled_layer_forward() -> Callable[..., Any]:
     """`layer_forward` by torch.compile, made when first asked for; one for all sizes of batches and contexts."""
     # Kinds of passes are few, but more than the usual limit: with or without gradients, a context, a mask.
-    return torch.compile(layer_forward, dynamic=True, recompile_limit=32)
+    compiled: Callable[..., Any] = torch.compile(layer_forward, dynamic=True, recompile_limit=32)  # type: ignore[call-overload]
+    return compiled
 
 
 def mot_forward(

@@ -49,9 +49,10 @@ class Segments:
         boundary = below.float() / self.count
         following = torch.maximum((n - 1).float() / self.steps, boundary)
         end = boundary + position * (following - boundary)
-        # Equal numbers stay equal through the shift, but rounding must not carry t_end over its neighbours.
-        end = torch.minimum(end, following)
-        return SegmentTimes(*(shift_time(u, self.shift) for u in (n.float() / self.steps, following, end, boundary)))
+        times = (n.float() / self.steps, following, end, boundary)
+        t_n, t_next, t_end, low = (shift_time(u, self.shift) for u in times)
+        # Rounding, which the shift adds to, must not carry t_end over its neighbours.
+        return SegmentTimes(t_n, t_next, t_end.clamp(low, t_next), low)
 
     def draw(self, images: int, generator: torch.Generator) -> SegmentTimes:
         """Times for a batch: n uniform over the grid, t_end uniform between boundary and t_next (before the shift)."""
