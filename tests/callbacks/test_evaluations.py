@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -76,6 +77,10 @@ def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretrain
     assert len(report["results"]["geneval"]["details"]["teacher"]["images"]) == 16
     assert report["results"]["gedit"]["rows"]["model"]["nfe"] == 3
     assert "| teacher" in (tmp_path / "run" / "report.md").read_text()
+    with Image.open(tmp_path / "run" / "geneval.png") as sheet, Image.open(tmp_path / "run" / "gedit.png") as edits:
+        # Two grids of four pictures in a row beside each other, one of two sources over their edits, each titled.
+        assert (sheet.width, sheet.height) == (2 * (4 * 66 + 2) + 8, 4 * 66 + 2 + 16)
+        assert (edits.width, edits.height) == (2 * 66 + 2, 2 * 66 + 2 + 16)
     assert "### geneval" in capsys.readouterr().out
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
     assert {"geneval/teacher", "geneval/naive-1", "gedit/model", "images/generated"} <= set(events.Tags()["images"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import OWN, Evaluation
+from hyperbagel.callbacks.pictures import side_by_side
 
 REPORT = "report.json"
 
 
 class Report(Callback):
     """Collects what the evaluating callbacks of a run found: `report.json` with all details, `report.md` with tables,
-    which `test` and `validate` also show.
+    which `test` and `validate` also show, and `<benchmark>.png` with the same pictures under all measured settings.
 
     Args:
         folder: to write to; None for the run's own.
@@ -46,6 +48,9 @@ class Report(Callback):
         if not report["results"] or not trainer.is_global_zero:
             return
         write_report(report, folder)
+        for name, callback in _benchmarks(trainer):
+            if callback.findings.pictures:
+                side_by_side(callback.findings.pictures).save(folder / f"{name}.png")
         if show:
             tqdm.write(f"{tables({folder.name: report})}\n{folder / REPORT}")
 
@@ -57,15 +62,22 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 def collect(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
     """The report of a trainer: results by benchmark, each with rows of metrics and details."""
-    results: dict[str, Any] = {}
+    results = {
+        name: {"rows": callback.findings.rows, "details": callback.findings.details}
+        for name, callback in _benchmarks(trainer)
+    }
+    step = int(getattr(pl_module, "student_step", trainer.global_step))
+    return {"stage": type(pl_module).__name__, "student_step": step, "results": results}
+
+
+def _benchmarks(trainer: L.Trainer) -> Iterator[tuple[str, Evaluation]]:
+    """The callbacks that measured something, by name; several of a kind are counted."""
+    seen: Counter[str] = Counter()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation) and callback.findings.rows:
             name = type(callback).__name__.lower()
-            number = sum(key.split("-")[0] == name for key in results)
-            findings = {"rows": callback.findings.rows, "details": callback.findings.details}
-            results[f"{name}-{number + 1}" if number else name] = findings
-    step = int(getattr(pl_module, "student_step", trainer.global_step))
-    return {"stage": type(pl_module).__name__, "student_step": step, "results": results}
+            seen[name] += 1
+            yield f"{name}-{seen[name]}" if seen[name] > 1 else name, callback
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
