@@ -16,7 +16,8 @@ from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
-from hyperbagel.callbacks.report import read_report, tables
+from hyperbagel.callbacks.report import read_report, write_report
+from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
@@ -78,9 +79,9 @@ def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretrain
     assert report["results"]["gedit"]["rows"]["model"]["nfe"] == 3
     assert "| teacher" in (tmp_path / "run" / "report.md").read_text()
     with Image.open(tmp_path / "run" / "geneval.png") as sheet, Image.open(tmp_path / "run" / "gedit.png") as edits:
-        # Two grids of four pictures in a row beside each other, one of two sources over their edits, each titled.
-        assert (sheet.width, sheet.height) == (2 * (4 * 66 + 2) + 8, 4 * 66 + 2 + 16)
-        assert (edits.width, edits.height) == (2 * 66 + 2, 2 * 66 + 2 + 16)
+        # A titled row of four pictures of each setting; two sources over their edits.
+        assert sheet.size == (4 * 34 + 2, 2 * (34 + 2 + 16) + 8)
+        assert edits.size == (2 * 66 + 2, 2 * 66 + 2 + 16)
     assert "### geneval" in capsys.readouterr().out
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
     assert {"geneval/teacher", "geneval/naive-1", "gedit/model", "images/generated"} <= set(events.Tags()["images"])
@@ -152,13 +153,21 @@ def test_a_stage_that_cannot_be_evaluated_is_refused(tmp_path: Path):
         geneval().setup(trainer(tmp_path), Other(), "test")
 
 
-def test_tables_put_runs_side_by_side():
-    def report(overall: float) -> dict:
-        return {"results": {"geneval": {"rows": {"model": {"geneval/overall": overall, "nfe": 6.0}}, "details": {}}}}
+def test_tables_put_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """In the terminal, and as a report that can be read again; rows have their own names beside that of the run."""
 
-    shown = tables({"one": report(0.25), "two": report(0.5)})
-    assert "| one |   0.250 |   6 |" in shown
-    assert "| two |   0.500 |   6 |" in shown
+    def report(name: str, **rows: float) -> str:
+        found = {"rows": {row: {"geneval/overall": value, "nfe": 6.0} for row, value in rows.items()}, "details": {}}
+        write_report({"results": {"geneval": found}}, tmp_path / name)
+        return str(tmp_path / name)
+
+    runs = [report("one", model=0.25), report("two", model=0.5, naive=0.125)]
+    main(["report", *runs, "--out", str(tmp_path / "all")])
+    shown = capsys.readouterr().out
+    assert (tmp_path / "all" / "report.md").read_text() == shown
+    assert list(read_report(tmp_path / "all")["results"]["geneval"]["rows"]) == [*runs, f"{runs[1]}: naive"]
+    assert f"| {runs[0]}        |   0.250 |   6 |" in shown
+    assert f"| {runs[1]}: naive |   0.125 |   6 |" in shown
 
 
 def test_a_report_that_is_none_is_refused(tmp_path: Path):

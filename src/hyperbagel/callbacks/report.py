@@ -106,16 +106,21 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run."""
-    benchmarks = list(dict.fromkeys(name for report in reports.values() for name in report["results"]))
-    return "\n\n".join(_table(benchmark, reports) for benchmark in benchmarks)
+    return "\n\n".join(_table(name, found["rows"]) for name, found in combined(reports)["results"].items())
 
 
-def _table(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
-    rows: dict[str, Mapping[str, float]] = {}
+def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of several by name: all rows, named after their run, without details."""
+    results: dict[str, Any] = {}
     for run, report in reports.items():
-        for row, metrics in report["results"].get(benchmark, {"rows": {}})["rows"].items():
-            name = row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
-            rows[name] = metrics
+        for benchmark, found in report["results"].items():
+            rows = results.setdefault(benchmark, {"rows": {}, "details": {}})["rows"]
+            for row, metrics in found["rows"].items():
+                rows[row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"] = metrics
+    return {"runs": list(reports), "results": results}
+
+
+def _table(benchmark: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     columns = list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
     lines = [["", *(column.removeprefix(f"{benchmark}/") for column in columns)]]
     lines += [[name, *(_figure(metrics.get(column)) for column in columns)] for name, metrics in rows.items()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
@@ -52,7 +54,7 @@ train and measure (PyTorch Lightning; settings in YAML, see configs/)
   test        measure a model or a stage's result
   validate, predict
   plan        memory of a stage on some devices:  hyperbagel plan --config configs/bagel7b/dmdo.yaml --devices 8
-  report      compare finished runs:  hyperbagel report RUN [RUN ...]
+  report      compare finished runs:  hyperbagel report RUN [RUN ...] [--out FOLDER]
 
 `hyperbagel COMMAND --help` explains a command.
 """
@@ -110,13 +112,18 @@ def run_group(group: str, commands: Mapping[str, Callable[..., Any]], arguments:
 
 
 def run_report(arguments: Sequence[str]) -> None:
-    """Print the tables of finished runs side by side."""
-    from hyperbagel.callbacks.report import read_report, tables
+    """Print the tables of finished runs side by side, and write them if asked to."""
+    from hyperbagel.callbacks.report import combined, read_report, tables, write_report
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit("usage: hyperbagel report RUN [RUN ...], folders with a report.json")
+    parser = argparse.ArgumentParser("hyperbagel report", description="Tables of finished runs, side by side.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with a report.json, or such a file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write report.json and report.md there")
+    options = parser.parse_args(arguments)
     with one_line_errors("hyperbagel report"):
-        print(tables({run: read_report(run) for run in arguments}))
+        reports = {run: read_report(run) for run in options.runs}
+        print(tables(reports))
+        if options.out is not None:
+            write_report(combined(reports), options.out)
 
 
 @contextmanager

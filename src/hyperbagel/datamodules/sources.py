@@ -42,7 +42,8 @@ class Source:
     def __post_init__(self) -> None:
         """Refuse what cannot be a source."""
         if (self.shards is None) == (self.samples is None):
-            raise ValueError(f"source {self.name!r} needs either `shards` or `samples`")
+            remedy = "give one of them" if self.shards is None else "set the other one to null"
+            raise ValueError(f"source {self.name!r} needs either `shards` or `samples`: {remedy}")
         if self.samples is not None and not (hasattr(self.samples, "__len__") and hasattr(self.samples, "__getitem__")):
             raise ValueError(f"source {self.name!r}: `samples` needs __len__ and __getitem__, got {self.samples!r}")
         if self.weight is not None and not self.weight >= 0:
