@@ -70,7 +70,8 @@ def test_terms_are_sums_over_labels_and_drawn_tokens(folder: str):
     assert bool((t[~drawn] == 0).all())
 
 
-def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward(folder: str, monkeypatch):
+@pytest.mark.parametrize("part", ["generation", "both"])
+def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward(folder: str, monkeypatch, part: str):
     (batch,) = batches(SINGLE_TURN, 1, size=4)
     model = stage(folder).model
     documents = model.encode_documents(batch.documents)
@@ -81,16 +82,26 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     monkeypatch.setattr(torch, "rand", lambda count, generator: torch.special.ndtr(torch.full((count,), 0.3)))
     results = []
     for cached in (True, False):
-        module = stage(folder, train="generation")
+        module = stage(folder, train=part)
         monkeypatch.setattr("hyperbagel.modules.pretrain._draws_last", lambda document, cached=cached: cached)
-        term = module.objective(batch, torch.Generator())["image"]
+        terms = module.objective(batch, torch.Generator())
+        assert ("text" in terms) == (part == "both" and not cached)
+        term = terms["image"]
         (term.total / term.count).backward()
-        results.append((term, {n: p.grad for n, p in module.model.generation.named_parameters()}))
-        assert all(p.grad is None for p in module.model.understanding.parameters())
+        parameters = dict(module.model.named_parameters())
+        results.append((term, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}))
+        learnt = any(p.grad is not None for p in module.model.understanding.parameters())
+        assert learnt == (part == "both")
     (one, one_grads), (other, other_grads) = results
     assert int(one.count) == int(other.count) == 4 * 16
     torch.testing.assert_close(one.total, other.total)
     torch.testing.assert_close(one_grads, other_grads, atol=1e-5, rtol=1e-4)
+
+
+def test_texts_to_be_learnt_need_the_whole_forward(folder: str):
+    (batch,) = batches({"caption": 1.0, "generation": 1.0}, 1, size=8)
+    assert set(stage(folder).objective(batch, torch.Generator())) == {"text", "image"}
+    assert set(stage(folder).objective(batches({"generation": 1.0}, 1)[0], torch.Generator())) == {"image"}
 
 
 def test_noisy_versions_share_a_context_and_take_turns_in_time(folder: str):

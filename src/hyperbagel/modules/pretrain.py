@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,7 +14,7 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.fresh import restart_generation
 from hyperbagel.bagel.layout import IGNORED, Layout
-from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment
+from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment, Segment, TextSegment
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.schedule import interpolate, logit_normal, velocity_target
 from hyperbagel.losses.flow_matching import flow_matching_loss, squared_velocity_error
@@ -119,7 +119,7 @@ class Pretraining(Stage, TakesLossTerms):
         """The terms `text` and `image` of those sides that train, unreduced; a batch without one has a count of 0."""
         with torch.no_grad():
             documents = self.model.encode_documents(batch.documents)
-        if self.train_part == "generation" and all(_draws_last(document) for document in documents):
+        if self._only_draws(documents):
             return self._denoising_terms(batch, documents, generator)
         layout = self.model.layout(documents)
         layout = replace(layout, latents=layout.latents.float())  # noise is added in full precision
@@ -132,6 +132,12 @@ class Pretraining(Stage, TakesLossTerms):
             error, generated = squared_velocity_error(output.velocity, layout.latents, noise), layout.generated
             terms["image"] = Term(_flow_sum(error, generated), generated.sum())
         return terms
+
+    def _only_draws(self, documents: list[list[Segment]]) -> bool:
+        """Whether there is nothing to learn from but the picture that ends each document."""
+        texts = any(isinstance(segment, TextSegment) and segment.loss for document in documents for segment in document)
+        learnt = {"both": not texts, "generation": True, "understanding": False}[self.train_part]
+        return learnt and all(_draws_last(document) for document in documents)
 
     def _text_term(self, hidden: Tensor, labels: Tensor) -> Term:
         """Cross-entropy of the labelled tokens. hidden: (B, N, D) after the final norm, labels: (B, N)."""
@@ -155,24 +161,27 @@ class Pretraining(Stage, TakesLossTerms):
         return interpolate(layout.latents, noise, t[..., None]), t, noise
 
     def _denoising_terms(
-        self, batch: DocumentBatch, documents: list[list[Any]], generator: torch.Generator
+        self, batch: DocumentBatch, documents: list[list[Segment]], generator: torch.Generator
     ) -> dict[str, Term]:
         """The image term of documents that end with the picture to be drawn, equal to that of the whole forward.
 
-        Nothing sees that picture, so its tokens run against a cache of what is before. Only clean latents in there
-        depend on the generation experts; without them, the cache needs no gradient. Added loss terms follow.
+        Nothing sees that picture, so its tokens run against a cache of what is before. Where understanding is frozen,
+        only clean latents in there depend on what trains; without them, the cache needs no gradient. Added loss terms
+        follow.
 
         In training, all noisy versions of a picture share the cache, and their times take turns in the ranges between
         the quantiles of the distribution.
         """
         model, draws = self.model, self.loss.draws if self.training else 1
-        targets = [document[-1].latent.float() for document in documents] * draws
+        pictures = [document[-1] for document in documents]
+        targets = [picture.latent.float() for picture in pictures if isinstance(picture, LatentSegment)] * draws
         tokens = [patchify(latent, model.config.latent_patch_size) for latent in targets]
         factor = model.config.autoencoder.downsample
         grid = model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
         x_0 = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
         conditions: list[Document] = [document[:-1] for document in documents]
-        learns = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
+        clean = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
+        learns = clean or self.train_part == "both"
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             context = model.prefill(conditions)
             if draws > 1:
