@@ -14,6 +14,7 @@ from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.schedule import shift_time, velocity_target
 from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
 from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.modules.noising import noisy_latents
 from hyperbagel.modules.optimizers import MuonWithAdamW
 from hyperbagel.modules.pretrain import Pretraining, PretrainingLoss, Term
 from hyperbagel.modules.randomness import step_generator
@@ -56,7 +57,7 @@ def test_terms_are_sums_over_labels_and_drawn_tokens(folder: str):
     (batch,) = batches(ALL, 1, size=8)
     terms = module.objective(batch, step_generator(0, 0, 0))
     layout = module.model.layout(module.model.encode_documents(batch.documents))
-    x_t, t, noise = module._noisy_latents(layout, step_generator(0, 0, 0))
+    x_t, t, noise = noisy_latents(layout, module.loss.timestep_shift, step_generator(0, 0, 0))
     output = module.model(layout, x_t, t)
     drawn = layout.generated
     error = (output.velocity - velocity_target(layout.latents, noise))[drawn].square().mean(-1).sum()

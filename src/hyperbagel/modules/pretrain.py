@@ -13,14 +13,14 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.fresh import restart_generation
-from hyperbagel.bagel.layout import IGNORED, Layout
+from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment, Segment, TextSegment
-from hyperbagel.bagel.vision import patchify
-from hyperbagel.flow.schedule import interpolate, logit_normal, velocity_target
+from hyperbagel.flow.schedule import velocity_target
 from hyperbagel.losses.flow_matching import flow_matching_loss, squared_velocity_error
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.losses.text import answer_weights, text_loss, token_cross_entropy
 from hyperbagel.modules.loss_terms import TakesLossTerms
+from hyperbagel.modules.noising import noisy_latents, noisy_pictures
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.modules.schedules import WarmupStableDecay
 from hyperbagel.modules.stage import Compute, Samplers, Stage
@@ -123,7 +123,7 @@ class Pretraining(Stage, TakesLossTerms):
             return self._denoising_terms(batch, documents, generator)
         layout = self.model.layout(documents)
         layout = replace(layout, latents=layout.latents.float())  # noise is added in full precision
-        x_t, t, noise = self._noisy_latents(layout, generator)
+        x_t, t, noise = noisy_latents(layout, self.loss.timestep_shift, generator)
         output = self.model(layout, x_t, t)
         terms = {}
         if self.train_part != "generation":
@@ -147,19 +147,6 @@ class Pretraining(Stage, TakesLossTerms):
         weights = weights[labelled]
         return Term(text_loss(cross_entropy, weights, total=torch.ones((), device=weights.device)), weights.sum())
 
-    def _noisy_latents(self, layout: Layout, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised latent tokens (B, Ng, C), their times (B, Ng), and the noise (B, Ng, C); conditions stay clean, t = 0.
-
-        One time per image: sigmoid of a normal draw, shifted.
-        """
-        raw = torch.randn(len(layout.image_loss), generator=generator).to(layout.latents.device)
-        per_image = torch.where(layout.image_loss, logit_normal(raw, self.loss.timestep_shift), 0.0)
-        t = torch.zeros_like(layout.image, dtype=torch.float32)
-        if len(per_image):
-            t = per_image[layout.image.clamp(min=0)] * (layout.image >= 0)
-        noise = torch.randn(layout.latents.shape, generator=generator).to(layout.latents)
-        return interpolate(layout.latents, noise, t[..., None]), t, noise
-
     def _denoising_terms(
         self, batch: DocumentBatch, documents: list[list[Segment]], generator: torch.Generator
     ) -> dict[str, Term]:
@@ -169,46 +156,37 @@ class Pretraining(Stage, TakesLossTerms):
         only clean latents in there depend on what trains; without them, the cache needs no gradient. Added loss terms
         follow.
 
-        In training, all noisy versions of a picture share the cache, and their times take turns in the ranges between
-        the quantiles of the distribution.
+        In training, all noisy versions of a picture share the cache.
         """
         model, draws = self.model, self.loss.draws if self.training else 1
-        pictures = [document[-1] for document in documents]
-        targets = [picture.latent.float() for picture in pictures if isinstance(picture, LatentSegment)] * draws
-        tokens = [patchify(latent, model.config.latent_patch_size) for latent in targets]
-        factor = model.config.autoencoder.downsample
-        grid = model.latent_grid([(z.shape[-2] * factor, z.shape[-1] * factor) for z in targets])
-        x_0 = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        targets = [last.latent for *_, last in documents if isinstance(last, LatentSegment)]
+        pictures = noisy_pictures(model, targets, draws, self.loss.timestep_shift, generator)
         conditions: list[Document] = [document[:-1] for document in documents]
         clean = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
         learns = clean or self.train_part == "both"
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             context = model.prefill(conditions)
             if draws > 1:
-                context = context.rows(torch.arange(len(documents), device=x_0.device).repeat(draws))
-        turn = torch.arange(draws).repeat_interleave(len(documents))
-        quantile = (torch.rand(len(x_0), generator=generator) + turn) / draws
-        t = logit_normal(torch.special.ndtri(quantile), self.loss.timestep_shift).to(x_0)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        x_t = interpolate(x_0, noise, t[:, None, None])
-        output = model.denoise_streams(x_t, t, context, grid, model.generation, record_layers=bool(self.loss_terms))
-        velocity = model.generation.velocity_head(output.streams.gen)
-        generated = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device) if grid.valid is None else grid.valid
-        count = generated.sum()
-        terms = {"image": Term(_flow_sum(squared_velocity_error(velocity, x_0, noise), generated), count)}
+                context = context.rows(torch.arange(len(documents), device=model.device).repeat(draws))
+        output = model.denoise_streams(
+            pictures.x_t, pictures.t, context, pictures.grid, model.generation, record_layers=bool(self.loss_terms)
+        )
+        velocity, generated = model.generation.velocity_head(output.streams.gen), pictures.generated
+        error, count = squared_velocity_error(velocity, pictures.x_0, pictures.noise), generated.sum()
+        terms = {"image": Term(_flow_sum(error, generated), count)}
         if self.training and self.loss_terms:
             step = Step(
                 model=model,
                 batch=batch.repeat(draws),
                 contexts=GuidedContext(context),
-                grid=grid,
+                grid=pictures.grid,
                 student_step=int(self.student_step),
                 scales=None,
-                x_t=x_t,
-                t=t,
+                x_t=pictures.x_t,
+                t=pictures.t,
                 velocity=velocity * generated[..., None],
                 output=velocity,
-                target=velocity_target(x_0, noise),
+                target=velocity_target(pictures.x_0, pictures.noise),
                 layers=tuple(streams.gen for streams in output.layers[1:]),
             )
             terms |= {term.name: Term(term(step) * count, count) for term in self.loss_terms}
