@@ -49,7 +49,7 @@ demo: setup ## Train all stages of acceleration briefly, and measure them (resum
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
-	for stage in autoencoder understanding generation; do \
+	for stage in autoencoder understanding generation joint; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
@@ -59,7 +59,7 @@ distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes 
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
 	[ -d runs/scenes/questions ] || $(BIN)/hyperbagel data scenes runs/scenes/questions --size 10000 \
 		--weights '{caption: 4, question: 1, dialogue: 1}'
-	$(BIN)/hyperbagel data regenerate runs/scenes/questions runs/scenes/answers --model runs/scenes/with_understanding \
+	$(BIN)/hyperbagel data regenerate runs/scenes/questions runs/scenes/answers --model runs/scenes/teacher \
 		--batch-size 64
 	$(BIN)/hyperbagel fit --config configs/scenes/draft.yaml --ckpt_path last
 	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --model.init_args.model runs/scenes/teacher \
