@@ -50,6 +50,22 @@ def test_generation_prompts_stand_in_the_metadata() -> None:
         assert document["meta"]["geneval"]["prompt"].startswith("a photo of ")
 
 
+def test_questions_on_a_text_are_answered_in_it() -> None:
+    for i in range(40):
+        document = sample("train", 0, i, "reading").document
+        text, *turns = (segment["text"] for segment in document["segments"])
+        assert not document["meta"]["scenes"] and len(turns) % 2 == 0
+        for topic, answer in zip(document["meta"]["topics"], turns[1::2], strict=True):
+            assert topic == "count" or f" {answer} " in f"{text} "
+
+
+def test_an_instruction_is_answered_by_its_translation() -> None:
+    for i in range(40):
+        chinese, english = sample("train", 0, i, "translation").document["segments"]
+        assert not chinese["text"].isascii() and not chinese["loss"]
+        assert english["text"].isascii() and english["loss"]
+
+
 def test_detailed_prompts_say_everything() -> None:
     for i in range(40):
         document = sample("train", 0, i, "detailed").document

@@ -18,7 +18,7 @@ from hyperbagel.scenes import KINDS, sample
 
 DEFAULT_WEIGHTS: Final[dict[str, float]] = {
     "generation": 2, "detailed": 2, "editing": 2, "multi_turn": 1,
-    "caption": 2, "question": 1, "yes_no": 1, "dialogue": 1,
+    "caption": 2, "question": 1, "yes_no": 1, "dialogue": 1, "reading": 1, "translation": 1,
 }  # fmt: skip
 
 

@@ -86,9 +86,13 @@ def _generation(split: str, rng: Random) -> _Content:
 
 def _detailed(split: str, rng: Random) -> _Content:
     _, scene = random_prompt(split, rng)
+    return _Content([(_all_of(scene, rng), False), (scene, True)], {})
+
+
+def _all_of(scene: Scene, rng: Random) -> str:
+    """A prompt that says everything about a scene, its objects in any order."""
     nouns = [Noun(item.shape, item.color, item.size, scene.place(item)) for item in scene.objects]
-    claim = Claim(tuple(rng.sample(nouns, len(nouns))), background=scene.background)
-    return _Content([(claim.metadata()["prompt"], False), (scene, True)], {})
+    return Claim(tuple(rng.sample(nouns, len(nouns))), background=scene.background).metadata()["prompt"]
 
 
 def _edits(turns: int, split: str, rng: Random) -> _Content:
@@ -115,8 +119,8 @@ def _caption(split: str, rng: Random) -> _Content:
     return _Content([(scene, False), (CAPTION_PROMPT, False), (caption(scene), True)], {})
 
 
-def _answers(scene: Scene, questions: list[Question]) -> _Content:
-    segments: list[tuple[str | Scene, bool]] = [(scene, False)]
+def _answers(subject: Scene | str, questions: list[Question]) -> _Content:
+    segments: list[tuple[str | Scene, bool]] = [(subject, False)]
     for question in questions:
         segments += [(question.text, False), (question.answer, True)]
     return _Content(segments, {"topics": [question.topic for question in questions]})
@@ -141,10 +145,26 @@ def _dialogue(split: str, rng: Random) -> _Content:
     return _answers(scene, list(asked.values()))
 
 
+def _reading(split: str, rng: Random) -> _Content:
+    """What a dialogue asks of a picture, asked of a prompt."""
+    scene = understanding_scene(split, rng)
+    asked = {q.text: q for q in (random_question(scene, split, rng) for _ in range(rng.randint(3, 8)))}
+    return _answers(_all_of(scene, rng), list(asked.values()))
+
+
+def _translation(split: str, rng: Random) -> _Content:
+    (edit,) = random_edits(1, split, rng)
+    return _Content([(edit.instruction("cn"), False), (edit.instruction("en"), True)], {})
+
+
 _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
     "generation": _generation, "detailed": _detailed, "editing": _editing, "multi_turn": _multi_turn,
     "caption": _caption, "question": _question, "yes_no": _yes_no, "dialogue": _dialogue,
+    "reading": _reading, "translation": _translation,
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
 """Kinds of documents: text to image; text to image of which the text says everything; one edit; 2 to 5 edits in a row;
-long caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture."""
+long caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture.
+
+Without pictures, as language models learn to read: questions on a text that says everything; an instruction in Chinese,
+answered by the same in English."""
