@@ -56,7 +56,7 @@ def test_questions_on_a_text_are_answered_in_it() -> None:
         text, *turns = (segment["text"] for segment in document["segments"])
         assert not document["meta"]["scenes"] and len(turns) % 2 == 0
         for topic, answer in zip(document["meta"]["topics"], turns[1::2], strict=True):
-            assert topic == "count" or f" {answer} " in f"{text} "
+            assert topic == "count" or answer in text
 
 
 def test_an_instruction_is_answered_by_its_translation() -> None:
