@@ -19,6 +19,7 @@ from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
 from hyperbagel.callbacks.report import read_report, write_report
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import SceneSource
+from hyperbagel.evaluation.fidelity import frechet_distance
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import Guidance
@@ -135,6 +136,12 @@ def test_fidelity_compares_features_with_real_and_saved_ones(stage: Pretraining,
     assert load_file(tmp_path / "model.safetensors")["features"].shape == (16, 32)
     again = geneval(fidelity=Fidelity(teacher=str(tmp_path / "model.safetensors"))).evaluate(run)
     assert again.rows["model"]["fidelity/teacher"] == pytest.approx(0, abs=1e-3)
+    # The same pictures, so their first half is as far from the teacher's second half as from their own.
+    assert again.rows["model"]["fidelity/other_run"] == pytest.approx(metrics["fidelity/other_run"], rel=1e-4)
+    saved = load_file(tmp_path / "model.safetensors")
+    early = saved["keys"][:, 1] < 1
+    between = frechet_distance(saved["features"][~early], saved["features"][early])
+    assert metrics["fidelity/other_run"] == pytest.approx(between, rel=1e-4) and between > 0
     with pytest.raises(FileNotFoundError, match="no features of the teacher"):
         Fidelity(teacher=str(tmp_path / "nothing"))
 

@@ -46,6 +46,10 @@ class ViTFeatures(nn.Module):
 class Fidelity:
     """Fréchet distances of a GenEval run's pictures, `fidelity/real` and `fidelity/teacher`, and `diversity`.
 
+    The teacher's pictures come from the same noise. `fidelity/other_run` compares across noise: the first half of each
+    prompt's pictures with the second half of the teacher's, or of the row's own where no teacher is given; so the
+    teacher's own figure says by how much two of its runs differ.
+
     Args:
         real: samples of real pictures, an object as data sources take; the pictures that its documents generate count.
         teacher: features of the teacher's pictures of the same prompts, a file that `save` wrote.
@@ -85,7 +89,12 @@ class Fidelity:
         if self.real is not None:
             metrics["fidelity/real"] = frechet_distance(self._real(len(stacked), run), stacked)
         if self.teacher is not None:
-            metrics["fidelity/teacher"] = frechet_distance(load_file(self.teacher)["features"], stacked)
+            taught = load_file(self.teacher)
+            metrics["fidelity/teacher"] = frechet_distance(taught["features"], stacked)
+            of_teacher = {(int(p), int(i)): row for (p, i), row in zip(taught["keys"], taught["features"], strict=True)}
+            metrics |= _across_noise(features, of_teacher)
+        else:
+            metrics |= _across_noise(features, features)
         by_prompt: dict[int, list[Tensor]] = defaultdict(list)
         for key in keys:
             by_prompt[key[0]].append(features[key])
@@ -100,6 +109,16 @@ class Fidelity:
             pictures = [to_uint8(model.config.vae_transform(p)) for p in _generated_pictures(self.real, number)]
             self._real_features = self.features(pictures, model)
         return self._real_features
+
+
+def _across_noise(features: Mapping[ImageKey, Tensor], others: Mapping[ImageKey, Tensor]) -> dict[str, float]:
+    """Distance of the first half of each prompt's pictures to the second half of the others'; none of too few."""
+    half = (max(image for _, image in others) + 1) // 2
+    first = [row for (_, image), row in sorted(features.items(), key=lambda item: item[0]) if image < half]
+    second = [row for (_, image), row in sorted(others.items(), key=lambda item: item[0]) if image >= half]
+    if min(len(first), len(second)) < 2:
+        return {}
+    return {"fidelity/other_run": frechet_distance(torch.stack(second), torch.stack(first))}
 
 
 def _generated_pictures(samples: Any, number: int) -> list[Image.Image]:
