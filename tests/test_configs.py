@@ -24,7 +24,7 @@ ABLATIONS = {
     "dmdo": ("--model.init_args.dmdo.renoise", "sde"),
     "adp": ("--model.init_args.features", "null"),
 }
-"""Stage -> what the scenes configurations say of its ablation."""
+"""Stage -> settings of its ablation."""
 
 ADDED_LOSS = """
 trainer:

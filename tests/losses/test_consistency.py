@@ -66,6 +66,33 @@ def test_teacher_stops_at_a_boundary_between_grid_points() -> None:
     torch.testing.assert_close(times.t_end, torch.tensor([2 / 3]))
 
 
-def test_more_segments_than_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 segments of 4 steps"):
-        Segments(5, 4)
+def test_teacher_walks_several_steps_but_not_out_of_the_segment() -> None:
+    """Six steps in two segments; two steps of the teacher, of which only one is left from 4/6 and from 1/6."""
+    times = Segments(2, 6, 1.0, teacher_steps=2).times(torch.tensor([6, 4, 1]), torch.zeros(3))
+    torch.testing.assert_close(times.path, torch.tensor([[6, 4, 1], [5, 3, 0], [4, 3, 0]]) / 6)
+    torch.testing.assert_close(times.t_end, torch.tensor([3, 3, 0]) / 6)
+
+
+def test_whole_segments_are_the_steps_of_a_sampler() -> None:
+    """All jumps start and end where the six-step sampler does, and the teacher's steps divide them evenly."""
+    grid = timesteps(6, 3.0)
+    times = Segments(6, 24, 3.0, teacher_steps=4, whole=True).draw(500, torch.Generator().manual_seed(0))
+    start = (times.t_n[:, None] - grid).abs().argmin(1)
+    assert set(start.tolist()) == set(range(6))
+    torch.testing.assert_close(times.t_n, grid[start])
+    torch.testing.assert_close(times.t_end, grid[start + 1])
+    assert torch.equal(times.t_next, times.t_end)
+    torch.testing.assert_close(times.path[:, start == 2][:, 0], timesteps(24, 3.0)[8:13])
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ({"count": 5, "steps": 4}, "5 segments of 4 steps"),
+        ({"count": 5, "steps": 24, "whole": True}, "do not divide 24"),
+        ({"teacher_steps": 0}, "teacher_steps is 0"),
+    ],
+)
+def test_impossible_segments_are_refused(segments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Segments(**segments)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.flow.schedule import interpolate, shift_time
+from hyperbagel.flow.schedule import interpolate, shift_time, timesteps
 from hyperbagel.losses.consistency import SegmentTimes
 from hyperbagel.losses.term import Step
 from hyperbagel.modules.base import StageSettings
@@ -78,7 +78,7 @@ def test_tscd_step_by_hand(nano_folder: str, nano_branch: str) -> None:
             parameter += 0.01
     prepared = prepare(stage.model, batches(1)[0], variants=False)
     scales = prepared.scales(torch.tensor([2.0, 3.0]), torch.ones(2))
-    times = SegmentTimes(*(torch.tensor(x) for x in ([0.9, 0.5], [0.8, 0.4], [0.7, 0.4], [0.6, 0.4])))
+    times = SegmentTimes(*(torch.tensor(x) for x in ([[0.9, 0.5], [0.8, 0.4]], [0.7, 0.4], [0.6, 0.4])))
     x_t = interpolate(target_tokens(stage.model, prepared), torch.ones(()), times.t_n[:, None, None])
     real = stage.target(prepared, scales, x_t, times)
     context, grid = prepared.contexts.full, prepared.grid
@@ -89,6 +89,30 @@ def test_tscd_step_by_hand(nano_folder: str, nano_branch: str) -> None:
         expected = x_next - torch.tensor([0.1, 0.0])[:, None, None] * ema
     torch.testing.assert_close(real, expected)
     torch.testing.assert_close(jump(x_t, teacher, times.t_n, times.t_next), x_next)
+
+
+def test_distance_compares_velocities_to_the_end_of_the_teachers_way(
+    nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """Over whole segments the target's velocity leads to where two Euler steps of the teacher arrive."""
+    tscd = TSCDSettings(6, 12, teacher_steps=2, whole_segments=True, adversarial_weight=0, mse_weight=1)
+    stage = TSCD(nano_folder, nano_branch, sgd(0.0), tscd=tscd, settings=StageSettings(teacher=nano_branch))
+    seen: list[Step] = []
+    original = stage.total
+    stage.total = lambda step, update: seen.append(step) or original(step, update)  # type: ignore[method-assign]
+    fit(stage, batches(2), tmp_path)
+    fine = timesteps(12, 3.0)
+    for step in seen:
+        assert step.output is step.velocity and step.target is not None
+        start = (step.t[:, None] - fine).abs().argmin(1)
+        x = step.x_t
+        for k in range(2):
+            with torch.no_grad():
+                v = stage.model.velocity(
+                    x, fine[start + k], step.contexts.full, step.grid, stage.teacher_branch, step.scales
+                )
+            x = x - (fine[start + k] - fine[start + k + 1])[:, None, None] * v
+        torch.testing.assert_close(jump(step.x_t, step.target, step.t, fine[start + 2]), x, atol=1e-5, rtol=1e-4)
 
 
 def test_ema_follows_student_updates_only(nano_folder: str, tmp_path: Path) -> None:

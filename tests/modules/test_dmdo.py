@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.term import Step
@@ -82,6 +83,17 @@ def test_student_repeats_a_step_of_that_trajectory(nano_folder: str, nano_branch
             n = step.grid.sizes[row][0] * step.grid.sizes[row][1]
             torch.testing.assert_close(step.x_t[row, :n], states[i, row, :n], atol=2e-5, rtol=1e-4)
     assert len(starts) > 2 and 6 not in starts
+
+
+def test_fake_branch_starts_as_a_file_says(nano_folder: str, nano_branch: str) -> None:
+    """The guided original teaches, the fake branch starts as the student does: near its distribution."""
+    stage = DMDO(nano_folder, nano_branch, adam(), adam(), DMDOSettings(fake_from=nano_branch))
+    assert stage.teacher_branch is None
+    fake, student = stage.fake.state_dict(), stage.student.state_dict()
+    assert fake.keys() == student.keys() and all(torch.equal(fake[name], student[name]) for name in fake)
+    assert all(parameter.requires_grad for parameter in stage.fake.parameters())
+    with pytest.raises(CheckpointError, match=r"missing\.safetensors"):
+        DMDO(nano_folder, nano_branch, adam(), adam(), DMDOSettings(fake_from="missing.safetensors"))
 
 
 def test_ratio_of_updates(nano_folder: str, tmp_path: Path) -> None:

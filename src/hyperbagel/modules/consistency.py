@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -69,12 +70,17 @@ class CFGDistillation(DistillationStage):
 class TSCDSettings(AdversarialSettings):
     """Settings of TSCD, with those of its adversarial game.
 
-    segments, grid_steps: segments of the training grid and its Euler steps; ema_decay: of the target branch, a student
-    update; adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out).
+    segments, grid_steps: segments of the training grid and its Euler steps; teacher_steps: of the teacher before the
+    EMA student jumps; whole_segments: jump from upper to lower ends only. From t_n one velocity cannot lead to several
+    t_end at once, so with as many segments as the sampler has steps, its steps are just the jumps that were trained;
+    ema_decay: of the target branch, a student update; adversarial_weight, mse_weight: of the two ways to compare (the
+    paper has the first only; 0 leaves one out).
     """
 
     segments: int = 3
     grid_steps: int = 48
+    teacher_steps: int = 1
+    whole_segments: bool = False
     ema_decay: float = 0.95
     adversarial_weight: float = 1.0
     mse_weight: float = 0.0
@@ -94,8 +100,9 @@ _CRITIC = CriticSettings()
 class TSCD(DistillationStage):
     """Stage 2: trajectory-segmented consistency, compared by a discriminator instead of a distance.
 
-    From a grid point t_n the student jumps to t_end inside its segment. The teacher makes one Euler step, from where
-    the EMA student jumps to the same t_end. The critic is to tell the first latent (fake) from the second (real).
+    From a grid point t_n the student jumps to t_end inside its segment. The teacher makes an Euler step (or several),
+    from where the EMA student jumps to the same t_end. The critic is to tell the first latent (fake) from the second
+    (real).
 
     Args:
         model: folder of the original model.
@@ -118,7 +125,9 @@ class TSCD(DistillationStage):
     ) -> None:
         super().__init__(model, init_from, student, settings)
         self.tscd = tscd
-        self.segments = Segments(tscd.segments, tscd.grid_steps, settings.shift)
+        self.segments = Segments(
+            tscd.segments, tscd.grid_steps, settings.shift, tscd.teacher_steps, tscd.whole_segments
+        )
         self.ema = ema_copy(self.student)
         self.leave_out_frozen("ema", self.student)
         self.critic: LatentCritic | None = None
@@ -149,7 +158,9 @@ class TSCD(DistillationStage):
         with self.timed("student"), torch.set_grad_enabled(student_turn):
             velocity = self.model.velocity(x_t, times.t_n, prepared.contexts.full, prepared.grid, self.student, scales)
         fake = jump(x_t, velocity, times.t_n, times.t_end)
-        step = self.step(prepared, scales, x_t=x_t, t=times.t_n, velocity=velocity, output=fake, target=real)
+        # Compared as the velocities that lead there: distances would weigh long jumps most, which are the late ones.
+        target = (x_t - real) / (times.t_n - times.t_end)[:, None, None]
+        step = self.step(prepared, scales, x_t=x_t, t=times.t_n, velocity=velocity, output=velocity, target=target)
         judged = JudgedBatch(prepared.contexts.full, prepared.grid, scales)
         if self.critic is not None:
             with self.timed("critic"):
@@ -167,15 +178,16 @@ class TSCD(DistillationStage):
                 if self.update("student", self.total(step, "student")):
                     update_ema(self.ema, self.student, self.tscd.ema_decay)
 
+    @torch.no_grad()
     def target(self, prepared: PreparedBatch, scales: GuidanceScales, x_t: Tensor, times: SegmentTimes) -> Tensor:
-        """The real latents at t_end: one Euler step of the teacher, then the EMA student's jump. (B, n, C)."""
-        with torch.no_grad():
-            guided = self.teacher.bind(self.model, prepared, scales).velocity(x_t, times.t_n)
-            x_next = jump(x_t, guided, times.t_n, times.t_next)
-            velocity = self.model.velocity(
-                x_next, times.t_next, prepared.contexts.full, prepared.grid, self.ema, scales
-            )
-            return jump(x_next, velocity, times.t_next, times.t_end)
+        """The real latents at t_end: Euler steps of the teacher, then the EMA student's jump. (B, n, C)."""
+        teacher = self.teacher.bind(self.model, prepared, scales)
+        for t, s in pairwise(times.path):
+            x_t = jump(x_t, teacher.velocity(x_t, t), t, s)
+        if torch.equal(times.t_next, times.t_end):
+            return x_t
+        velocity = self.model.velocity(x_t, times.t_next, prepared.contexts.full, prepared.grid, self.ema, scales)
+        return jump(x_t, velocity, times.t_next, times.t_end)
 
 
 def jump(x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps, velocity_target
 from hyperbagel.losses.distribution_matching import interval_above
 from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, trainable_branch
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class DMDOSettings:
     fake_updates: of the fake branch on each trajectory, at fresh times; student_every: trajectories a student update
     (fake updates a student update are the product of the two); times: range of t', before the timestep shift;
     renoise: with what x0_hat and x_0 are mixed: "ode" with the x_T that they came from, "sde" with fresh noise as in
-    DMD, for the ablation.
+    DMD, for the ablation; fake_from: file of the branch that the fake branch starts as, such as that of stage 1, which
+    is near the student's distribution while the teacher is the guided original; None: it starts as the teacher.
     """
 
     fake_updates: int = 5
     student_every: int = 1
     times: tuple[float, float] = (0.02, 0.98)
     renoise: Literal["ode", "sde"] = "ode"
+    fake_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.fake_updates < 1 or self.student_every < 1 or not 0 <= self.times[0] < self.times[1] <= 1:
@@ -52,7 +55,7 @@ class DMDO(DistillationStage):
     Args:
         model: folder of the original model.
         init_from: the branch of stage 2.
-        student, fake: how the networks are trained; the fake branch starts as the teacher.
+        student, fake: how the networks are trained.
         dmdo: settings of the method.
         settings: what all stages have in common.
     """
@@ -70,7 +73,10 @@ class DMDO(DistillationStage):
     ) -> None:
         super().__init__(model, init_from, student, settings)
         self.dmdo = dmdo
-        self.fake = self.branch_like_teacher(fake)
+        if dmdo.fake_from is None:
+            self.fake = self.branch_like_teacher(fake)
+        else:
+            self.fake = trainable_branch(load_branch(dmdo.fake_from, self.model)[0], fake)
         self.add_network("fake", fake)
         self.add_loss(MeanSquaredError("fake", update="critic"))
         self.add_loss(DistributionMatching())
