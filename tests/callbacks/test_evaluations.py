@@ -21,6 +21,7 @@ from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.fidelity import frechet_distance
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
+from hyperbagel.evaluation.geneval.report import ImageResult, RunInfo, build_report
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
@@ -175,6 +176,28 @@ def test_tables_put_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(read_report(tmp_path / "all")["results"]["geneval"]["rows"]) == [*runs, f"{runs[1]}: naive"]
     assert f"| {runs[0]}        |   0.250 |   6 |" in shown
     assert f"| {runs[1]}: naive |   0.125 |   6 |" in shown
+
+
+def test_tables_compare_geneval_on_the_same_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two prompts with two pictures each: of four pairs one is lost. A run with other noise is no pair."""
+
+    def report(name: str, seed: int, *wrong: tuple[int, int]) -> str:
+        judged = [
+            ImageResult(p, i, ("single_object", "counting")[p], f"prompt {p}", ("too few",) * ((p, i) in wrong))
+            for p in range(2)
+            for i in range(2)
+        ]
+        details = {"model": build_report(judged, RunInfo("prompts", "sha", 2, 2, seed)).to_dict()}
+        write_report({"results": {"geneval": {"rows": {"model": {"nfe": 6.0}}, "details": details}}}, tmp_path / name)
+        return str(tmp_path / name)
+
+    main(["report", report("teacher", 0, (0, 0)), report("student", 0, (0, 0), (1, 1)), report("other", 1)])
+    table = capsys.readouterr().out.partition("### geneval, difference")[2].splitlines()
+    assert table[2] == "|  | pairs | single_object | counting | overall |"
+    cells = [cell.strip() for cell in table[4].split("|")[1:-1]]
+    assert cells[0].endswith("student") and cells[1] == "4"
+    assert [cell.split()[0] for cell in cells[2:]] == ["+0.000", "-0.500", "-0.250"]
+    assert len(table) == 5
 
 
 def test_a_report_that_is_none_is_refused(tmp_path: Path):

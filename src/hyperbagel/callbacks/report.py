@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import OWN, Evaluation
 from hyperbagel.callbacks.pictures import side_by_side
+from hyperbagel.evaluation.geneval import GenEvalReport, compare
 
 REPORT = "report.json"
 
@@ -105,8 +107,11 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 
 def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run."""
-    return "\n\n".join(_table(name, found["rows"]) for name, found in combined(reports)["results"].items())
+    """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run. The last one
+    compares GenEval on the same prompts and noise with the first row's.
+    """
+    parts = [_table(name, found["rows"]) for name, found in combined(reports)["results"].items()]
+    return "\n\n".join(parts + _paired(reports))
 
 
 def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -116,8 +121,40 @@ def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for benchmark, found in report["results"].items():
             rows = results.setdefault(benchmark, {"rows": {}, "details": {}})["rows"]
             for row, metrics in found["rows"].items():
-                rows[row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"] = metrics
+                rows[_named(run, row, reports)] = metrics
     return {"runs": list(reports), "results": results}
+
+
+def _named(run: str, row: str, reports: Mapping[str, Any]) -> str:
+    """What a row is called among those of all reports."""
+    return row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
+
+
+def _paired(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The table of paired differences; none where fewer than two rows judged the same pictures."""
+    judged = {
+        _named(run, row, reports): GenEvalReport.from_dict(details)
+        for run, report in reports.items()
+        for row, details in report["results"].get("geneval", {}).get("details", {}).items()
+        if "images" in details
+    }
+    if not judged:
+        return []
+    (reference, first), *others = judged.items()
+    differences = {}
+    for name, report in others:
+        with suppress(ValueError):  # of other prompts or noise
+            differences[name] = compare(report, first)
+    lines = [
+        f"| {name} | {difference.images} | "
+        + " | ".join(f"{interval:+}" for interval in (*difference.tasks.values(), difference.overall))
+        + " |"
+        for name, difference in differences.items()
+    ]
+    columns = ["", "pairs", *first.tasks, "overall"]
+    title = f"### geneval, difference to {reference} on the same prompts and noise, with 95 % intervals"
+    head = [title, "", f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    return ["\n".join(head + lines)] if lines else []
 
 
 def _table(benchmark: str, rows: Mapping[str, Mapping[str, float]]) -> str:

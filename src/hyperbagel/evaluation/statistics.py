@@ -29,7 +29,11 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
+
+    def __format__(self, spec: str) -> str:
+        """With three decimals; "+" shows signs, as differences have them."""
+        return f"{self.estimate:{spec}.3f} [{self.low:{spec}.3f}, {self.high:{spec}.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
