@@ -1,8 +1,10 @@
 """What comes with the package works as it is."""
 
+import pytest
 import torch
 from PIL import Image
 
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, TextSegment, ViTSegment
 from hyperbagel.bagel.shipped import WEIGHTS
@@ -42,12 +44,17 @@ def test_the_scenes_model_describes_held_out_pictures() -> None:
     assert sum(fact in stated for fact, stated in facts) > 0.95 * len(facts)
 
 
-def test_the_scenes_model_draws_what_is_asked_for() -> None:
-    painter = Painter(Bagel.from_pretrained(NAME), Tokenizer.from_pretrained(NAME), Sampler(12, guidance=GENERATION))
+@pytest.mark.parametrize(("branch", "steps"), [(None, 12), ("nfe6", 6)])
+def test_the_scenes_model_draws_what_is_asked_for(branch: str | None, steps: int) -> None:
+    """By its own generation branch with guidance, and by the distilled one with one pass a step."""
+    model = Bagel.from_pretrained(NAME)
+    distilled = None if branch is None else load_branch(f"{NAME}/{branch}", model)[0]
+    painter = Painter(model, Tokenizer.from_pretrained(NAME), Sampler(steps, guidance=GENERATION), distilled)
     wanted = [(color, shape) for color in ("red", "blue", "yellow") for shape in ("circle", "square", "triangle")]
     pictures = painter.generate([f"a photo of a {color} {shape}" for color, shape in wanted], range(len(wanted)))
     seen = [[(thing.color, thing.shape) for thing in parse_scene(picture).objects] for picture in pictures]
     assert sum(things == [thing] for things, thing in zip(seen, wanted, strict=True)) >= 6, seen
+    assert branch is None or painter.cost.nfe == steps
 
 
 def test_the_draft_head_is_accepted_and_changes_nothing() -> None:
