@@ -82,6 +82,9 @@ def test_whole_segments_are_the_steps_of_a_sampler() -> None:
     torch.testing.assert_close(times.t_n, grid[start])
     torch.testing.assert_close(times.t_end, grid[start + 1])
     assert torch.equal(times.t_next, times.t_end)
+    assert Segments(6, 24, teacher_steps=4, whole=True).teacher_arrives
+    assert not Segments(6, 24, teacher_steps=3, whole=True).teacher_arrives
+    assert not Segments(6, 24, teacher_steps=4).teacher_arrives
     torch.testing.assert_close(times.path[:, start == 2][:, 0], timesteps(24, 3.0)[8:13])
 
 

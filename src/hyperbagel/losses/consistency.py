@@ -57,6 +57,11 @@ class Segments:
         if self.whole and self.steps % self.count:
             raise ValueError(f"{self.count} whole segments: they do not divide {self.steps} grid steps evenly")
 
+    @property
+    def teacher_arrives(self) -> bool:
+        """Whether the teacher goes all the way to t_end in every comparison."""
+        return self.whole and self.teacher_steps * self.count >= self.steps
+
     def times(self, n: Tensor, position: Tensor) -> SegmentTimes:
         """n: (B,) int64 in [1, steps], where steps is pure noise; position: (B,) in [0, 1], of t_end between the
         segment's boundary (0) and t_next (1), measured before the shift.

@@ -15,7 +15,7 @@ _Value = TypeVar("_Value")
 
 
 class MeanSquaredError(LossTerm):
-    """`output` against `target`: CFG distillation, the fake branch, and TSCD's ablation."""
+    """`output` against `target`: CFG distillation, the fake branch, and TSCD by distance."""
 
     def __init__(self, name: str = "mse", weight: float = 1.0, update: Update = "student") -> None:
         super().__init__(name, weight, update)
