@@ -88,13 +88,12 @@ class Fidelity:
         metrics = {}
         if self.real is not None:
             metrics["fidelity/real"] = frechet_distance(self._real(len(stacked), run), stacked)
+        others = features
         if self.teacher is not None:
             taught = load_file(self.teacher)
             metrics["fidelity/teacher"] = frechet_distance(taught["features"], stacked)
-            of_teacher = {(int(p), int(i)): row for (p, i), row in zip(taught["keys"], taught["features"], strict=True)}
-            metrics |= _across_noise(features, of_teacher)
-        else:
-            metrics |= _across_noise(features, features)
+            others = {(int(p), int(i)): row for (p, i), row in zip(taught["keys"], taught["features"], strict=True)}
+        metrics |= _across_noise(features, others)
         by_prompt: dict[int, list[Tensor]] = defaultdict(list)
         for key in keys:
             by_prompt[key[0]].append(features[key])

@@ -165,8 +165,10 @@ class DistillationStage(ManualOptimization):
         branch = self.model.generation if self._init_from is None else load_branch(self._init_from, self.model)[0]
         return branch.requires_grad_(False)
 
-    def branch_like_teacher(self, training: Training) -> GenerationBranch:
-        """A branch to be trained that starts as the teacher: a critic's backbone, the fake branch."""
+    def branch_like_teacher(self, training: Training, file: str | None = None) -> GenerationBranch:
+        """A branch to be trained that starts as the teacher, or as a file: a critic's backbone, the fake branch."""
+        if file is not None:
+            return trainable_branch(load_branch(file, self.model)[0], training)
         return trainable_branch(self.teacher_branch or self.model.generation, training)
 
     @property

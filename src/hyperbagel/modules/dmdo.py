@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GuidanceScales
-from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps, velocity_target
 from hyperbagel.losses.distribution_matching import interval_above
 from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, trainable_branch
+from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,7 @@ class DMDO(DistillationStage):
     ) -> None:
         super().__init__(model, init_from, student, settings)
         self.dmdo = dmdo
-        if dmdo.fake_from is None:
-            self.fake = self.branch_like_teacher(fake)
-        else:
-            self.fake = trainable_branch(load_branch(dmdo.fake_from, self.model)[0], fake)
+        self.fake = self.branch_like_teacher(fake, dmdo.fake_from)
         self.add_network("fake", fake)
         self.add_loss(MeanSquaredError("fake", update="critic"))
         self.add_loss(DistributionMatching())
