@@ -15,7 +15,7 @@ from torch.optim import AdamW, Muon, Optimizer
 class BatchedMuon(Muon):
     """PyTorch's Muon, with matrices of one shape orthogonalised together, and on many CPUs in float32.
 
-    Those without units for bfloat16 matrices, which PyTorch's Muon takes, multiply them ten times as slowly. Learning
+    Those without instructions for bfloat16, which PyTorch's Muon takes, multiply it ten times as slowly. Learning
     rates are adjusted to match AdamW's update size.
     """
 
@@ -55,7 +55,8 @@ def _loss(closure: Callable[[], Any] | None) -> Any:
 def _orthogonal(updates: Tensor, group: dict[str, Any]) -> Tensor:
     """Newton-Schulz iteration of Muon on updates (k, m, n); singular values of the results are about 1."""
     a, b, c = group["ns_coefficients"]
-    slow = updates.device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False)
+    can = torch.cpu.get_capabilities()
+    slow = updates.device.type == "cpu" and not (can.get("amx_bf16") or can.get("avx512_bf16"))
     x = updates.float() if slow else updates.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
