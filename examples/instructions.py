@@ -1,6 +1,6 @@
 """Varied instructions for a chat model as shards, to let it answer them (`hyperbagel data regenerate`).
 
-    python examples/instructions.py OUT [--train 2000] [--test 100]
+    python examples/instructions.py OUT [--train 3600] [--test 100]
 
 Templates times topics, shuffled; topics of OUT/test do not occur in OUT/train. Texts are framed as SmolLM2 and other
 models of its chat format expect them: a system text, then the instruction, each behind the name of the speaker.
@@ -29,6 +29,9 @@ TEMPLATES = {
         "Why does {} matter? Answer in one paragraph.",
         "Summarise what you know about {} in three sentences.",
         "How has {} changed over the last hundred years?",
+        "Describe {} to someone who has never heard of it.",
+        "What is an example of {} in everyday life?",
+        "How would you define {}?",
     ),
     "list": (
         "List five facts about {}.",
@@ -36,6 +39,8 @@ TEMPLATES = {
         "What are the first steps for a beginner in {}?",
         "Give me a list of questions that I could ask an expert on {}.",
         "What are the advantages and disadvantages of {}?",
+        "Which three books or films about {} would you recommend?",
+        "Give me five tips on {}.",
     ),
     "write": (
         "Write a short poem about {}.",
@@ -43,11 +48,14 @@ TEMPLATES = {
         "Write a friendly e-mail that invites a colleague to a talk on {}.",
         "Come up with a title and a subtitle for an article on {}.",
         "Write a dialogue between a teacher and a student about {}.",
+        "Write a short speech about {}.",
+        "Write a product description that mentions {}.",
     ),
     "code": (
         "Write a Python class that describes {} and explain it briefly.",
         "Write a JSON document with three entries about {}.",
         "Write an HTML page with a heading and a paragraph about {}.",
+        "Write a Python function that prints a sentence about {}.",
     ),
 }
 """Kind, under which results are reported -> instructions with a place for the topic."""
@@ -64,7 +72,15 @@ chess, football, running, swimming, yoga, hiking, photography, painting, sculptu
 opera, jazz, dancing, theatre, cinema, novels, poetry, fairy tales, learning a language, public speaking, teamwork,
 time management, saving money, taxes, trade, advertising, the stock market, computers, the internet, databases,
 programming, algorithms, machine learning, robots, computer games, cryptography, mobile phones, maps, clocks, calendars,
-numbers, fractions, probability, geometry, statistics, logic, philosophy, memory, emotions, friendship, school, holidays
+numbers, fractions, probability, geometry, statistics, logic, philosophy, memory, emotions, friendship, school, holidays,
+the moon, comets, black holes, light, sound, heat, atoms, metals, glass, plastics, water, soil, clouds, storms, islands,
+caves, insects, birds, fish, snakes, mushrooms, trees, seeds, flowers, the brain, the lungs, blood, muscles, medicine,
+nutrition, exercise, first aid, the Vikings, ancient Greece, castles, pirates, the telephone, the steam engine,
+the printing press, currencies, banks, insurance, elections, laws, newspapers, radio, television, fashion, architecture,
+poverty, migration, tourism, hotels, restaurants, markets, shopping, furniture, kitchens, toys, board games, tennis,
+skiing, sailing, climbing, knitting, pottery, drums, choirs, folk dances, comics, satire, diaries, letters, grammar,
+translation, dictionaries, encyclopedias, search engines, e-mail, spreadsheets, operating systems, networks, batteries,
+solar panels, wind turbines, electric cars, drones, satellites, telescopes, microscopes, lasers, bridges made of wood
 """
 
 
@@ -91,7 +107,7 @@ def instructions(topics: list[str], seed: int) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for train/ and test/")
-    parser.add_argument("--train", type=int, default=2000, help="instructions to train on")
+    parser.add_argument("--train", type=int, default=3600, help="instructions to train on")
     parser.add_argument("--test", type=int, default=100, help="held-out instructions")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

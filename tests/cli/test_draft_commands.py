@@ -10,13 +10,19 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
+from hyperbagel.datamodules.writer import ShardWriter
+from hyperbagel.draft.batch import extract_features
 from hyperbagel.draft.checkpoint import save_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
+from hyperbagel.draft.store import FeatureShards
 from hyperbagel.scenes.vocabulary import tokenizer_folder
+from tests.datamodules.samples import make_png
 from tests.nano import nano_bagel
 
 
@@ -70,6 +76,33 @@ def test_long_answers_are_dropped_or_cut(nano: str, tmp_path: Path, capsys: pyte
         shown = capsys.readouterr().out.splitlines()[-1]
         written[keep] = int(shown.split(" documents")[0])
     assert written["false"] < written["true"] == 4
+
+
+def test_stored_features_are_those_of_the_answers_documents(
+    nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, stored = tmp_path / "asked", tmp_path / "stored"
+    with ShardWriter(asked / "asked-{:06d}.tar") as writer:
+        for number, answer in enumerate(("a red circle.", "two", "three blue squares.")):
+            segments = [{"type": "text", "text": "what?"}, {"type": "text", "text": answer, "loss": True}]
+            writer.write(str(number), {"segments": segments}, {})
+        picture = {"type": "image", "file": "torn.png"}
+        writer.write("broken", {"segments": [picture, *segments]}, {"torn.png": make_png(0)[:-40]})
+    command = ["data", "features", str(asked), str(stored), "--model", nano, "--batch-size", "2"]
+    main([*command, "--draft", "{queries: 1}", "--answer-prefix", "the"])
+    assert "of 3 documents written; left out: 1 unusable" in capsys.readouterr().out
+    model, config = Bagel.from_pretrained(nano), DraftConfig(queries=1)
+    shards = FeatureShards(stored, base_hash(model), config.entries(model.config.llm))
+    tokenizer = Tokenizer.from_pretrained(nano)
+    question, answer = (tokenizer.encode(text) for text in ("what?", "three blue squares."))
+    document = [TextSegment(question), TextSegment(torch.cat([tokenizer.encode("the"), answer]), True, prefix=1)]
+    online = extract_features(model, [document], shards[2].layers)
+    assert shards.keys == ["0", "1", "2"]
+    for entry, values in shards[2].layers.items():
+        expected = online.layers[entry][:, : values.shape[1]].bfloat16()
+        torch.testing.assert_close(values, expected, atol=0.02, rtol=0.02)
+    with pytest.raises(SystemExit, match="holds feature shards already"):
+        main(command)
 
 
 def test_vocabularies_are_the_frequent_tokens_of_answers(

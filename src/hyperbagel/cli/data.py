@@ -15,11 +15,14 @@ from hyperbagel.datamodules.convert import (
 )
 from hyperbagel.datamodules.inspect import inspect_shards
 from hyperbagel.datamodules.scenes import write_scenes
+from hyperbagel.draft.config import DraftConfig
 
 if TYPE_CHECKING:
+    from hyperbagel.bagel.model import Bagel
+    from hyperbagel.datamodules.pipeline import DocumentBuilder
     from hyperbagel.datamodules.regenerate import RegenerationSummary
 
-_DEVICE = Device()
+_DEVICE, _DRAFT = Device(), DraftConfig()
 
 
 def scenes(
@@ -75,15 +78,52 @@ def regenerate(
         device: where and how to compute.
     """
     from hyperbagel.datamodules import regenerate as answering
+
+    bagel, builder = _with_builder(model, answer_prefix, device)
+    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
+    return answering.regenerate(bagel, builder, shards, out, settings)
+
+
+def _with_builder(model: str, answer_prefix: str, device: Device) -> tuple[Bagel, DocumentBuilder]:
+    """A model, and what makes documents of samples as it reads them."""
     from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 
     bagel, _ = load_model(model, device)
     config = bagel.config
-    formatting = Formatting(
-        str(model_folder(model)), config.vae_transform, config.vit_transform, answer_prefix=answer_prefix
+    return bagel, DocumentBuilder(
+        Formatting(str(model_folder(model)), config.vae_transform, config.vit_transform, answer_prefix=answer_prefix)
     )
-    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
-    return answering.regenerate(bagel, DocumentBuilder(formatting), shards, out, settings)
+
+
+def features(
+    shards: str,
+    out: Path,
+    model: str = "scenes",
+    draft: DraftConfig = _DRAFT,
+    answer_prefix: str = "",
+    batch_size: int = 16,
+    device: Device = _DEVICE,
+) -> None:
+    """Store a model's hidden states over the documents of shards: a draft head then trains without running the model.
+
+    Pays where documents are read several times. They are stored in bfloat16, (entries * width) * 2 bytes a token.
+
+    Args:
+        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
+        out: folder for the feature shards, for the setting `train` of `FeatureDataModule`.
+        model: checkpoint folder, or the name of a model that comes with the package.
+        draft: the head that is to be trained, which decides what is stored.
+        answer_prefix: what answers begin with, as it will be when decoding.
+        batch_size: documents run at once.
+        device: where and how to compute.
+    """
+    from hyperbagel.datamodules.features import DocumentReader
+    from hyperbagel.draft.store import write_features
+
+    bagel, builder = _with_builder(model, answer_prefix, device)
+    reader = DocumentReader(shards, builder, batch_size)
+    tokens = write_features(bagel, reader, draft.entries(bagel.config.llm), out)
+    print(f"{out}: {tokens:,} tokens of {reader.documents:,} documents written; left out: {reader.skipped:,} unusable")
 
 
 def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) -> None:
@@ -123,6 +163,7 @@ DATA_COMMANDS: dict[str, Callable[..., Any]] = {
     "folder": convert_folder,
     "scenes": scenes,
     "regenerate": regenerate,
+    "features": features,
     "vocabulary": vocabulary,
     "inspect": inspect,
 }

@@ -46,6 +46,7 @@ data (shards of interleaved documents)
   data llava-onevision | journeydb | seed-data-edit | folder SRC OUT
   data scenes OUT
   data regenerate SHARDS OUT   the model's own answers, to train its draft head on
+  data features SHARDS OUT     a model's hidden states, to train its draft head without running it
   data vocabulary SHARDS OUT   the tokens a draft head may propose
   data inspect SHARDS
 

@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler
+from tqdm import tqdm
 
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.datamodules.corruption import SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.packing import pack
+from hyperbagel.datamodules.pipeline import BuiltDocument, DocumentBuilder
+from hyperbagel.datamodules.shards import find_shards, read_samples
 from hyperbagel.draft.batch import FeatureBatch
 from hyperbagel.draft.store import FeatureShards, collate
+
+
+class DocumentReader:
+    """Batches of all documents of shards, once and in order: what `draft.store.write_features` runs the target over.
+
+    documents, skipped: how many samples were used so far, and how many could not be.
+
+    Args:
+        shards: brace pattern, file or folder.
+        builder: makes documents of samples.
+        batch_size: documents a batch.
+    """
+
+    def __init__(self, shards: str, builder: DocumentBuilder, batch_size: int) -> None:
+        self.shards, self.builder, self.batch_size = shards, builder, batch_size
+        self.documents = self.skipped = 0
+
+    def __iter__(self) -> Iterator[DocumentBatch]:
+        """Raises FileNotFoundError for missing shards."""
+        built = self._built()
+        while batch := list(islice(built, self.batch_size)):
+            self.documents += len(batch)
+            yield pack(batch, self.shards, []).unpack()
+
+    def _built(self) -> Iterator[BuiltDocument]:
+        with tempfile.TemporaryDirectory() as cache:
+            for path in tqdm(find_shards(self.shards, Path(cache)), "shards"):
+                for found in read_samples(path):
+                    try:
+                        if isinstance(found, SkipRecord):
+                            self.skipped += 1
+                        else:
+                            yield self.builder.build(found)
+                    except SkippedSampleError:
+                        self.skipped += 1
 
 
 class FeatureDataModule(L.LightningDataModule):
