@@ -57,7 +57,7 @@ class DocumentReader:
 
 
 class FeatureDataModule(L.LightningDataModule):
-    """Yields `FeatureBatch`es of shards that `draft.store.write_features` wrote.
+    """Yields `FeatureBatch`es of shards that `hyperbagel data features` wrote.
 
     The order is shuffled anew each epoch, from seed and epoch alone. A run resumes at the beginning of an epoch; to the
     batch only documents do (`InterleavedDataModule`).

@@ -19,7 +19,6 @@ from hyperbagel.bagel.embeddings import rotation
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.draft.head import PairInput
 
-
 _PACKED = 2**18
 """How many numbers a weight has at least to be packed; products with smaller ones are over before packing pays."""
 
