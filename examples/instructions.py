@@ -73,14 +73,15 @@ opera, jazz, dancing, theatre, cinema, novels, poetry, fairy tales, learning a l
 time management, saving money, taxes, trade, advertising, the stock market, computers, the internet, databases,
 programming, algorithms, machine learning, robots, computer games, cryptography, mobile phones, maps, clocks, calendars,
 numbers, fractions, probability, geometry, statistics, logic, philosophy, memory, emotions, friendship, school,
-holidays, the moon, comets, black holes, light, sound, heat, atoms, metals, glass, plastics, water, soil, clouds, storms,
-islands, caves, insects, birds, fish, snakes, mushrooms, trees, seeds, flowers, the brain, the lungs, blood, muscles, medicine,
-nutrition, exercise, first aid, the Vikings, ancient Greece, castles, pirates, the telephone, the steam engine,
-the printing press, currencies, banks, insurance, elections, laws, newspapers, radio, television, fashion, architecture,
-poverty, migration, tourism, hotels, restaurants, markets, shopping, furniture, kitchens, toys, board games, tennis,
-skiing, sailing, climbing, knitting, pottery, drums, choirs, folk dances, comics, satire, diaries, letters, grammar,
-translation, dictionaries, encyclopedias, search engines, e-mail, spreadsheets, operating systems, networks, batteries,
-solar panels, wind turbines, electric cars, drones, satellites, telescopes, microscopes, lasers, bridges made of wood
+holidays, the moon, comets, black holes, light, sound, heat, atoms, metals, glass, plastics, water, soil, clouds,
+storms, islands, caves, insects, birds, fish, snakes, mushrooms, trees, seeds, flowers, the brain, the lungs, blood,
+muscles, medicine, nutrition, exercise, first aid, the Vikings, ancient Greece, castles, pirates, the telephone, the
+steam engine, the printing press, currencies, banks, insurance, elections, laws, newspapers, radio, television,
+fashion, architecture, poverty, migration, tourism, hotels, restaurants, markets, shopping, furniture, kitchens, toys,
+board games, tennis, skiing, sailing, climbing, knitting, pottery, drums, choirs, folk dances, comics, satire, diaries,
+letters, grammar, translation, dictionaries, encyclopedias, search engines, e-mail, spreadsheets, operating systems,
+networks, batteries, solar panels, wind turbines, electric cars, drones, satellites, telescopes, microscopes, lasers,
+bridges made of wood
 """
 
 
