@@ -86,11 +86,12 @@ def test_stored_features_are_those_of_the_answers_documents(
         for number, answer in enumerate(("a red circle.", "two", "three blue squares.")):
             segments = [{"type": "text", "text": "what?"}, {"type": "text", "text": answer, "loss": True}]
             writer.write(str(number), {"segments": segments}, {})
+        writer.write("silent", {"segments": segments[:1]}, {})
         picture = {"type": "image", "file": "torn.png"}
         writer.write("broken", {"segments": [picture, *segments]}, {"torn.png": make_png(0)[:-40]})
     command = ["data", "features", str(asked), str(stored), "--model", nano, "--batch-size", "2"]
     main([*command, "--draft", "{queries: 1}", "--answer-prefix", "the"])
-    assert "of 3 documents written; left out: 1 unusable" in capsys.readouterr().out
+    assert "of 3 documents written; left out: 1 without answers, 1 unusable" in capsys.readouterr().out
     model, config = Bagel.from_pretrained(nano), DraftConfig(queries=1)
     shards = FeatureShards(stored, base_hash(model), config.entries(model.config.llm))
     tokenizer = Tokenizer.from_pretrained(nano)

@@ -123,7 +123,10 @@ def features(
     bagel, builder = _with_builder(model, answer_prefix, device)
     reader = DocumentReader(shards, builder, batch_size)
     tokens = write_features(bagel, reader, draft.entries(bagel.config.llm), out)
-    print(f"{out}: {tokens:,} tokens of {reader.documents:,} documents written; left out: {reader.skipped:,} unusable")
+    print(
+        f"{out}: {tokens:,} tokens of {reader.documents:,} documents written; left out: {reader.without_answers:,} "
+        f"without answers, {reader.skipped:,} unusable"
+    )
 
 
 def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) -> None:

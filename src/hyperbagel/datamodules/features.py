@@ -22,9 +22,9 @@ from hyperbagel.draft.store import FeatureShards, collate
 
 
 class DocumentReader:
-    """Batches of all documents of shards, once and in order: what `draft.store.write_features` runs the target over.
+    """Batches of all documents with answers, once and in order: what `draft.store.write_features` runs the target over.
 
-    documents, skipped: how many samples were used so far, and how many could not be.
+    documents, without_answers, skipped: how many samples were used so far, had no answer, and were unusable.
 
     Args:
         shards: brace pattern, file or folder.
@@ -34,7 +34,7 @@ class DocumentReader:
 
     def __init__(self, shards: str, builder: DocumentBuilder, batch_size: int) -> None:
         self.shards, self.builder, self.batch_size = shards, builder, batch_size
-        self.documents = self.skipped = 0
+        self.documents = self.without_answers = self.skipped = 0
 
     def __iter__(self) -> Iterator[DocumentBatch]:
         """Raises FileNotFoundError for missing shards."""
@@ -48,12 +48,15 @@ class DocumentReader:
             for path in tqdm(find_shards(self.shards, Path(cache)), "shards"):
                 for found in read_samples(path):
                     try:
-                        if isinstance(found, SkipRecord):
-                            self.skipped += 1
-                        else:
-                            yield self.builder.build(found)
+                        document = None if isinstance(found, SkipRecord) else self.builder.build(found)
                     except SkippedSampleError:
+                        document = None
+                    if document is None:
                         self.skipped += 1
+                    elif any(block.kind == "text" and block.loss for block in document.blocks):
+                        yield document
+                    else:
+                        self.without_answers += 1
 
 
 class FeatureDataModule(L.LightningDataModule):

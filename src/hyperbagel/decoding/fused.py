@@ -25,7 +25,6 @@ _PACKED = 2**18
 _ROWS = 8
 """About how many tokens a verification has: what weights are packed for."""
 
-
 _FEWEST = 4
 """Rows to which fewer are filled up: so many take oneDNN a fifth less time than one."""
 
