@@ -18,6 +18,7 @@ from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.shards import Sample
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.speculative import Speculator
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,7 @@ def test_greedy_answers_equal_those_of_transformers(gguf: Path, folder: Path) ->
     special = tokenizer.tokens
     assert model.config.tokens == special
     prefix = tokenizer.encode(PREFIX).tolist()
+    fused = Speculator(model)
     seen: set[int] = set()
     never = special.end_of_image  # go on behind the end of an answer, so that all are long
     settings = DecodingSettings(max_tokens=TOKENS, stop=(never,))
@@ -69,6 +71,7 @@ def test_greedy_answers_equal_those_of_transformers(gguf: Path, folder: Path) ->
         context = model.prefill([[TextSegment(block) for block in blocks]])
         answer = decode_text(model, context, settings, prefix=prefix)[0]
         assert answer == expected and len(answer) == TOKENS
+        assert fused.decode(context, settings, prefix=prefix)[0] == expected
         seen.update(answer)
     assert len(seen) > TOKENS, "answers that only repeat themselves would show little"
 

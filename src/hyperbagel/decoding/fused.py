@@ -77,15 +77,15 @@ class Projection:
     def __call__(self, x: Tensor) -> Tensor:
         """x: (rows, in) -> (rows, out of all maps)."""
         if self.packed:
-            return self._packed(x)
+            return self._by_onednn(x)
         results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
         return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
 
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
         """x + this projection of y, of a single map without bias."""
-        return x + self._packed(y) if self.packed else torch.addmm(x, y, self.parts[0][0])
+        return x + self._by_onednn(y) if self.packed else torch.addmm(x, y, self.parts[0][0])
 
-    def _packed(self, x: Tensor) -> Tensor:
+    def _by_onednn(self, x: Tensor) -> Tensor:
         weight, bias = self.parts[0]
         rows = len(x)
         if rows < _FEWEST:
