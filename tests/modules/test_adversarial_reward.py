@@ -14,6 +14,7 @@ from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
 from hyperbagel.losses.term import Step
+from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
 from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.batches import prepare
@@ -77,6 +78,25 @@ def test_each_critic_can_be_left_out(latent: bool, nano_folder: str, tmp_path: P
     assert stage.critic_names == (("critic",) if latent else ("pixel_critic",))
     assert ("loss/critic_latent" in run.logged_metrics) == latent
     assert ("loss/critic_pixel" in run.logged_metrics) != latent
+
+
+def test_pairs_alone_teach_without_a_critic(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    settings = ADPSettings(latent_weight=0, pixel_weight=0, pair_weight=1)
+    stage = ADP(nano_folder, nano_branch, BagelViTFeatures(), adam(), adp=settings)
+    assert stage.critic_names == ()
+    with pytest.raises(ValueError, match="no critic"):
+        stage.add_loss(MeanSquaredError(update="critic"))
+    run = fit(stage, batches(1), tmp_path)
+    stage = ADP(nano_folder, nano_branch, None, adam(), adp=settings)
+    (step,) = steps_of(stage, 1, tmp_path / "again")
+    assert step.target is not None
+    error = (step.output - step.target).square().mean(2)[step.grid.valid].mean()
+    torch.testing.assert_close(run.logged_metrics["loss/pairs"], error.detach(), check_dtype=False)
+
+
+def test_something_must_teach() -> None:
+    with pytest.raises(ValueError, match="latent_weight, pixel_weight or pair_weight"):
+        ADPSettings(latent_weight=0, pixel_weight=0)
 
 
 def test_critics_train_between_the_students_turns(nano_folder: str, tmp_path: Path) -> None:

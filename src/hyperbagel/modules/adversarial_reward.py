@@ -13,7 +13,7 @@ from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
 from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
 from hyperbagel.losses.term import CriticLogits, Step
-from hyperbagel.losses.terms import Adversarial, Discrimination
+from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, trajectory
@@ -35,21 +35,22 @@ class ADPSettings(AdversarialSettings):
     """Settings of ADP, with those of its adversarial game.
 
     pair_steps: steps with which the initial branch makes the pairs; latent_weight, pixel_weight: of the student's
-    losses against the two critics, 0 leaves one out; renoise: range of t' at which the latent critic judges, before the
-    timestep shift.
+    losses against the two critics, 0 leaves one out; pair_weight: of its mean squared error against the pairs' x_0;
+    renoise: range of t' at which the latent critic judges, before the timestep shift.
     """
 
     pair_steps: int = 6
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
+    pair_weight: float = 0.0
     renoise: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pair_steps < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
             raise ValueError(f"need pair_steps >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
-        if not self.latent_weight and not self.pixel_weight:
-            raise ValueError("ADP needs latent_weight or pixel_weight above 0")
+        if not self.latent_weight and not self.pixel_weight and not self.pair_weight:
+            raise ValueError("ADP needs latent_weight, pixel_weight or pair_weight above 0")
 
 
 _ADP = ADPSettings()
@@ -104,8 +105,10 @@ class ADP(DistillationStage):
         self.leave_out("pair_branch")
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
-        self.critic_network = "critic" if adp.latent_weight else "pixel_critic"
+        if adp.pair_weight:
+            self.add_loss(MeanSquaredError("pairs", adp.pair_weight))
         if adp.latent_weight:
+            self.critic_network = "critic"
             self.critic = LatentCritic(self.branch_like_teacher(critic), self.model.config, heads)
             self.add_network("critic", critic)
             self.add_loss(Discrimination("latent", adp.objective, r1_weight=adp.r1_weight))
@@ -114,6 +117,7 @@ class ADP(DistillationStage):
             features.attach(self.model)
             self.pixel_critic = PixelCritic(features, heads)
             self.leave_out("pixel_critic.encoder")
+            self.critic_network = self.critic_network or "pixel_critic"
             self.add_network("pixel_critic", pixel_critic)
             self.add_loss(Discrimination("pixel", adp.objective))
             self.add_loss(Adversarial("pixel", adp.objective, adp.pixel_weight))
@@ -132,8 +136,9 @@ class ADP(DistillationStage):
         x0_hat = predict_x0(x_t, velocity.float(), t[:, None, None])
         step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, target=x_0)
         renoising = self.draw_renoising(prepared, scales, generator)
-        with self.timed("critic"):
-            self.update_critics(step, renoising, generator)
+        if self.critic_names:
+            with self.timed("critic"):
+                self.update_critics(step, renoising, generator)
         if student_turn:
             with self.timed("student"):
                 self.update_student(step, renoising)
