@@ -20,7 +20,9 @@ from hyperbagel.callbacks.report import read_report, write_report
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.fidelity import frechet_distance
+from hyperbagel.evaluation.gedit.aggregate import SampleResult, aggregate
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
+from hyperbagel.evaluation.gedit.report import GEditReport
 from hyperbagel.evaluation.geneval.report import ImageResult, RunInfo, build_report
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import Guidance
@@ -193,11 +195,32 @@ def test_tables_compare_geneval_on_the_same_pictures(tmp_path: Path, capsys: pyt
 
     main(["report", report("teacher", 0, (0, 0)), report("student", 0, (0, 0), (1, 1)), report("other", 1)])
     table = capsys.readouterr().out.partition("### geneval, difference")[2].splitlines()
-    assert table[2] == "|  | pairs | single_object | counting | overall |"
+    assert [cell.strip() for cell in table[2].split("|")[2:-1]] == ["pairs", "single_object", "counting", "overall"]
     cells = [cell.strip() for cell in table[4].split("|")[1:-1]]
     assert cells[0].endswith("student") and cells[1] == "4"
     assert [cell.split()[0] for cell in cells[2:]] == ["+0.000", "-0.500", "-0.250"]
     assert len(table) == 5
+
+
+def test_tables_compare_gedit_on_the_same_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of two edits in each language one loses six points in English; one without a score is no pair."""
+
+    def report(name: str, seed: int, *scores: float | None) -> str:
+        rows = [
+            SampleResult(f"edit {i}", "remove", language, True, o, o, o)
+            for language in ("en", "cn")
+            for i, o in enumerate(scores if language == "en" else (4.0, 5.0))
+        ]
+        found = GEditReport("judge", "1", "2026-01-01", "", seed, aggregate(rows, ["remove"]), tuple(rows))
+        results = {"gedit": {"rows": {"model": {"nfe": 6.0}}, "details": {"model": found.to_dict()}}}
+        write_report({"results": results}, tmp_path / name)
+        return str(tmp_path / name)
+
+    runs = report("teacher", 0, 8.0, 8.0), report("student", 0, 2.0, 8.0), report("half", 0, None, 9.0)
+    main(["report", *runs, report("other", 1, 8.0, 8.0)])
+    table = capsys.readouterr().out.partition("### gedit, difference")[2].splitlines()
+    lines = [[cell.strip().split(" ")[0] for cell in line.split("|")[2:-1]] for line in (table[2], *table[4:])]
+    assert lines == [["pairs", "en/o", "cn/o"], ["4", "-3.000", "+0.000"], ["3", "+1.000", "+0.000"]]
 
 
 def test_a_report_that_is_none_is_refused(tmp_path: Path):

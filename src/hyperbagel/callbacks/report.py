@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import OWN, Evaluation
 from hyperbagel.callbacks.pictures import side_by_side
-from hyperbagel.evaluation.geneval import GenEvalReport, compare
+from hyperbagel.evaluation import geneval
+from hyperbagel.evaluation.gedit import report as gedit
 
 REPORT = "report.json"
 
@@ -107,11 +108,14 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 
 def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run. The last one
-    compares GenEval on the same prompts and noise with the first row's.
+    """Markdown tables, one a benchmark, of reports by name; one row for each measured setting of each run. The last
+    ones compare GenEval and GEdit on the same prompts, edits and noise with the first row's.
     """
-    parts = [_table(name, found["rows"]) for name, found in combined(reports)["results"].items()]
-    return "\n\n".join(parts + _paired(reports))
+    parts = [
+        _table(name, {row: {m: _figure(v) for m, v in metrics.items()} for row, metrics in found["rows"].items()})
+        for name, found in combined(reports)["results"].items()
+    ]
+    return "\n\n".join(parts + [table for name in _COMPARED if (table := _paired(name, reports))])
 
 
 def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,47 +134,53 @@ def _named(run: str, row: str, reports: Mapping[str, Any]) -> str:
     return row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
 
 
-def _paired(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The table of paired differences; none where fewer than two rows judged the same pictures."""
-    judged = {
-        _named(run, row, reports): GenEvalReport.from_dict(details)
-        for run, report in reports.items()
-        for row, details in report["results"].get("geneval", {}).get("details", {}).items()
-        if "images" in details
-    }
+def _geneval_differences(report: geneval.GenEvalReport, reference: geneval.GenEvalReport) -> dict[str, str]:
+    found = geneval.compare(report, reference)
+    return {"pairs": str(found.images)} | {k: f"{v:+}" for k, v in (found.tasks | {"overall": found.overall}).items()}
+
+
+def _gedit_differences(report: gedit.GEditReport, reference: gedit.GEditReport) -> dict[str, str]:
+    found = gedit.compare(report, reference)
+    return {"pairs": str(found.edits)} | {f"{language}/o": f"{v:+}" for language, v in found.languages.items()}
+
+
+_COMPARED: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, str]]]] = {
+    "geneval": (geneval.GenEvalReport.from_dict, _geneval_differences),
+    "gedit": (gedit.GEditReport.from_dict, _gedit_differences),
+}
+
+
+def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The table of paired differences to the first row; None where no other row judged the same pictures."""
+    read, differences = _COMPARED[benchmark]
+    judged = {}
+    for run, report in reports.items():
+        for row, details in report["results"].get(benchmark, {}).get("details", {}).items():
+            with suppress(ValueError):  # without single verdicts
+                judged[_named(run, row, reports)] = read(details)
     if not judged:
-        return []
+        return None
     (reference, first), *others = judged.items()
-    differences = {}
-    for name, report in others:
+    rows = {}
+    for name, other in others:
         with suppress(ValueError):  # of other prompts or noise
-            differences[name] = compare(report, first)
-    lines = [
-        f"| {name} | {difference.images} | "
-        + " | ".join(f"{interval:+}" for interval in (*difference.tasks.values(), difference.overall))
-        + " |"
-        for name, difference in differences.items()
-    ]
-    columns = ["", "pairs", *first.tasks, "overall"]
-    title = f"### geneval, difference to {reference} on the same prompts and noise, with 95 % intervals"
-    head = [title, "", f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
-    return ["\n".join(head + lines)] if lines else []
+            rows[name] = differences(other, first)
+    title = f"{benchmark}, difference to {reference} on the same prompts and noise, with 95 % intervals"
+    return _table(title, rows) if rows else None
 
 
-def _table(benchmark: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+def _table(title: str, rows: Mapping[str, Mapping[str, str]]) -> str:
     columns = list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
-    lines = [["", *(column.removeprefix(f"{benchmark}/") for column in columns)]]
-    lines += [[name, *(_figure(metrics.get(column)) for column in columns)] for name, metrics in rows.items()]
+    lines = [["", *(column.removeprefix(f"{title}/") for column in columns)]]
+    lines += [[name, *(metrics.get(column, "-") for column in columns)] for name, metrics in rows.items()]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     body = [
         " | ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
         for first, *rest in lines
     ]
-    return "\n".join([f"### {benchmark}", "", *(f"| {line} |" for line in body)])
+    return "\n".join([f"### {title}", "", *(f"| {line} |" for line in body)])
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _figure(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3f}"

@@ -1,11 +1,13 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hyperbagel.evaluation.gedit.report import GEditReport, compare
 from hyperbagel.evaluation.gedit.runner import GEditSettings, evaluate, report, sample_seed, save_report, score_samples
 from hyperbagel.evaluation.gedit.samples import EditSample, JudgeScore, Rating
 
@@ -58,6 +60,17 @@ def test_report(tmp_path: Path) -> None:
     assert saved["scores"]["cn"]["full"]["average"]["PQ"] == 4
     assert len(saved["samples"]) == 8
     assert saved["judge"].keys() == {"name", "version", "date"}
+    assert GEditReport.from_dict(saved) == result
+    with pytest.raises(ValueError, match="not a GEdit report"):
+        GEditReport.from_dict({"judge": saved["judge"]})
+
+
+def test_runs_are_compared_only_in_pairs() -> None:
+    result = evaluate(copy_source, SAMPLES, CountingJudge(), SETTINGS)
+    assert {interval.estimate for interval in compare(result, result).languages.values()} == {0.0}
+    for other in (replace(result, seed=8), replace(result, judge_version="2"), replace(result, rows=())):
+        with pytest.raises(ValueError, match="can not be compared in pairs"):
+            compare(result, other)
 
 
 def test_noise_seed_belongs_to_the_edit() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 from tqdm import tqdm
 
-from hyperbagel.evaluation.gedit.aggregate import SampleResult, SetScores, aggregate, count_once, sample_result
+from hyperbagel.evaluation.gedit.aggregate import SampleResult, aggregate, count_once, sample_result
 from hyperbagel.evaluation.gedit.journal import Journal
+from hyperbagel.evaluation.gedit.report import GEditReport
 from hyperbagel.evaluation.gedit.samples import (
     LANGUAGES,
     OFFICIAL_CATEGORIES,
@@ -25,7 +26,6 @@ from hyperbagel.evaluation.gedit.samples import (
     Judge,
     JudgeScore,
 )
-from hyperbagel.evaluation.statistics import Interval, mean_interval
 
 logger = logging.getLogger(__name__)
 
@@ -49,61 +49,6 @@ class GEditSettings:
     judge_workers: int = 1
     journal: Path | None = None
     model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class GEditReport:
-    """The figures of one run; `scores` is language -> set -> scores. Never compare reports of different judges."""
-
-    judge: str
-    judge_version: str
-    date: str
-    model: str
-    seed: int
-    scores: Mapping[str, Mapping[str, SetScores]]
-    rows: tuple[SampleResult, ...]
-
-    def metrics(self) -> dict[str, float]:
-        """For loggers: gedit/{sc,pq,o} of the first language (English if there), gedit/<language>/... of each.
-
-        Full set. A figure that does not exist (a category without a scored sample) is left out; gedit/missing is not.
-        """
-        metrics = {"gedit/missing": float(sum(sets["full"].missing for sets in self.scores.values()))}
-        languages = [language for language in LANGUAGES if language in self.scores]
-        prefixes = {"gedit": languages[0]} if languages else {}
-        for prefix, language in (prefixes | {f"gedit/{name}": name for name in languages}).items():
-            if average := self.scores[language]["full"].average:
-                metrics |= {f"{prefix}/sc": average.sc, f"{prefix}/pq": average.pq, f"{prefix}/o": average.o}
-        return metrics
-
-    def intervals(self) -> dict[str, Interval]:
-        """Language -> average O of the full set with its 95 % confidence interval, where there is such an average."""
-        scored = [row for row in self.rows if row.o is not None]
-        return {
-            language: mean_interval(
-                [row.o for row in scored if row.language == language and row.o is not None],
-                strata=[row.category for row in scored if row.language == language],
-            )
-            for language, sets in self.scores.items()
-            if sets["full"].average
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; with the row of every sample."""
-        return {
-            "judge": {"name": self.judge, "version": self.judge_version, "date": self.date},
-            "model": self.model,
-            "seed": self.seed,
-            "scores": {
-                language: {name: scores.to_dict() for name, scores in sets.items()}
-                for language, sets in self.scores.items()
-            },
-            "confidence": {
-                language: {"O": interval.estimate, "low": interval.low, "high": interval.high}
-                for language, interval in self.intervals().items()
-            },
-            "samples": [asdict(row) for row in self.rows],
-        }
 
 
 def sample_seed(seed: int, key: str) -> int:

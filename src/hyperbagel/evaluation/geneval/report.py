@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class GenEvalReport:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> GenEvalReport:
+    def from_dict(cls, data: Mapping[str, Any]) -> GenEvalReport:
         """Inverse of `to_dict`; figures are computed anew. ValueError where a key is missing."""
         try:
             info = RunInfo(**data["info"])
