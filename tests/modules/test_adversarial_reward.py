@@ -97,6 +97,8 @@ def test_pairs_alone_teach_without_a_critic(nano_folder: str, nano_branch: str, 
 def test_something_must_teach() -> None:
     with pytest.raises(ValueError, match="latent_weight, pixel_weight or pair_weight"):
         ADPSettings(latent_weight=0, pixel_weight=0)
+    with pytest.raises(ValueError, match="needs `features`"):
+        ADP("not/even/looked/for", adp=ADPSettings(latent_weight=0))
 
 
 def test_critics_train_between_the_students_turns(nano_folder: str, tmp_path: Path) -> None:

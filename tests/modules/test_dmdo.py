@@ -109,6 +109,32 @@ def test_ablation_draws_fresh_noise(nano_folder: str, nano_branch: str, tmp_path
     assert not torch.allclose(one.target, two.target)
 
 
+def test_gradient_through_the_whole_trajectory(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """What is judged is the ODE's own end, and all its steps share in the gradient."""
+    settings = DMDOSettings(fake_updates=1, renoise="sde", through="trajectory")
+    stage = DMDO(nano_folder, nano_branch, sgd(0.0), sgd(0.0), settings)
+    original, compared = stage.total, []
+
+    def compare(step: Step, update: str):  # type: ignore[no-untyped-def]
+        if update == "student":
+            x, weight = step.x_t, stage.student.llm2vae.weight
+            for a, b in pairwise(timesteps(6, 3.0)):
+                t = a.expand(len(x))
+                v = stage.model.velocity(x, t, step.contexts.full, step.grid, stage.student, step.scales)
+                x = x + (b - a) * v
+            torch.testing.assert_close(step.output, x, atol=2e-5, rtol=1e-4)
+            found, expected = (
+                torch.autograd.grad(end.square().sum(), weight, retain_graph=True)[0] for end in (step.output, x)
+            )
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+            compared.append(update)
+        return original(step, update)  # type: ignore[arg-type]
+
+    stage.total = compare  # type: ignore[method-assign, assignment]
+    fit(stage, batches(2), tmp_path)
+    assert len(compared) == 2
+
+
 def test_student_samples_like_its_distilled_teacher_says(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """With teacher and fake branch equal there is nothing to move towards."""
     stage = DMDO(nano_folder, nano_branch, adam(), sgd(0.0), DMDOSettings(), StageSettings(teacher=nano_branch))

@@ -85,6 +85,8 @@ class ADP(DistillationStage):
         adp: settings of the method.
         heads: settings of both critics' heads.
         settings: what all stages have in common; the student always samples in one step.
+
+    Raises ValueError when the settings leave no loss.
     """
 
     def __init__(
@@ -99,6 +101,10 @@ class ADP(DistillationStage):
         heads: CriticSettings = _CRITIC,
         settings: StageSettings = _ONE_STEP,
     ) -> None:
+        if features is None and not adp.latent_weight and not adp.pair_weight:
+            raise ValueError(
+                "pixel_weight alone needs `features`: give them, or a latent_weight or pair_weight above 0"
+            )
         super().__init__(model, init_from, student, one_step(settings))
         self.adp = adp
         self.pair_branch = self.initial_branch()
@@ -148,6 +154,7 @@ class ADP(DistillationStage):
         """The critics that take part."""
         return tuple(name for name in ("critic", "pixel_critic") if getattr(self, name) is not None)
 
+    @torch.no_grad()
     def pairs(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor) -> Tensor:
         """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T."""
         grid_t = timesteps(self.adp.pair_steps, self.settings.shift).to(self.device)

@@ -92,7 +92,6 @@ def target_tokens(model: Bagel, prepared: PreparedBatch) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
 
 
-@torch.no_grad()
 def trajectory(
     model: Bagel,
     prepared: PreparedBatch,
@@ -103,7 +102,8 @@ def trajectory(
 ) -> Tensor:
     """The Euler trajectory of a branch, one pass a step: (steps + 1, B, n, C) float32, from the noise to x_0.
 
-    What `Sampler` computes, with other guidance inputs for each image. grid_t: (steps + 1,), falling from 1 to 0.
+    What `Sampler` computes, with other guidance inputs for each image, and with gradients where they are enabled.
+    grid_t: (steps + 1,), falling from 1 to 0.
     """
     scales = scales if branch.guided else None
     x = noise.float()

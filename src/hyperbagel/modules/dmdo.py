@@ -25,14 +25,18 @@ class DMDOSettings:
     fake_updates: of the fake branch on each trajectory, at fresh times; student_every: trajectories a student update
     (fake updates a student update are the product of the two); times: range of t', before the timestep shift;
     renoise: with what x0_hat and x_0 are mixed: "ode" with the x_T that they came from, "sde" with fresh noise as in
-    DMD, for the ablation; fake_from: file of the branch that the fake branch starts as, such as that of stage 1, which
-    is near the student's distribution while the teacher is the guided original; None: it starts as the teacher.
+    DMD, for the ablation; through: what the student's gradient passes, "step", one step of the trajectory, whose
+    estimate of x_0 is judged, or "trajectory", all of them: their end is judged, which is what the fake branch knows,
+    but activations of all steps are kept; fake_from: file of the branch that the fake branch starts as, such as that
+    of stage 1, which is near the student's distribution while the teacher is the guided original; None: it starts as
+    the teacher.
     """
 
     fake_updates: int = 5
     student_every: int = 1
     times: tuple[float, float] = (0.02, 0.98)
     renoise: Literal["ode", "sde"] = "ode"
+    through: Literal["step", "trajectory"] = "step"
     fake_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +53,8 @@ class DMDO(DistillationStage):
 
     The student's ODE runs from x_T to x_0 without gradients. The fake branch learns the velocity x_T - x_0 between its
     ends. The student makes one step of the same trajectory again, with gradients, and its estimate of x_0 is pushed
-    from where the fake branch sees it to where the teacher does.
+    from where the fake branch sees it to where the teacher does. With `through: trajectory` the ODE itself runs with
+    gradients, and its x_0 is pushed.
 
     Args:
         model: folder of the original model.
@@ -82,12 +87,14 @@ class DMDO(DistillationStage):
         prepared, generator = self.begin(batch)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
-        with self.timed("trajectory"):
+        student_turn = int(self.batches_seen) % self.dmdo.student_every == 0
+        whole = student_turn and self.dmdo.through == "trajectory"
+        with self.timed("trajectory"), torch.set_grad_enabled(whole):
             states = trajectory(self.model, prepared, noise, self.student, scales, grid_t)
         with self.timed("critic"):
             for _ in range(self.dmdo.fake_updates):
-                self.update_fake(prepared, scales, states, generator)
-        if int(self.batches_seen) % self.dmdo.student_every == 0:
+                self.update_fake(prepared, scales, states.detach(), generator)
+        if student_turn:
             with self.timed("student"):
                 self.update_student(prepared, scales, states, generator)
 
@@ -106,15 +113,26 @@ class DMDO(DistillationStage):
     def update_student(
         self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
     ) -> None:
-        """Repeat one step of a trajectory (steps + 1, B, n, C) with gradients, and apply DMD's gradient to its x_0."""
+        """Apply DMD's gradient to an x_0 of a trajectory (steps + 1, B, n, C): of a repeated step, or its own."""
+        if self.dmdo.through == "trajectory":
+            x_t, t = states[0], torch.ones(len(prepared), device=self.device)
+            velocity, x0_hat = states[0] - states[-1], states[-1]
+        else:
+            x_t, t, velocity, x0_hat = self.repeated_step(prepared, scales, states, generator)
+        x_noise = self.renoising(states.detach(), generator)
+        real, fake = self.score(prepared, scales, x0_hat.detach(), x_noise, generator)
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, real_x0=real, fake_x0=fake)
+        self.update("student", self.total(step, "student"))
+
+    def repeated_step(
+        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step of each trajectory with gradients: its x_t (B, n, C), t (B,), velocity and estimate of x_0."""
         grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
         start = interval_above(self.draw_times(len(prepared), generator, (0.0, 1.0)), grid_t)
         x_t, t = states[start, torch.arange(len(prepared), device=self.device)], grid_t[start]
         velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales).float()
-        x0_hat = predict_x0(x_t, velocity, t[:, None, None])
-        real, fake = self.score(prepared, scales, x0_hat.detach(), self.renoising(states, generator), generator)
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, real_x0=real, fake_x0=fake)
-        self.update("student", self.total(step, "student"))
+        return x_t, t, velocity, predict_x0(x_t, velocity, t[:, None, None])
 
     @torch.no_grad()
     def score(
