@@ -21,7 +21,7 @@ DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "adp": "adp", "ref
 ABLATIONS = {
     "cfg": ("--model.init_args.timestep_shift", "1"),
     "tscd": ("--model.init_args.tscd.adversarial_weight", "1", "--model.init_args.tscd.mse_weight", "0"),
-    "dmdo": ("--model.init_args.dmdo.renoise", "ode"),
+    "dmdo": ("--model.init_args.dmdo.renoise", "ode", "--model.init_args.dmdo.through", "step"),
     "adp": ("--model.init_args.features", "null"),
 }
 """Stage -> what the scenes configurations say of its ablation; of stages 2 and 3 it is the paper's own setting."""

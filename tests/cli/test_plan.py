@@ -87,6 +87,14 @@ def test_activations_grow_with_documents_and_shrink_with_checkpointing(folder: s
     assert prompt == 5 and edit == 5 + 16 + 16 + 4
 
 
+def test_a_gradient_through_the_trajectory_keeps_all_its_steps(folder: str) -> None:
+    with torch.device("meta"):
+        whole = DMDO(folder, None, adam(), adam(), DMDOSettings(through="trajectory"))
+    step, trajectory = (plan(stage, Cluster(), DOCUMENT).per_document for stage in (shapes(folder), whole))
+    assert trajectory["activations: student"] == 6 * step["activations: student"]
+    assert trajectory["activations: fake"] == step["activations: student"] and "activations: fake" not in step
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_of_the_7b_model_is_built_without_weights(stage: str) -> None:
     """They fit on devices of 80 GiB, and nothing needs a file."""

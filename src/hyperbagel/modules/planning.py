@@ -21,6 +21,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.modules.adversarial_reward import ADP, ReFL
 from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.consistency import TSCD
+from hyperbagel.modules.dmdo import DMDO
 from hyperbagel.modules.draft_head import DraftTraining
 from hyperbagel.modules.optimization import ManualOptimization
 from hyperbagel.modules.sharding import shard_units
@@ -160,6 +161,8 @@ def documents(stage: LightningModule, workload: Workload) -> dict[str, int]:
         return {"activations": expert_activations(config, tokens, 0, config.llm.num_hidden_layers, checkpointing)}
     graph = expert_activations(config, image, context, config.llm.num_hidden_layers, checkpointing)
     parts = {"activations: student": graph}
+    if isinstance(stage, DMDO) and stage.dmdo.through == "trajectory":  # which waits while the fake branch learns
+        parts = {"activations: student": stage.settings.steps * graph, "activations: fake": graph}
     caches = 1
     if isinstance(stage, TSCD | ADP) and stage.critic is not None:
         settings = stage.tscd if isinstance(stage, TSCD) else stage.adp

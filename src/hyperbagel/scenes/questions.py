@@ -117,12 +117,9 @@ def _true_claim(scene: Scene, rng: Random) -> Claim:
     if form == "place":
         return Claim((Noun(a.shape, a.color if colored else None, place=scene.place(a)),))
     if b is not None and b.shape != a.shape and form in ("relation", "pair"):
-        second = Noun(b.shape, b.color)
-        if form == "pair":
-            return Claim((first, second))
-        nouns = (first, second) if colored else (Noun(a.shape), Noun(b.shape))
-        return Claim(nouns, relation(a, b))
-    return Claim((first,))
+        nouns = (first, Noun(b.shape, b.color)) if colored else (Noun(a.shape), Noun(b.shape))
+        return Claim(nouns, relation(a, b) if form == "relation" else None)
+    return Claim((first if colored else Noun(a.shape),))
 
 
 def _change(claim: Claim, scene: Scene, rng: Random) -> Claim:
