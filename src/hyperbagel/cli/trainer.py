@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from hyperbagel.callbacks.safeguard import Safeguard
 
@@ -21,8 +20,8 @@ class TrainerCLI(LightningCLI):
         """Defaults that these stages and data modules need."""
         parser.set_defaults({"trainer.use_distributed_sampler": False})
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Take the arguments handed over, which always come from `hyperbagel`'s own command line."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without the warning that arguments are handed over: they always are, by the command line or `plan`."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)

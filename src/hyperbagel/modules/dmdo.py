@@ -116,11 +116,10 @@ class DMDO(DistillationStage):
         """Apply DMD's gradient to an x_0 of a trajectory (steps + 1, B, n, C): of a repeated step, or its own."""
         if self.dmdo.through == "trajectory":
             x_t, t = states[0], torch.ones(len(prepared), device=self.device)
-            velocity, x0_hat = states[0] - states[-1], states[-1]
+            velocity, x0_hat = velocity_target(states[-1], states[0]), states[-1]
         else:
             x_t, t, velocity, x0_hat = self.repeated_step(prepared, scales, states, generator)
-        x_noise = self.renoising(states.detach(), generator)
-        real, fake = self.score(prepared, scales, x0_hat.detach(), x_noise, generator)
+        real, fake = self.score(prepared, scales, x0_hat.detach(), self.renoising(states, generator), generator)
         step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, real_x0=real, fake_x0=fake)
         self.update("student", self.total(step, "student"))
 

@@ -109,17 +109,17 @@ def _true_claim(scene: Scene, rng: Random) -> Claim:
     a, b = rng.sample(scene.objects, 2) if len(scene.objects) > 1 else (scene.objects[0], None)
     colored = rng.random() < 0.6
     form = rng.choice(("color", "size", "place", "count", "relation", "relation", "pair", "pair"))
-    first = Noun(a.shape, a.color)
+    first = Noun(a.shape, a.color if colored else None)
     if form == "count" and (count := sum(o.shape == a.shape for o in scene.objects)) > 1:
         return Claim((Noun(a.shape, count=count),))
     if form == "size":
-        return Claim((replace(first, size=a.size),))
+        return Claim((Noun(a.shape, a.color, size=a.size),))
     if form == "place":
-        return Claim((Noun(a.shape, a.color if colored else None, place=scene.place(a)),))
+        return Claim((replace(first, place=scene.place(a)),))
     if b is not None and b.shape != a.shape and form in ("relation", "pair"):
-        nouns = (first, Noun(b.shape, b.color)) if colored else (Noun(a.shape), Noun(b.shape))
-        return Claim(nouns, relation(a, b) if form == "relation" else None)
-    return Claim((first if colored else Noun(a.shape),))
+        second = Noun(b.shape, b.color if colored else None)
+        return Claim((first, second), relation(a, b) if form == "relation" else None)
+    return Claim((first,))
 
 
 def _change(claim: Claim, scene: Scene, rng: Random) -> Claim:
