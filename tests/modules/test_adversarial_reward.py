@@ -44,6 +44,11 @@ def test_times_favour_noise() -> None:
     t = noise_favouring_times(torch.linspace(0, 1, 1001))
     assert t[0] == 1 and t[-1] == 0
     assert float(t.median()) == pytest.approx(0.875)
+    nearer = noise_favouring_times(torch.linspace(0, 1, 1001), 9.0)
+    assert nearer[0] == 1 and nearer[-1] == 0
+    assert float(nearer.median()) == pytest.approx(1 - 0.5**9)
+    with pytest.raises(ValueError, match="time_power"):
+        ADPSettings(time_power=0)
 
 
 def test_pairs_are_the_six_step_models(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:

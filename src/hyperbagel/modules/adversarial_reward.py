@@ -36,6 +36,7 @@ class ADPSettings(AdversarialSettings):
 
     pair_steps: steps with which the initial branch makes the pairs; latent_weight, pixel_weight: of the student's
     losses against the two critics, 0 leaves one out; pair_weight: of its mean squared error against the pairs' x_0;
+    time_power: of the schedule that draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise;
     renoise: range of t' at which the latent critic judges, before the timestep shift.
     """
 
@@ -43,12 +44,15 @@ class ADPSettings(AdversarialSettings):
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
     pair_weight: float = 0.0
+    time_power: float = 3.0
     renoise: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pair_steps < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
             raise ValueError(f"need pair_steps >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
+        if self.time_power <= 0:
+            raise ValueError(f"need time_power > 0, got {self.time_power}")
         if not self.latent_weight and not self.pixel_weight and not self.pair_weight:
             raise ValueError("ADP needs latent_weight, pixel_weight or pair_weight above 0")
 
@@ -69,9 +73,9 @@ class Renoising:
         return interpolate(x_0, self.noise, self.t[:, None, None])
 
 
-def noise_favouring_times(u: Tensor) -> Tensor:
-    """DMDX's cubic schedule t = 1 - u^3 of uniform draws: (...) -> (...), half of them above 0.875."""
-    return 1 - u**3
+def noise_favouring_times(u: Tensor, power: float = 3.0) -> Tensor:
+    """DMDX's schedule t = 1 - u^power of uniform draws: (...) -> (...); when cubic, half of them are above 0.875."""
+    return 1 - u**power
 
 
 class ADP(DistillationStage):
@@ -134,7 +138,7 @@ class ADP(DistillationStage):
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         with self.timed("trajectory"):
             x_0 = self.pairs(prepared, scales, noise)
-        t = noise_favouring_times(torch.rand(len(prepared), generator=generator)).to(self.device)
+        t = noise_favouring_times(torch.rand(len(prepared), generator=generator), self.adp.time_power).to(self.device)
         x_t = interpolate(x_0, noise, t[:, None, None])
         student_turn = int(self.batches_seen) % self.adp.student_every == 0
         with self.timed("student"), torch.set_grad_enabled(student_turn):
