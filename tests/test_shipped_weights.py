@@ -44,7 +44,7 @@ def test_the_scenes_model_describes_held_out_pictures() -> None:
     assert sum(fact in stated for fact, stated in facts) > 0.95 * len(facts)
 
 
-@pytest.mark.parametrize(("branch", "steps"), [(None, 12), ("nfe6", 6)])
+@pytest.mark.parametrize(("branch", "steps"), [(None, 12), ("nfe6", 6), ("nfe1", 1)])
 def test_the_scenes_model_draws_what_is_asked_for(branch: str | None, steps: int) -> None:
     """By its own generation branch with guidance, and by the distilled one with one pass a step."""
     model = Bagel.from_pretrained(NAME)

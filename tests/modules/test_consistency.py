@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,9 @@ def test_distance_compares_velocities_to_the_end_of_the_teachers_way(
     nano_folder: str, nano_branch: str, tmp_path: Path
 ) -> None:
     """Over whole segments the target's velocity leads to where two Euler steps of the teacher arrive."""
-    tscd = TSCDSettings(6, 12, teacher_steps=2, whole_segments=True, adversarial_weight=0, mse_weight=1)
+    tscd = TSCDSettings(
+        segments=6, grid_steps=12, teacher_steps=2, whole_segments=True, adversarial_weight=0, mse_weight=1
+    )
     stage = TSCD(nano_folder, nano_branch, sgd(0.0), tscd=tscd, settings=StageSettings(teacher=nano_branch))
     seen: list[Step] = []
     original = stage.total
@@ -113,6 +116,35 @@ def test_distance_compares_velocities_to_the_end_of_the_teachers_way(
                 )
             x = x - (fine[start + k] - fine[start + k + 1])[:, None, None] * v
         torch.testing.assert_close(jump(step.x_t, step.target, step.t, fine[start + 2]), x, atol=1e-5, rtol=1e-4)
+
+
+def test_jumps_begin_where_the_student_comes_along(nano_folder: str, nano_branch: str) -> None:
+    """On policy, at the states of the moving average's own sampling."""
+    tscd = TSCDSettings(
+        segments=6, grid_steps=6, whole_segments=True, on_policy=True, adversarial_weight=0, mse_weight=1
+    )
+    stage = TSCD(nano_folder, nano_branch, tscd=tscd)
+    with torch.no_grad():
+        for parameter in stage.ema.parameters():
+            parameter += 0.01
+    prepared = prepare(stage.model, batches(1)[0], variants=False)
+    scales = prepared.scales(torch.tensor([2.0, 3.0]), torch.ones(2))
+    grid, noise = timesteps(6, 3.0), torch.randn(2, 4, stage.model.config.latent_token_dim)
+    x, states = noise, [noise]
+    for t, s in pairwise(grid):
+        with torch.no_grad():
+            v = stage.model.velocity(x, t.expand(2), prepared.contexts.full, prepared.grid, stage.ema, scales)
+        x = x + (s - t) * v
+        states.append(x)
+    for first, second in ((0, 5), (3, 1)):
+        begins = stage.start(prepared, scales, noise, grid[[first, second]])
+        torch.testing.assert_close(begins, torch.stack([states[first][0], states[second][1]]), atol=1e-5, rtol=1e-4)
+    for wrong in (
+        TSCDSettings(on_policy=True),
+        TSCDSettings(segments=3, grid_steps=6, whole_segments=True, on_policy=True),
+    ):
+        with pytest.raises(ValueError, match="on_policy needs whole_segments"):
+            TSCD(nano_folder, nano_branch, tscd=wrong)
 
 
 def test_ema_follows_student_updates_only(nano_folder: str, tmp_path: Path) -> None:

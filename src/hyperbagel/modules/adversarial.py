@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperbagel.losses.adversarial import Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdversarialSettings:
     """Settings of an adversarial game.
 

@@ -30,7 +30,7 @@ def one_step(settings: StageSettings) -> StageSettings:
     return replace(settings, steps=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ADPSettings(AdversarialSettings):
     """Settings of ADP, with those of its adversarial game.
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
-from hyperbagel.flow.schedule import euler_step, interpolate, shift_time
+from hyperbagel.flow.schedule import euler_step, interpolate, shift_time, timesteps
 from hyperbagel.losses.consistency import Segments, SegmentTimes
 from hyperbagel.losses.term import CriticLogits
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, target_tokens
+from hyperbagel.modules.batches import PreparedBatch, target_tokens, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, frozen, update_ema
 
 _SETTINGS = StageSettings()
@@ -66,21 +66,23 @@ class CFGDistillation(DistillationStage):
             self.update("student", self.total(step, "student"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TSCDSettings(AdversarialSettings):
     """Settings of TSCD, with those of its adversarial game.
 
     segments, grid_steps: segments of the training grid and its Euler steps; teacher_steps: of the teacher before the
     EMA student jumps; whole_segments: jump from upper to lower ends only. From t_n one velocity cannot lead to several
     t_end at once, so with as many segments as the sampler has steps, its steps are just the jumps that were trained;
-    ema_decay: of the target branch, a student update; adversarial_weight, mse_weight: of the two ways to compare (the
-    paper has the first only; 0 leaves one out).
+    on_policy: start from the states of the EMA student's own sampling instead of noised data, which guided sampling
+    leaves; needs whole segments, as many as the sampler has steps; ema_decay: of the target branch, a student update;
+    adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out).
     """
 
     segments: int = 3
     grid_steps: int = 48
     teacher_steps: int = 1
     whole_segments: bool = False
+    on_policy: bool = False
     ema_decay: float = 0.95
     adversarial_weight: float = 1.0
     mse_weight: float = 0.0
@@ -123,6 +125,10 @@ class TSCD(DistillationStage):
         heads: CriticSettings = _CRITIC,
         settings: StageSettings = _SETTINGS,
     ) -> None:
+        if tscd.on_policy and not (tscd.whole_segments and tscd.segments == settings.steps):
+            raise ValueError(
+                f"on_policy needs whole_segments and as many segments as settings.steps ({settings.steps}), got {tscd}"
+            )
         super().__init__(model, init_from, student, settings)
         self.tscd = tscd
         self.segments = Segments(
@@ -150,8 +156,7 @@ class TSCD(DistillationStage):
         prepared, generator = self.begin(batch)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         times = SegmentTimes(*(t.to(self.device) for t in self.segments.draw(len(prepared), generator)))
-        with self.timed("encode"):
-            x_t = interpolate(target_tokens(self.model, prepared), noise, times.t_n[:, None, None])
+        x_t = self.start(prepared, scales, noise, times.t_n)
         with self.timed("target"):
             real = self.target(prepared, scales, x_t, times)
         student_turn = int(self.batches_seen) % self.tscd.student_every == 0
@@ -177,6 +182,18 @@ class TSCD(DistillationStage):
                     step = step.judged({"latent": logits})
                 if self.update("student", self.total(step, "student")):
                     update_ema(self.ema, self.student, self.tscd.ema_decay)
+
+    @torch.no_grad()
+    def start(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor, t: Tensor) -> Tensor:
+        """Where the jumps begin at times t (B,): noised data, or states of the EMA student's sampling. (B, n, C)."""
+        if not self.tscd.on_policy:
+            with self.timed("encode"):
+                return interpolate(target_tokens(self.model, prepared), noise, t[:, None, None])
+        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
+        with self.timed("trajectory"):
+            states = trajectory(self.model, prepared, noise, self.ema, scales, grid_t)
+        reached = (grid_t[:, None] - t).abs().argmin(0)
+        return states[reached, torch.arange(len(t), device=t.device)]
 
     @torch.no_grad()
     def target(self, prepared: PreparedBatch, scales: GuidanceScales, x_t: Tensor, times: SegmentTimes) -> Tensor:
