@@ -73,8 +73,8 @@ class TSCDSettings(AdversarialSettings):
     segments, grid_steps: segments of the training grid and its Euler steps; teacher_steps: of the teacher before the
     EMA student jumps; whole_segments: jump from upper to lower ends only. From t_n one velocity cannot lead to several
     t_end at once, so with as many segments as the sampler has steps, its steps are just the jumps that were trained;
-    on_policy: start from the states of the EMA student's own sampling instead of noised data, which guided sampling
-    leaves; needs whole segments, as many as the sampler has steps; ema_decay: of the target branch, a student update;
+    on_policy: start at states of the EMA student's own sampling instead of noised data, from which guided sampling
+    strays; needs whole segments, as many as the sampler has steps; ema_decay: of the target branch, a student update;
     adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out).
     """
 
