@@ -13,9 +13,10 @@ from tests.modules.distillation import NETWORKS
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "bagel7b"
-BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "adp": "adp", "refl": "nfe1"}
+BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "nft": "nft", "adp": "adp", "refl": "nfe1"}
 OUTSIDE = {
     "adp": "    features: {class_path: hyperbagel.critics.pixel.BagelViTFeatures}\n",
+    "nft": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
     "refl": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
 }
 DATA = {"journeydb": "generation", "seed-data-edit": "editing", "answers": "question"}
@@ -63,7 +64,7 @@ def distil(stage: str, work: Path, *overlays: str) -> None:
 
 @pytest.fixture(scope="module")
 def distilled(work: Path) -> Path:
-    """The folder after all five stages."""
+    """The folder after all stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         for stage in BRANCHES:

@@ -15,7 +15,7 @@ from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ("autoencoder", "understanding", "generation", "pretrain", "draft")
-DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "adp": "adp", "refl": "nfe1"}
+DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "nft": "nft", "adp": "adp", "refl": "nfe1"}
 """Stage -> name of its branch."""
 
 ABLATIONS = {
@@ -96,7 +96,7 @@ def fit(config: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def distilled(fresh: str) -> Path:
-    """A folder in which the five stages of nano size ran one after the other."""
+    """A folder in which the stages of nano size ran one after the other."""
     root = Path(fresh).parents[2]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -114,7 +114,8 @@ def test_the_nano_stages_of_distillation_follow_each_other(distilled: Path, monk
         assert branch.guided
         found[stage] = (info.stage, info.nfe)
     assert found == {
-        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "adp": ("ADP", 1), "refl": ("ReFL", 1)
+        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "nft": ("NFT", 6),
+        "adp": ("ADP", 1), "refl": ("ReFL", 1),
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from hyperbagel.modules.adversarial_reward import ADP, ReFL
 from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.networks import LoRA, Training
 from hyperbagel.rewards.bagel import BagelReward
 
@@ -92,7 +93,7 @@ def changed(before: dict[str, Tensor], module: torch.nn.Module) -> bool:
 
 
 def make_stage(name: str, folder: str, branch: str | None, lora: LoRA | None = None) -> DistillationStage:
-    """Any of the five stages, with every network it can have."""
+    """Any stage, with every network it can have."""
     torch.manual_seed(0)  # of the critics' heads
     train = adam(lora=lora)
     if name == "cfg":
@@ -101,15 +102,18 @@ def make_stage(name: str, folder: str, branch: str | None, lora: LoRA | None = N
         return TSCD(folder, branch, train, train, TSCDSettings(r1_weight=0.1, mse_weight=0.1), HEADS)
     if name == "dmdo":
         return DMDO(folder, branch, train, train, DMDOSettings(fake_updates=2))
+    if name == "nft":
+        return NFT(folder, BagelReward(), branch, NFTSettings(group=2), train)
     if name == "adp":
         return ADP(folder, branch, BagelViTFeatures(), train, train, train, heads=HEADS)
     return ReFL(folder, BagelReward(), branch, student=train)
 
 
-STAGES = ("cfg", "tscd", "dmdo", "adp", "refl")
+STAGES = ("cfg", "tscd", "nft", "dmdo", "adp", "refl")
 NETWORKS = {
     "cfg": ("student",),
     "tscd": ("student", "critic"),
+    "nft": ("student",),
     "dmdo": ("student", "fake"),
     "adp": ("student", "critic", "pixel_critic"),
     "refl": ("student",),

@@ -52,17 +52,25 @@ class RewardTerm(LossTerm):
 
     def prompts(self, batch: DocumentBatch) -> list[str]:
         """What each document's picture is to show. Raises ValueError for a document without any text."""
-        prompts = []
-        for key, meta, document in zip(batch.keys, batch.metas, batch.documents, strict=True):
-            if self.prompt_key in meta:
-                prompts.append(str(meta[self.prompt_key]))
-                continue
-            last = max(i for i, s in enumerate(document) if isinstance(s, ImageSegment) and s.loss)
-            texts = [s.ids for s in document[:last] if isinstance(s, TextSegment)]
-            if not texts or self._tokenizer is None:
-                raise ValueError(
-                    f"document {key} of source {batch.source!r} has no text to score its picture against: "
-                    f"train without dropping texts, or give its meta a {self.prompt_key!r}"
-                )
-            prompts.append(self._tokenizer.decode(texts[-1]))
-        return prompts
+        return reward_prompts(batch, self._tokenizer, self.prompt_key)
+
+
+def reward_prompts(batch: DocumentBatch, tokenizer: Tokenizer | None, prompt_key: str = "reward_prompt") -> list[str]:
+    """What each document's picture is to show: the meta's `prompt_key`, or the last text before the picture.
+
+    Raises ValueError for a document without any text.
+    """
+    prompts = []
+    for key, meta, document in zip(batch.keys, batch.metas, batch.documents, strict=True):
+        if prompt_key in meta:
+            prompts.append(str(meta[prompt_key]))
+            continue
+        last = max(i for i, s in enumerate(document) if isinstance(s, ImageSegment) and s.loss)
+        texts = [s.ids for s in document[:last] if isinstance(s, TextSegment)]
+        if not texts or tokenizer is None:
+            raise ValueError(
+                f"document {key} of source {batch.source!r} has no text to score its picture against: "
+                f"train without dropping texts, or give its meta a {prompt_key!r}"
+            )
+        prompts.append(tokenizer.decode(texts[-1]))
+    return prompts

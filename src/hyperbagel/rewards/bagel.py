@@ -25,6 +25,7 @@ class BagelReward(Reward):
         question: with `{prompt}` for what the picture should show.
         drop_prefixes: openings of prompts that do not belong into the question.
         answers: the two answers; their first tokens are compared.
+        probability: score p(yes) of the two instead, between 0 and 1.
         model: folder of another BAGEL to ask; None asks the one that is trained.
     """
 
@@ -33,12 +34,14 @@ class BagelReward(Reward):
         question: str = "Does this picture show {prompt}?",
         drop_prefixes: tuple[str, ...] = ("a photo of ",),
         answers: tuple[str, str] = ("yes", "no"),
+        probability: bool = False,
         model: str | None = None,
     ) -> None:
         super().__init__()
         if "{prompt}" not in question:
             raise ValueError(f"the question {question!r} needs {{prompt}} for what the picture should show")
         self.question, self.drop_prefixes, self.answers = question, drop_prefixes, answers
+        self.probability = probability
         self.judge: Bagel | None = None
         self._shared: tuple[Bagel, ...] = ()  # in a tuple, so that the stage's model is not registered again
         self._tokenizer: Tokenizer | None = None
@@ -52,7 +55,7 @@ class BagelReward(Reward):
             self._shared, self._tokenizer = (model,), tokenizer
 
     def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """log p(yes) - log p(no), (B,). Raises RuntimeError before `attach`."""
+        """log p(yes) - log p(no), or p(yes), (B,). Raises RuntimeError before `attach`."""
         if self._tokenizer is None:
             raise RuntimeError("BagelReward has no model to ask: give it `model`, or use it in a stage")
         model = self.judge or self._shared[0]
@@ -72,7 +75,8 @@ class BagelReward(Reward):
         answer = hidden[torch.arange(len(images), device=hidden.device), begins]
         pair = model.understanding.lm_head.weight[torch.cat([yes, no]).to(hidden.device)]
         logits = (answer @ pair.T).float()
-        return logits[:, 0] - logits[:, 1]
+        odds = logits[:, 0] - logits[:, 1]
+        return odds.sigmoid() if self.probability else odds
 
     def _question(self, prompt: str) -> str:
         for prefix in self.drop_prefixes:
