@@ -120,8 +120,8 @@ class NFT(DistillationStage):
     def advantages(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
         """What the reward says of the decoded x_0 (B, n, C) within the groups: (B,). Logs the mean reward.
 
-        0 for edits that are not to be judged. They are scored all the same: with sharded weights, all processes must run
-        the same layers, whatever their documents are.
+        0 for edits that are not to be judged. They are scored all the same: with sharded weights, all processes must
+        run the same layers, whatever their documents are.
         """
         pictures = self.model.decode_latents(x_0, prepared.grid)
         rewards = self.reward.score(pictures, reward_prompts(prepared.batch, self._tokenizer))
