@@ -31,8 +31,8 @@ class NFTSettings:
     update looks at each picture; lowest_time: below it there is no lesson. What is to be seen is settled early, and a
     velocity that was made for long steps is at low noise not the mean that the method takes it for; editing: whether
     edits are judged too, for rewards that can; beta: how far v+ and v- lie from the old velocity; the higher, the
-    smaller the lesson; reference_weight: of the squared distance to the initial branch, which holds what no lesson is
-    about: edits and low noise; ema_decay: of the branch that draws the pictures, a student update.
+    smaller the lesson; reference_weight: of the squared distance to the initial branch where there is no lesson: at
+    low noise, and of edits that are not judged; ema_decay: of the branch that draws the pictures, a student update.
     """
 
     group: int = 8
@@ -40,7 +40,7 @@ class NFTSettings:
     lowest_time: float = 0.7
     editing: bool = True
     beta: float = 1.0
-    reference_weight: float = 0.1
+    reference_weight: float = 1.0
     ema_decay: float = 0.95
 
     def __post_init__(self) -> None:
@@ -120,14 +120,13 @@ class NFT(DistillationStage):
     def advantages(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
         """What the reward says of the decoded x_0 (B, n, C) within the groups: (B,). Logs the mean reward.
 
-        0 for edits that are not to be judged. They are scored all the same: with sharded weights, all processes must
-        run the same layers, whatever their documents are.
+        Also of edits that are not to be judged: with sharded weights, all processes must run the same layers, whatever
+        their documents are.
         """
         pictures = self.model.decode_latents(x_0, prepared.grid)
         rewards = self.reward.score(pictures, reward_prompts(prepared.batch, self._tokenizer))
         self.log_at_step({"reward": rewards.mean()}, len(prepared))
-        advantage = group_advantages(rewards, self.nft.group)
-        return advantage if self.nft.editing else advantage * ~prepared.has_image
+        return group_advantages(rewards, self.nft.group)
 
     def look(
         self,
@@ -146,6 +145,9 @@ class NFT(DistillationStage):
             behaviour = self.model.velocity(*inputs, self.ema, scales)
             held = self.model.velocity(*inputs, self.reference, scales) if self.reference is not None else None
         velocity = self.model.velocity(*inputs, self.student, scales)
-        lesson = Lesson(behaviour, velocity_target(x_0, noise), advantage * (t >= self.nft.lowest_time))
+        taught = (t >= self.nft.lowest_time) & (self.nft.editing | ~prepared.has_image)
+        lesson = Lesson(behaviour, velocity_target(x_0, noise), advantage * taught)
+        if held is not None:
+            held = torch.where(taught[:, None, None], velocity.detach(), held)
         step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=held, lesson=lesson)
         return self.total(step, "student")
