@@ -25,7 +25,7 @@ def group_advantages(rewards: Tensor, group: int) -> Tensor:
 def negative_aware_loss(
     velocity: Tensor, behaviour: Tensor, target: Tensor, advantage: Tensor, beta: float, valid: Tensor | None = None
 ) -> Tensor:
-    """r |v+ - v|^2 + (1 - r) |v- - v|^2 with r = (1 + advantage) / 2, mean over images, in float32: its objective.
+    """r |v+ - v|^2 + (1 - r) |v- - v|^2 with r = (1 + advantage) / 2, mean over images, in float32.
 
     v+ = v_old + beta (v_student - v_old) and v- = v_old - beta (v_student - v_old): the student is drawn to what led
     to good pictures, and its mirror image about v_old to what led to bad ones. velocity, behaviour (v_old), target
