@@ -82,7 +82,9 @@ def overlay(stage: str, folder: Path) -> Path:
     content: dict[str, Any] = {"trainer": trainer}
     if stage in DISTILLATION:
         settings = {"max_updates": UPDATES, "export": str(folder / "branch.safetensors")}
-        first = {} if stage == "cfg" else {"init_from": None}
+        first: dict[str, Any] = {} if stage == "cfg" else {"init_from": None}
+        if stage == "dmdo":
+            first["dmdo"] = {"fake_from": None}
         content["model"] = {"init_args": {"settings": settings, **first}}
     else:
         trainer |= {"max_steps": UPDATES, "max_epochs": -1}

@@ -116,3 +116,10 @@ def test_settings_that_cannot_work_are_refused(nano_folder: str) -> None:
     for wrong in ({"group": 1}, {"draws": 0}, {"beta": 0.0}, {"lowest_time": 1.5}, {"ema_decay": 1.0}):
         with pytest.raises(ValueError, match="need "):
             NFTSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_starts_from_the_original_branch_too(nano_folder: str, tmp_path: Path) -> None:
+    """Which takes no scales, and is held to all the same."""
+    steps = lessons(NFT(nano_folder, Brightness(), None, NFTSettings(group=2), sgd(0.0)), 1, tmp_path)
+    # Fresh guidance embedders add nothing yet.
+    torch.testing.assert_close(steps[0].target, steps[0].velocity, check_device=False)

@@ -143,7 +143,9 @@ class NFT(DistillationStage):
         inputs = (x_t, t, prepared.contexts.full, prepared.grid)
         with torch.no_grad():
             behaviour = self.model.velocity(*inputs, self.ema, scales)
-            held = self.model.velocity(*inputs, self.reference, scales) if self.reference is not None else None
+            held = None
+            if self.reference is not None:
+                held = self.model.velocity(*inputs, self.reference, scales if self.reference.guided else None)
         velocity = self.model.velocity(*inputs, self.student, scales)
         taught = (t >= self.nft.lowest_time) & (self.nft.editing | ~prepared.has_image)
         lesson = Lesson(behaviour, velocity_target(x_0, noise), advantage * taught)
