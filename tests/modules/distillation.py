@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.critics.latent import CriticSettings
 from hyperbagel.critics.pixel import BagelViTFeatures
+from hyperbagel.losses.term import Step
 from hyperbagel.modules.adversarial_reward import ADP, ReFL
 from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
@@ -80,6 +81,21 @@ def fit(stage: DistillationStage, data: list[DocumentBatch], folder: Path, **opt
     loader: Any = DataLoader(data, batch_size=None, shuffle=False)  # type: ignore[arg-type]
     run.fit(stage, loader, ckpt_path=ckpt_path, weights_only=True)
     return run
+
+
+def steps_of(stage: DistillationStage, count: int, folder: Path) -> list[Step]:
+    """What the student's loss terms saw."""
+    seen: list[Step] = []
+    original = stage.total
+
+    def spy(step: Step, update: str) -> Tensor:
+        if update == "student":
+            seen.append(step)
+        return original(step, update)  # type: ignore[arg-type]
+
+    stage.total = spy  # type: ignore[method-assign, assignment]
+    fit(stage, batches(count), folder)
+    return seen
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:

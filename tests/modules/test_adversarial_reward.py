@@ -13,31 +13,14 @@ from hyperbagel.bagel.segments import DocumentBatch, TextSegment
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
-from hyperbagel.losses.term import Step
 from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
-from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.batches import prepare
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.bagel import BagelReward
 from hyperbagel.rewards.base import Reward
 
-from .distillation import HEADS, adam, batches, documents, fit, make_stage, sgd
-
-
-def steps_of(stage: DistillationStage, count: int, folder: Path) -> list[Step]:
-    """What the student's loss terms saw."""
-    seen: list[Step] = []
-    original = stage.total
-
-    def spy(step: Step, update: str) -> Tensor:
-        if update == "student":
-            seen.append(step)
-        return original(step, update)  # type: ignore[arg-type]
-
-    stage.total = spy  # type: ignore[method-assign, assignment]
-    fit(stage, batches(count), folder)
-    return seen
+from .distillation import HEADS, adam, batches, documents, fit, make_stage, sgd, steps_of
 
 
 def test_times_favour_noise() -> None:

@@ -17,7 +17,7 @@ from hyperbagel.modules.batches import prepare, target_tokens
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings, jump
 from hyperbagel.modules.randomness import step_generator
 
-from .distillation import HEADS, adam, batches, fit, make_stage, sgd, snapshot
+from .distillation import HEADS, adam, batches, fit, make_stage, sgd, snapshot, steps_of
 
 
 def test_student_approaches_the_guided_teacher(nano_folder: str, tmp_path: Path) -> None:
@@ -100,12 +100,8 @@ def test_distance_compares_velocities_to_the_end_of_the_teachers_way(
         segments=6, grid_steps=12, teacher_steps=2, whole_segments=True, adversarial_weight=0, mse_weight=1
     )
     stage = TSCD(nano_folder, nano_branch, sgd(0.0), tscd=tscd, settings=StageSettings(teacher=nano_branch))
-    seen: list[Step] = []
-    original = stage.total
-    stage.total = lambda step, update: seen.append(step) or original(step, update)  # type: ignore[method-assign]
-    fit(stage, batches(2), tmp_path)
     fine = timesteps(12, 3.0)
-    for step in seen:
+    for step in steps_of(stage, 2, tmp_path):
         assert step.output is step.velocity and step.target is not None
         start = (step.t[:, None] - fine).abs().argmin(1)
         x = step.x_t

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from hyperbagel.flow.schedule import interpolate, timesteps
-from hyperbagel.losses.term import Step
 from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.batches import prepare, trajectory
 from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.rewards.base import Reward
 
-from .distillation import adam, batches, fit, sgd
+from .distillation import adam, batches, fit, sgd, steps_of
 
 
 class Brightness(Reward):
@@ -27,15 +26,6 @@ class Brightness(Reward):
     def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         assert len(images) == len(prompts) and not any(image.requires_grad for image in images)
         return torch.stack([image.mean() for image in images])
-
-
-def lessons(stage: NFT, count: int, folder: Path) -> list[Step]:
-    """What the loss terms saw."""
-    seen: list[Step] = []
-    original = stage.total
-    stage.total = lambda step, update: seen.append(step) or original(step, update)  # type: ignore[method-assign]
-    fit(stage, batches(count), folder)
-    return seen
 
 
 def test_pictures_are_the_moving_averages_and_are_noised_anew(
@@ -51,7 +41,7 @@ def test_pictures_are_the_moving_averages_and_are_noised_anew(
         for parameter in stage.student.parameters():
             parameter -= 0.01
     ema = deepcopy(stage.ema)
-    steps = lessons(stage, 1, tmp_path)
+    steps = steps_of(stage, 1, tmp_path)
     assert len(steps) == 2
     grid = timesteps(6, 3.0)
     pictures = []
@@ -84,7 +74,7 @@ def test_pictures_are_the_moving_averages_and_are_noised_anew(
 @pytest.mark.parametrize("editing", [True, False])
 def test_edits_are_judged_only_if_wanted(editing: bool, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     nft = NFTSettings(group=3, draws=1, lowest_time=0, editing=editing)
-    steps = lessons(NFT(nano_folder, Brightness(), nano_branch, nft, sgd(0.0)), 2, tmp_path)
+    steps = steps_of(NFT(nano_folder, Brightness(), nano_branch, nft, sgd(0.0)), 2, tmp_path)
     judged = [bool(step.lesson is not None and step.lesson.advantage.any()) for step in steps]
     assert [step.target is not None and torch.equal(step.target, step.velocity) for step in steps] == judged
     assert [step.batch.source for step in steps] == ["generation", "editing"]
@@ -120,6 +110,6 @@ def test_settings_that_cannot_work_are_refused(nano_folder: str) -> None:
 
 def test_starts_from_the_original_branch_too(nano_folder: str, tmp_path: Path) -> None:
     """Which takes no scales, and is held to all the same."""
-    steps = lessons(NFT(nano_folder, Brightness(), None, NFTSettings(group=2), sgd(0.0)), 1, tmp_path)
+    steps = steps_of(NFT(nano_folder, Brightness(), None, NFTSettings(group=2), sgd(0.0)), 1, tmp_path)
     # Fresh guidance embedders add nothing yet.
     torch.testing.assert_close(steps[0].target, steps[0].velocity, check_device=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hyperbagel.losses.reduction import mean_per_image
@@ -34,7 +33,7 @@ def negative_aware_loss(
     """
     behaviour, target = behaviour.float(), target.float()
     move = beta * (velocity.float() - behaviour)
-    errors = torch.stack([(behaviour + sign * move - target).square() for sign in (1, -1)])
-    good, bad = (mean_per_image(error, valid) for error in errors)
+    good = mean_per_image((behaviour + move - target).square(), valid)
+    bad = mean_per_image((behaviour - move - target).square(), valid)
     share = (1 + advantage.float()) / 2
     return (share * good + (1 - share) * bad).mean()

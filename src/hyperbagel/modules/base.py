@@ -18,6 +18,7 @@ from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branc
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.batches import PreparedBatch, Teacher, prepare
 from hyperbagel.modules.networks import Training, merged, trainable_branch
@@ -110,6 +111,11 @@ class DistillationStage(ManualOptimization):
     def editing_sampler(self) -> Sampler:
         """How `branch` edits pictures."""
         return Sampler(self.settings.steps, self.settings.shift, self.settings.editing)
+
+    @property
+    def grid_t(self) -> Tensor:
+        """The times of the student's sampler, (steps + 1,), falling from 1 to 0."""
+        return timesteps(self.settings.steps, self.settings.shift).to(self.device)
 
     def add_loss(self, term: LossTerm) -> None:
         """Add a loss term, before optimizers are built. Raises ValueError for a taken name or a missing critic."""

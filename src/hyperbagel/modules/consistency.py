@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
-from hyperbagel.flow.schedule import euler_step, interpolate, shift_time, timesteps
+from hyperbagel.flow.schedule import euler_step, interpolate, shift_time
 from hyperbagel.losses.consistency import Segments, SegmentTimes
 from hyperbagel.losses.term import CriticLogits
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
@@ -189,10 +189,9 @@ class TSCD(DistillationStage):
         if not self.tscd.on_policy:
             with self.timed("encode"):
                 return interpolate(target_tokens(self.model, prepared), noise, t[:, None, None])
-        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
         with self.timed("trajectory"):
-            states = trajectory(self.model, prepared, noise, self.ema, scales, grid_t)
-        reached = (grid_t[:, None] - t).abs().argmin(0)
+            states = trajectory(self.model, prepared, noise, self.ema, scales, self.grid_t)
+        reached = (self.grid_t[:, None] - t).abs().argmin(0)
         return states[reached, torch.arange(len(t), device=t.device)]
 
     @torch.no_grad()

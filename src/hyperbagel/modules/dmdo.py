@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperbagel.bagel.branch import GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps, velocity_target
+from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, velocity_target
 from hyperbagel.losses.distribution_matching import interval_above
 from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
 from hyperbagel.modules.base import DistillationStage, StageSettings
@@ -86,11 +86,10 @@ class DMDO(DistillationStage):
         """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
         prepared, generator = self.begin(batch)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
-        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
         student_turn = int(self.batches_seen) % self.dmdo.student_every == 0
         whole = student_turn and self.dmdo.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
-            states = trajectory(self.model, prepared, noise, self.student, scales, grid_t)
+            states = trajectory(self.model, prepared, noise, self.student, scales, self.grid_t)
         with self.timed("critic"):
             for _ in range(self.dmdo.fake_updates):
                 self.update_fake(prepared, scales, states.detach(), generator)
@@ -127,7 +126,7 @@ class DMDO(DistillationStage):
         self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of each trajectory with gradients: its x_t (B, n, C), t (B,), velocity and estimate of x_0."""
-        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
+        grid_t = self.grid_t
         start = interval_above(self.draw_times(len(prepared), generator, (0.0, 1.0)), grid_t)
         x_t, t = states[start, torch.arange(len(prepared), device=self.device)], grid_t[start]
         velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales).float()

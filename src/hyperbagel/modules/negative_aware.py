@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.flow.schedule import interpolate, timesteps, velocity_target
+from hyperbagel.flow.schedule import interpolate, velocity_target
 from hyperbagel.losses.negative_aware import group_advantages
 from hyperbagel.losses.term import Lesson
 from hyperbagel.losses.terms import MeanSquaredError, NegativeAware
@@ -106,9 +106,8 @@ class NFT(DistillationStage):
         """Pictures of every document, their rewards, and one update of the student."""
         prepared, generator = self.begin(batch.repeat(self.nft.group), teacher=False)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
-        grid_t = timesteps(self.settings.steps, self.settings.shift).to(self.device)
         with self.timed("trajectory"), torch.no_grad():
-            x_0 = trajectory(self.model, prepared, noise, self.ema, scales, grid_t)[-1]
+            x_0 = trajectory(self.model, prepared, noise, self.ema, scales, self.grid_t)[-1]
         with self.timed("reward"):
             advantage = self.advantages(prepared, x_0)
         with self.timed("student"):
@@ -137,8 +136,8 @@ class NFT(DistillationStage):
         generator: torch.Generator,
     ) -> Tensor:
         """The student's loss on pictures x_0 (B, n, C) with advantages (B,), noised anew at times of the sampler."""
-        noise, grid_t = self.draw_noise(prepared, generator), timesteps(self.settings.steps, self.settings.shift)
-        t = grid_t[torch.randint(self.settings.steps, (len(prepared),), generator=generator)].to(self.device)
+        noise = self.draw_noise(prepared, generator)
+        t = self.grid_t[torch.randint(self.settings.steps, (len(prepared),), generator=generator).to(self.device)]
         x_t = interpolate(x_0, noise, t[:, None, None])
         inputs = (x_t, t, prepared.contexts.full, prepared.grid)
         with torch.no_grad():
