@@ -14,7 +14,7 @@ from hyperbagel.cli.trainer import read_config
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = ("autoencoder", "understanding", "generation", "pretrain", "draft")
+STAGES = ("autoencoder", "understanding", "generation", "pretrain", "guided_nft", "draft")
 DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "nft": "nft", "adp": "adp", "refl": "nfe1"}
 """Stage -> name of its branch."""
 
@@ -57,6 +57,7 @@ def test_a_nano_stage_trains(stage: str, fresh: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(root)
     main(["fit", "--config", str(CONFIGS / "nano" / f"{stage}.yaml")])
     exported = {"autoencoder": "with_autoencoder", "understanding": "with_understanding", "generation": "teacher"}
+    exported |= {"guided_nft": "tuned"}
     if stage in exported:
         assert (root / "runs" / "nano" / exported[stage] / "ema.safetensors").is_file()
 

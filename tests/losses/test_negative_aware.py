@@ -11,8 +11,8 @@ from hyperbagel.losses.negative_aware import group_advantages, negative_aware_lo
 def test_advantages_by_hand() -> None:
     """Two documents, three pictures of each; the second document's are equals."""
     rewards = torch.tensor([1.0, 5.0, 2.0, 5.0, 6.0, 5.0])
-    # means 3 and 5; centred -2, -1, 3 and 0, 0, 0; deviation sqrt(14 / 6) = 1.5275; 3 and 2 of it are clamped
-    expected = torch.tensor([-1.0, 0.0, -1 / (14 / 6) ** 0.5, 0.0, 1.0, 0.0])
+    # means 3 and 5; centred -2, -1, 3 and 0, 0, 0
+    expected = torch.tensor([-2 / 3, 0.0, -1 / 3, 0.0, 1.0, 0.0])
     torch.testing.assert_close(group_advantages(rewards, 3), expected)
     assert group_advantages(torch.full((4,), 0.3), 2).tolist() == [0.0] * 4
     assert group_advantages(rewards.bfloat16(), 3).dtype == torch.float32

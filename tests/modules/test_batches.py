@@ -11,7 +11,14 @@ from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, Segment, Text
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.modules.batches import Teacher, prepare, split_document, target_tokens, trajectory
+from hyperbagel.modules.batches import (
+    Teacher,
+    branch_velocity,
+    prepare,
+    split_document,
+    target_tokens,
+    trajectory,
+)
 from tests.nano import nano_bagel
 
 from .distillation import documents, picture, text
@@ -66,7 +73,7 @@ def test_trajectory_is_the_samplers() -> None:
         guidance = PAPER_EDITING if editing else PAPER_GENERATION
         full = torch.full((2,), 1.0)
         scales = prepared.scales(guidance.text_scale * full, guidance.image_scale * full)
-        states = trajectory(model, prepared, noise, branch, scales, timesteps(3, 3.0))
+        states = trajectory(branch_velocity(model, prepared, branch, scales), noise, timesteps(3, 3.0))
         with torch.no_grad():
             sample = Sampler(3, 3.0, guidance).sample(model, prepared.contexts, prepared.grid, noise, branch)
         torch.testing.assert_close(states, sample.trajectory)

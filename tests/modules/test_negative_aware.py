@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyperbagel.flow.schedule import interpolate, timesteps
 from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import prepare, trajectory
+from hyperbagel.modules.batches import branch_velocity, prepare, trajectory
 from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.rewards.base import Reward
@@ -67,7 +67,7 @@ def test_pictures_are_the_moving_averages_and_are_noised_anew(
     prepared = prepare(stage.model, batches(1)[0].repeat(2), variants=False)
     noise = stage.draw_noise(prepared, step_generator(0, 0, 0))
     assert steps[0].scales is not None
-    drawn = trajectory(stage.model, prepared, noise, ema, steps[0].scales, grid)[-1]
+    drawn = trajectory(branch_velocity(stage.model, prepared, ema, steps[0].scales), noise, grid)[-1]
     torch.testing.assert_close(pictures[0], drawn, atol=1e-5, rtol=1e-4)
 
 

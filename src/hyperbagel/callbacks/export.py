@@ -15,6 +15,7 @@ from hyperbagel.bagel.checkpoint import save_bagel
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
+from hyperbagel.modules.networks import merged
 
 
 class ExportModel(Callback):
@@ -49,11 +50,13 @@ class ExportModel(Callback):
 
 
 def write_model(model: Bagel, source: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write `model` with the tokenizer of the folder `source`, completely or not at all."""
+    """Write `model`, adapters merged, with the tokenizer of the folder `source`, completely or not at all."""
     partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    save_bagel(copy.deepcopy(model).to(dtype), partial)
+    whole = copy.deepcopy(model)
+    whole.generation = merged(whole.generation)
+    save_bagel(whole.to(dtype), partial)
     Tokenizer.from_pretrained(source).save_pretrained(partial)
     if folder.exists():
         folder.rename(old)

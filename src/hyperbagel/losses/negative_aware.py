@@ -10,15 +10,15 @@ EPSILON = 1e-6
 
 
 def group_advantages(rewards: Tensor, group: int) -> Tensor:
-    """How much better than its group each picture is, in [-1, 1]: (reward - the group's mean) / deviation, clamped.
+    """How much better than its group each picture is, in [-1, 1]: (reward - the group's mean) / the batch's largest.
 
-    rewards: (group * B,), the pictures of document b at b, B + b, 2 B + b ... -> the same shape, float32. The deviation
-    is that of the whole batch within its groups. A group of equals gets 0.
+    rewards: (group * B,), the pictures of document b at b, B + b, 2 B + b ... -> the same shape, float32. Every group's
+    sum is 0, and a group of equals gets 0. They are not clamped: the mean of what is left would not be 0, and would
+    draw the student to the mean of its own noised pictures, wherever v_old is not that mean.
     """
     grouped = rewards.float().view(group, -1)
     centred = grouped - grouped.mean(0)
-    deviation = centred.square().mean().sqrt().clamp(min=EPSILON)
-    return (centred / deviation).clamp(-1, 1).flatten()
+    return (centred / centred.abs().max().clamp(min=EPSILON)).flatten()
 
 
 def negative_aware_loss(

@@ -16,7 +16,7 @@ from hyperbagel.losses.term import CriticLogits, Step
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, trajectory
+from hyperbagel.modules.batches import PreparedBatch, branch_velocity, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.base import Reward
@@ -162,7 +162,7 @@ class ADP(DistillationStage):
     def pairs(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor) -> Tensor:
         """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T."""
         grid_t = timesteps(self.adp.pair_steps, self.settings.shift).to(self.device)
-        return trajectory(self.model, prepared, noise, self.pair_branch, scales, grid_t)[-1]
+        return trajectory(branch_velocity(self.model, prepared, self.pair_branch, scales), noise, grid_t)[-1]
 
     def draw_renoising(self, prepared: PreparedBatch, scales: GuidanceScales, generator: torch.Generator) -> Renoising:
         """Time t' and fresh noise at which the latent critic judges this batch."""

@@ -60,12 +60,16 @@ class DistillationStage(ManualOptimization):
     Evaluation reads `model`, `branch` (what is evaluated and exported), `sampler` and `editing_sampler`; `student_step`
     counts student updates and is the x-axis of everything that is logged.
 
+    takes_scales: whether the student takes guidance scales as inputs.
+
     Args:
         model: folder of the original model.
         init_from: branch file of the stage before; None starts from the original branch.
         student: how the student is trained.
         settings: what all stages have in common.
     """
+
+    takes_scales = True
 
     def __init__(self, model: str, init_from: str | None, student: Training, settings: StageSettings) -> None:
         super().__init__(settings.max_updates)
@@ -79,7 +83,7 @@ class DistillationStage(ManualOptimization):
         if settings.teacher is not None:
             self.teacher_branch = load_branch(settings.teacher, self.model)[0].requires_grad_(False)
             self.leave_out("teacher_branch")
-        self.student = trainable_branch(self.initial_branch(), student)
+        self.student = trainable_branch(self.initial_branch(), student, guided=self.takes_scales)
         self.add_network("student", student)
 
     def configure_model(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -17,6 +18,9 @@ from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, Lat
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.guidance import Guidance, GuidedPass
 from hyperbagel.flow.schedule import euler_step
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""What a network says of one batch: x_t (B, n, C) and t (B,) -> the velocity (B, n, C)."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +96,28 @@ def target_tokens(model: Bagel, prepared: PreparedBatch) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
 
 
-def trajectory(
-    model: Bagel,
-    prepared: PreparedBatch,
-    noise: Tensor,
-    branch: GenerationBranch,
-    scales: GuidanceScales | None,
-    grid_t: Tensor,
-) -> Tensor:
-    """The Euler trajectory of a branch, one pass a step: (steps + 1, B, n, C) float32, from the noise to x_0.
+def branch_velocity(
+    model: Bagel, prepared: PreparedBatch, branch: GenerationBranch, scales: GuidanceScales | None
+) -> Velocity:
+    """One pass of a branch over a batch; scales are left out where it takes none. With gradients where enabled."""
+    scales = scales if branch.guided else None
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return model.velocity(x_t, t, prepared.contexts.full, prepared.grid, branch, scales)
+
+    return velocity
+
+
+def trajectory(velocity: Velocity, noise: Tensor, grid_t: Tensor) -> Tensor:
+    """The Euler trajectory of a velocity: (steps + 1, B, n, C) float32, from the noise (B, n, C) to x_0.
 
     What `Sampler` computes, with other guidance inputs for each image, and with gradients where they are enabled.
     grid_t: (steps + 1,), falling from 1 to 0.
     """
-    scales = scales if branch.guided else None
     x = noise.float()
     states = [x]
     for t, s in pairwise(grid_t):
-        v = model.velocity(x, t.expand(len(x)), prepared.contexts.full, prepared.grid, branch, scales)
-        x = euler_step(x, v.float(), t, s)
+        x = euler_step(x, velocity(x, t.expand(len(x))).float(), t, s)
         states.append(x)
     return torch.stack(states)
 
@@ -160,12 +167,16 @@ class BoundTeacher:
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Guided velocity (B, n, C) of x_t (B, n, C) at t (B,); unguided where t is outside the guidance interval."""
-        branch, prepared = self.teacher.branch, self.prepared
-        if branch is not None:
-            scales = self.scales if branch.guided else None
-            return self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, branch, scales)
+        """Guided velocity (B, n, C) of x_t (B, n, C) at t (B,)."""
+        branch = self.teacher.branch
+        if branch is None:
+            return self.guided(x_t, t, self.model.generation)
+        return branch_velocity(self.model, self.prepared, branch, self.scales)(x_t, t)
+
+    def guided(self, x_t: Tensor, t: Tensor, branch: GenerationBranch) -> Tensor:
+        """The same by classifier-free guidance of a branch that takes no scales; unguided where t is outside the
+        guidance interval. Gradients reach the branch."""
         low, high = self._guidance.interval
         active = (t > low) & (t <= high)
         text = torch.where(active, self.scales.text, torch.ones_like(self.scales.text))
-        return self._pass.velocity(self.model, x_t, t, self._guidance, (text, self.scales.image))
+        return self._pass.velocity(self.model, x_t, t, self._guidance, (text, self.scales.image), branch)

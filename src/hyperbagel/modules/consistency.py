@@ -17,7 +17,7 @@ from hyperbagel.losses.term import CriticLogits
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, target_tokens, trajectory
+from hyperbagel.modules.batches import PreparedBatch, branch_velocity, target_tokens, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, frozen, update_ema
 
 _SETTINGS = StageSettings()
@@ -190,7 +190,7 @@ class TSCD(DistillationStage):
             with self.timed("encode"):
                 return interpolate(target_tokens(self.model, prepared), noise, t[:, None, None])
         with self.timed("trajectory"):
-            states = trajectory(self.model, prepared, noise, self.ema, scales, self.grid_t)
+            states = trajectory(branch_velocity(self.model, prepared, self.ema, scales), noise, self.grid_t)
         reached = (self.grid_t[:, None] - t).abs().argmin(0)
         return states[reached, torch.arange(len(t), device=t.device)]
 

@@ -14,7 +14,7 @@ from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, veloci
 from hyperbagel.losses.distribution_matching import interval_above
 from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, trajectory
+from hyperbagel.modules.batches import PreparedBatch, branch_velocity, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
 
 
@@ -89,7 +89,7 @@ class DMDO(DistillationStage):
         student_turn = int(self.batches_seen) % self.dmdo.student_every == 0
         whole = student_turn and self.dmdo.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
-            states = trajectory(self.model, prepared, noise, self.student, scales, self.grid_t)
+            states = trajectory(branch_velocity(self.model, prepared, self.student, scales), noise, self.grid_t)
         with self.timed("critic"):
             for _ in range(self.dmdo.fake_updates):
                 self.update_fake(prepared, scales, states.detach(), generator)

@@ -15,7 +15,7 @@ from hyperbagel.losses.negative_aware import group_advantages
 from hyperbagel.losses.term import Lesson
 from hyperbagel.losses.terms import MeanSquaredError, NegativeAware
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, trajectory
+from hyperbagel.modules.batches import PreparedBatch, Velocity, branch_velocity, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, update_ema
 from hyperbagel.modules.reward_term import reward_prompts
 from hyperbagel.rewards.base import Reward
@@ -104,16 +104,24 @@ class NFT(DistillationStage):
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """Pictures of every document, their rewards, and one update of the student."""
-        prepared, generator = self.begin(batch.repeat(self.nft.group), teacher=False)
+        prepared, generator = self.begin(batch.repeat(self.nft.group), teacher=not self.takes_scales)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         with self.timed("trajectory"), torch.no_grad():
-            x_0 = trajectory(self.model, prepared, noise, self.ema, scales, self.grid_t)[-1]
+            x_0 = trajectory(self.velocity(prepared, scales, self.ema), noise, self.grid_t)[-1]
         with self.timed("reward"):
             advantage = self.advantages(prepared, x_0)
         with self.timed("student"):
             looks = [self.look(prepared, scales, x_0, advantage, generator) for _ in range(self.nft.draws)]
             if self.update("student", torch.stack(looks).mean()):
                 update_ema(self.ema, self.student, self.nft.ema_decay)
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """At which a student update looks at its pictures, (count,): those at which the sampler asks."""
+        return self.grid_t[torch.randint(self.settings.steps, (count,), generator=generator).to(self.device)]
+
+    def velocity(self, prepared: PreparedBatch, scales: GuidanceScales, branch: GenerationBranch) -> Velocity:
+        """The velocity of a branch on a batch, with gradients where they are enabled."""
+        return branch_velocity(self.model, prepared, branch, scales)
 
     @torch.no_grad()
     def advantages(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
@@ -135,17 +143,16 @@ class NFT(DistillationStage):
         advantage: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """The student's loss on pictures x_0 (B, n, C) with advantages (B,), noised anew at times of the sampler."""
+        """The student's loss on pictures x_0 (B, n, C) with advantages (B,), noised anew."""
         noise = self.draw_noise(prepared, generator)
-        t = self.grid_t[torch.randint(self.settings.steps, (len(prepared),), generator=generator).to(self.device)]
+        t = self.draw_times(len(prepared), generator)
         x_t = interpolate(x_0, noise, t[:, None, None])
-        inputs = (x_t, t, prepared.contexts.full, prepared.grid)
         with torch.no_grad():
-            behaviour = self.model.velocity(*inputs, self.ema, scales)
+            behaviour = self.velocity(prepared, scales, self.ema)(x_t, t)
             held = None
             if self.reference is not None:
-                held = self.model.velocity(*inputs, self.reference, scales if self.reference.guided else None)
-        velocity = self.model.velocity(*inputs, self.student, scales)
+                held = self.velocity(prepared, scales, self.reference)(x_t, t)
+        velocity = self.velocity(prepared, scales, self.student)(x_t, t)
         taught = (t >= self.nft.lowest_time) & (self.nft.editing | ~prepared.has_image)
         lesson = Lesson(behaviour, velocity_target(x_0, noise), advantage * taught)
         if held is not None:

@@ -55,19 +55,23 @@ class Training:
 DEFAULT_TRAINING = Training()
 
 
-def trainable_branch(source: GenerationBranch, training: Training) -> GenerationBranch:
-    """An independent branch that starts as `source` and trains as `training` says; it takes guidance scales as inputs.
+def trainable_branch(source: GenerationBranch, training: Training, *, guided: bool = True) -> GenerationBranch:
+    """An independent branch that starts as `source` and trains as `training` says.
+
+    guided: it takes guidance scales as inputs, even if `source` does not.
 
     Raises ImportError when LoRA is asked for without peft, ValueError when no layer has a target's name.
     """
     if training.lora is None:
         branch = source.copy()
-        branch.add_guidance_embedders()
+        if guided:
+            branch.add_guidance_embedders()
         branch.requires_grad_(True)
     else:
         # The weights stay those of `source`: several adapted branches cost one.
         branch = copy.deepcopy(source, {id(p): p for p in source.parameters()})
-        branch.add_guidance_embedders()
+        if guided:
+            branch.add_guidance_embedders()
         _adapt(branch, training.lora)
     if training.dtype is not None:
         for parameter in branch.parameters():

@@ -173,8 +173,9 @@ def documents(stage: LightningModule, workload: Workload) -> dict[str, int]:
     if isinstance(stage, ReFL) or (isinstance(stage, ADP) and stage.pixel_critic is not None):
         parts["activations: decoder"] = decoder_activations(model.autoencoder, workload.side)
     if isinstance(stage, NFT):  # the pictures of a document keep theirs together, draw by draw
-        parts = {"activations: student": stage.nft.group * stage.nft.draws * graph}
-        caches = stage.nft.group
+        passes = 1 if stage.takes_scales else 2 + workload.editing
+        parts = {"activations: student": stage.nft.group * stage.nft.draws * passes * graph}
+        caches = stage.nft.group * (1 if stage.takes_scales else 2 * passes)  # stacked for the guided pass, too
     if not isinstance(stage, ADP | ReFL | NFT) and stage.teacher.needs_variants:
         caches += 2 + 2 * workload.editing  # the pass without text, without picture, and the stacked variants
     cache = 2 * config.llm.num_hidden_layers * config.llm.num_key_value_heads * config.llm.head_dim * context
