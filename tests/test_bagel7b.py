@@ -13,10 +13,10 @@ from tests.modules.distillation import NETWORKS
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "bagel7b"
-BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "nft": "nft", "adp": "adp", "refl": "nfe1"}
+BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "tuning": "tuning", "adp": "adp", "refl": "nfe1"}
 OUTSIDE = {
     "adp": "    features: {class_path: hyperbagel.critics.pixel.BagelViTFeatures}\n",
-    "nft": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
+    "tuning": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
     "refl": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
 }
 DATA = {"journeydb": "generation", "seed-data-edit": "editing", "answers": "question"}

@@ -14,8 +14,8 @@ from hyperbagel.cli.trainer import read_config
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = ("autoencoder", "understanding", "generation", "pretrain", "guided_nft", "draft")
-DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "nft": "nft", "adp": "adp", "refl": "nfe1"}
+STAGES = ("autoencoder", "understanding", "generation", "pretrain", "teacher_tuning", "draft")
+DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "tuning": "tuning", "adp": "adp", "refl": "nfe1"}
 """Stage -> name of its branch."""
 
 ABLATIONS = {
@@ -57,7 +57,7 @@ def test_a_nano_stage_trains(stage: str, fresh: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(root)
     main(["fit", "--config", str(CONFIGS / "nano" / f"{stage}.yaml")])
     exported = {"autoencoder": "with_autoencoder", "understanding": "with_understanding", "generation": "teacher"}
-    exported |= {"guided_nft": "tuned"}
+    exported |= {"teacher_tuning": "tuned"}
     if stage in exported:
         assert (root / "runs" / "nano" / exported[stage] / "ema.safetensors").is_file()
 
@@ -115,7 +115,7 @@ def test_the_nano_stages_of_distillation_follow_each_other(distilled: Path, monk
         assert branch.guided
         found[stage] = (info.stage, info.nfe)
     assert found == {
-        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "nft": ("NFT", 6),
+        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "tuning": ("RewardTuning", 6),
         "adp": ("ADP", 1), "refl": ("ReFL", 1),
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "nano"
 PRETRAINING = ("understanding", "generation")
-DISTILLATION = ("cfg", "tscd", "nft", "dmdo", "adp", "refl")
+DISTILLATION = ("cfg", "tscd", "tuning", "dmdo", "adp", "refl")
 STAGES = (*PRETRAINING, "draft", *DISTILLATION)
 KILLS, UPDATES = 3, 20
 
@@ -68,7 +68,7 @@ def overlay(stage: str, folder: Path) -> Path:
     """More updates, a checkpoint after each, and files of this run's own, laid over the stage's nano configuration."""
     saver = {"dirpath": str(folder / "checkpoints"), "save_last": True, "every_n_train_steps": 1}
     callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
-    if stage not in ("draft", "tscd", "nft"):  # the last two keep an average of their own
+    if stage not in ("draft", "tscd", "tuning"):  # the last two keep an average of their own
         module = "model" if stage in PRETRAINING else "student"
         callbacks.append({"class_path": "hyperbagel.callbacks.EMA", "init_args": {"module": module}})
     trainer: dict[str, Any] = {

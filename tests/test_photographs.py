@@ -34,7 +34,7 @@ STAGES = {
     "understanding": UNDERSTANDING,
     "generation": DRAWING,
     "draft": UNDERSTANDING,
-    **dict.fromkeys(("cfg", "tscd", "dmdo", "nft", "adp", "refl"), DRAWING),
+    **dict.fromkeys(("cfg", "tscd", "dmdo", "tuning", "adp", "refl"), DRAWING),
 }
 """Stage -> the data sets that it learns from, in the order of the stages."""
 

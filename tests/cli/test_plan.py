@@ -12,9 +12,9 @@ from hyperbagel.cli import main
 from hyperbagel.cli.plan import GIB, Planned, PlanOptions, planned, table
 from hyperbagel.modules.consistency import CFGDistillation
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.networks import LoRA
 from hyperbagel.modules.planning import Cluster, Workload, expert_activations, optimizer_states, plan
+from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.bagel import BagelReward
 from tests.modules.distillation import adam
 from tests.runs import nano_folder
@@ -97,9 +97,11 @@ def test_a_gradient_through_the_trajectory_keeps_all_its_steps(folder: str) -> N
     assert trajectory["activations: fake"] == step["activations: student"] and "activations: fake" not in step
 
 
-def test_nft_keeps_every_picture_of_a_document_and_every_look_at_it(folder: str) -> None:
+def test_reward_tuning_keeps_every_picture_of_a_document_and_every_look_at_it(folder: str) -> None:
     with torch.device("meta"):
-        one, more = (NFT(folder, BagelReward(), None, NFTSettings(group=2, draws=draws), adam()) for draws in (1, 3))
+        one, more = (
+            RewardTuning(folder, BagelReward(), None, TuningSettings(group=2, draws=draws), adam()) for draws in (1, 3)
+        )
     few, many = (plan(stage, Cluster(), DOCUMENT).per_document for stage in (one, more))
     plain = plan(shapes(folder), Cluster(), DOCUMENT).per_document["activations: student"]
     assert (few["activations: student"], many["activations: student"]) == (2 * plain, 6 * plain)

@@ -18,8 +18,8 @@ from hyperbagel.modules.adversarial_reward import ADP, ReFL
 from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.networks import LoRA, Training
+from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.bagel import BagelReward
 
 SIDE = 16
@@ -118,18 +118,18 @@ def make_stage(name: str, folder: str, branch: str | None, lora: LoRA | None = N
         return TSCD(folder, branch, train, train, TSCDSettings(r1_weight=0.1, mse_weight=0.1), HEADS)
     if name == "dmdo":
         return DMDO(folder, branch, train, train, DMDOSettings(fake_updates=2))
-    if name == "nft":
-        return NFT(folder, BagelReward(), branch, NFTSettings(group=2), train)
+    if name == "tuning":
+        return RewardTuning(folder, BagelReward(), branch, TuningSettings(group=2), train)
     if name == "adp":
         return ADP(folder, branch, BagelViTFeatures(), train, train, train, heads=HEADS)
     return ReFL(folder, BagelReward(), branch, student=train)
 
 
-STAGES = ("cfg", "tscd", "nft", "dmdo", "adp", "refl")
+STAGES = ("cfg", "tscd", "tuning", "dmdo", "adp", "refl")
 NETWORKS = {
     "cfg": ("student",),
     "tscd": ("student", "critic"),
-    "nft": ("student",),
+    "tuning": ("student",),
     "dmdo": ("student", "fake"),
     "adp": ("student", "critic", "pixel_critic"),
     "refl": ("student",),

@@ -41,7 +41,7 @@ def test_two_updates_change_the_networks_and_nothing_else(
 PARTS = {
     "cfg": {"encode", "teacher", "student"},
     "tscd": {"encode", "target", "critic", "student"},
-    "nft": {"trajectory", "reward", "student"},
+    "tuning": {"trajectory", "reward", "student"},
     "dmdo": {"trajectory", "critic", "teacher", "student"},
     "adp": {"trajectory", "critic", "student"},
     "refl": {"student"},
@@ -68,7 +68,7 @@ def test_resuming_equals_an_uninterrupted_run(name: str, nano_folder: str, nano_
     fit(make_stage(name, nano_folder, nano_branch), data[:2], tmp_path, callbacks=[saver], enable_checkpointing=True)
     checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
     kept = {key.partition(".")[0] for key in checkpoint["state_dict"]}
-    extra = {"ema"} if name in ("tscd", "nft") else set()
+    extra = {"ema"} if name in ("tscd", "tuning") else set()
     assert kept == {*NETWORKS[name], *extra, "student_step", "batches_seen", "backward_passes"}
     assert not any("encoder" in key or "reward" in key for key in checkpoint["state_dict"])
     half = make_stage(name, nano_folder, nano_branch)

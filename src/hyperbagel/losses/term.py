@@ -28,15 +28,6 @@ class CriticLogits(NamedTuple):
     perturbed: Tensor | None = None
 
 
-class Lesson(NamedTuple):
-    """Of pictures that were drawn, judged and noised anew: at x_t the velocity (B, n, C) of the branch that drew them,
-    the velocity noise - picture (B, n, C), and how much better than its group each picture is (B,), in [-1, 1]."""
-
-    behaviour: Tensor
-    target: Tensor
-    advantage: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What a stage computed in one update; loss terms read it.
@@ -45,10 +36,10 @@ class Step:
     grids. student_step: student updates so far. scales: guidance inputs of the student.
     x_t, t, velocity: input (B, n, C), time (B,) and output (B, n, C) of the student, or of the fake branch in its
     updates; the velocity has a graph to the network that is updated, so none in the update of a critic.
-    output, target: what is compared (B, n, C): velocities in CFG distillation and for the fake branch, latents at t_end
-    in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
+    output, target: what is compared (B, n, C): velocities in CFG distillation, reward tuning and for the fake branch,
+    latents at t_end in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
     layers: the student's residual stream (B, n, D) behind each layer, in pretraining only; `batch` holds the pictures.
-    lesson: what NFT learns from. real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update).
+    real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update).
     logits: of each critic, by name.
     """
 
@@ -64,7 +55,6 @@ class Step:
     output: Tensor
     target: Tensor | None = None
     layers: tuple[Tensor, ...] = ()
-    lesson: Lesson | None = None
     real_x0: Tensor | None = None
     fake_x0: Tensor | None = None
     logits: Mapping[str, CriticLogits] = field(default_factory=dict)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hyperbagel.losses.adversarial import Objective, approximate_r1, critic_loss, generator_loss
 from hyperbagel.losses.distribution_matching import dmd_gradient, dmd_loss
-from hyperbagel.losses.negative_aware import negative_aware_loss
 from hyperbagel.losses.reduction import mean_squared_error
 from hyperbagel.losses.term import CriticLogits, LossTerm, Step, Update
 
@@ -16,7 +15,7 @@ _Value = TypeVar("_Value")
 
 
 class MeanSquaredError(LossTerm):
-    """`output` against `target`: CFG distillation, the fake branch, and TSCD by distance."""
+    """`output` against `target`: CFG distillation, the fake branch, reward tuning, and TSCD by distance."""
 
     def __init__(self, name: str = "mse", weight: float = 1.0, update: Update = "student") -> None:
         super().__init__(name, weight, update)
@@ -36,18 +35,6 @@ class DistributionMatching(LossTerm):
         """The loss whose gradient is DMD's direction."""
         real, fake = _present(step.real_x0, self, "real_x0"), _present(step.fake_x0, self, "fake_x0")
         return dmd_loss(step.output, dmd_gradient(step.output, real, fake, step.grid.valid), step.grid.valid)
-
-
-class NegativeAware(LossTerm):
-    """NFT's regression of the student's velocity. beta: see the formula."""
-
-    def __init__(self, name: str = "nft", beta: float = 1.0, weight: float = 1.0) -> None:
-        super().__init__(name, weight)
-        self.beta = beta
-
-    def forward(self, step: Step) -> Tensor:
-        """Low when the student leads to the good pictures and away from the bad ones."""
-        return negative_aware_loss(step.velocity, *_present(step.lesson, self, "a lesson"), self.beta, step.grid.valid)
 
 
 class Adversarial(LossTerm):

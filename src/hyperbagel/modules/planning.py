@@ -23,8 +23,8 @@ from hyperbagel.modules.base import DistillationStage
 from hyperbagel.modules.consistency import TSCD
 from hyperbagel.modules.dmdo import DMDO
 from hyperbagel.modules.draft_head import DraftTraining
-from hyperbagel.modules.negative_aware import NFT
 from hyperbagel.modules.optimization import ManualOptimization
+from hyperbagel.modules.reward_tuning import RewardTuning
 from hyperbagel.modules.sharding import shard_units
 
 ACTIVATION_BYTES = 2
@@ -172,11 +172,11 @@ def documents(stage: LightningModule, workload: Workload) -> dict[str, int]:
         caches += judged
     if isinstance(stage, ReFL) or (isinstance(stage, ADP) and stage.pixel_critic is not None):
         parts["activations: decoder"] = decoder_activations(model.autoencoder, workload.side)
-    if isinstance(stage, NFT):  # the pictures of a document keep theirs together, draw by draw
+    if isinstance(stage, RewardTuning):  # the pictures of a document keep theirs together, draw by draw
         passes = 1 if stage.takes_scales else 2 + workload.editing
-        parts = {"activations: student": stage.nft.group * stage.nft.draws * passes * graph}
-        caches = stage.nft.group * (1 if stage.takes_scales else 2 * passes)  # stacked for the guided pass, too
-    if not isinstance(stage, ADP | ReFL | NFT) and stage.teacher.needs_variants:
+        parts = {"activations: student": stage.tuning.group * stage.tuning.draws * passes * graph}
+        caches = stage.tuning.group * (1 if stage.takes_scales else 2 * passes)  # stacked for the guided pass, too
+    if not isinstance(stage, ADP | ReFL | RewardTuning) and stage.teacher.needs_variants:
         caches += 2 + 2 * workload.editing  # the pass without text, without picture, and the stacked variants
     cache = 2 * config.llm.num_hidden_layers * config.llm.num_key_value_heads * config.llm.head_dim * context
     return parts | {"key-value caches": caches * cache * ACTIVATION_BYTES}

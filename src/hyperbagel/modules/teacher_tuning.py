@@ -1,35 +1,31 @@
-"""NFT of an original model, before anything is distilled from it."""
+"""Reward tuning of an original model, before anything is distilled from it."""
 
 from __future__ import annotations
 
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.flow.schedule import shift_time
 from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.batches import PreparedBatch, Velocity, prepare
-from hyperbagel.modules.negative_aware import NFT, NFTSettings
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
+from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.modules.stage import Samplers
 from hyperbagel.rewards.base import Reward
 
-_SETTINGS, _NFT, _SAMPLERS = StageSettings(), NFTSettings(), Samplers()
+_SETTINGS, _TUNING, _SAMPLERS = StageSettings(), TuningSettings(), Samplers()
 
 
-class GuidedNFT(NFT):
-    """NFT of the original generation weights under classifier-free guidance: a better teacher, which costs the same.
+class TeacherTuning(RewardTuning):
+    """Reward tuning of a model's own generation weights under guidance: a better teacher at the same cost.
 
     The moving average takes the place of the model's own generation weights, in contexts too, so `ExportModel` writes
-    what was trained. What is held, is held at what the model did as a whole.
+    what was trained. What is held stays as the whole model was.
 
     Args:
         model: folder of the model to be tuned.
         reward: what compares the pictures of a document.
-        nft: settings of the method.
+        tuning: settings of the method.
         student: how the generation weights are trained.
         samplers: how pictures are drawn for evaluation; in training, `settings.steps` make one.
         settings: what all stages have in common.
@@ -41,17 +37,17 @@ class GuidedNFT(NFT):
         self,
         model: str,
         reward: Reward,
-        nft: NFTSettings = _NFT,
+        tuning: TuningSettings = _TUNING,
         student: Training = DEFAULT_TRAINING,
         samplers: Samplers = _SAMPLERS,
         settings: StageSettings = _SETTINGS,
     ) -> None:
         if settings.teacher is not None:
             raise ValueError(
-                f"settings.teacher is {settings.teacher}: GuidedNFT tunes the model's own weights under classifier-"
-                "free guidance, a CFG-distilled branch is tuned by NFT"
+                f"settings.teacher is {settings.teacher}: TeacherTuning tunes the model's own weights under classifier-"
+                "free guidance, a CFG-distilled branch is tuned by RewardTuning"
             )
-        super().__init__(model, reward, None, nft, student, settings)
+        super().__init__(model, reward, None, tuning, student, settings)
         self.model.generation = self.ema
         self._samplers = samplers
 
@@ -70,10 +66,6 @@ class GuidedNFT(NFT):
         """How the model edits pictures."""
         return self._samplers.editing
 
-    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
-        """All times, as samplers of many steps ask: (count,)."""
-        return shift_time(torch.rand(count, generator=generator), self.settings.shift).to(self.device)
-
     def velocity(self, prepared: PreparedBatch, scales: GuidanceScales, branch: GenerationBranch) -> Velocity:
         """The guided velocity of generation weights, over contexts that the same weights have read."""
         if branch is self.reference and prepared.has_image.any():
@@ -82,7 +74,6 @@ class GuidedNFT(NFT):
 
     def _as_before(self, prepared: PreparedBatch) -> PreparedBatch:
         """The batch with contexts of the initial weights, which read pictures differently."""
-        assert self.reference is not None
         self.model.generation = self.reference
         try:
             return prepare(self.model, prepared.batch, variants=True)
