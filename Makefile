@@ -55,7 +55,7 @@ demo: setup ## Train all stages of acceleration briefly, and measure them (resum
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
 	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
-	for stage in autoencoder understanding generation joint; do \
+	for stage in autoencoder understanding generation joint drawing; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
