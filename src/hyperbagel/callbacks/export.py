@@ -54,8 +54,7 @@ def write_model(model: Bagel, source: str, folder: Path, dtype: torch.dtype) -> 
     partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    whole = copy.deepcopy(model)
-    whole.generation = merged(whole.generation)
+    whole = copy.deepcopy(model, {id(model.generation): merged(model.generation)})
     save_bagel(whole.to(dtype), partial)
     Tokenizer.from_pretrained(source).save_pretrained(partial)
     if folder.exists():

@@ -53,6 +53,20 @@ class TuningSettings:
 _TUNING = TuningSettings()
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What the looks at one batch share: how its pictures came about, where they are to move, and who is compared.
+
+    states: (steps + 1, group * B, n, C); move: (group * B, n, C); student, reference: velocities over the batch.
+    """
+
+    scales: GuidanceScales
+    states: Tensor
+    move: Tensor
+    student: Velocity
+    reference: Velocity
+
+
 class RewardTuning(DistillationStage):
     """A reward's lesson for a sampler of several steps, without a gradient through sampler, decoder or reward.
 
@@ -108,9 +122,11 @@ class RewardTuning(DistillationStage):
         with self.timed("trajectory"), torch.no_grad():
             states = trajectory(self.velocity(prepared, scales, self.ema), noise, self.grid_t)
         with self.timed("reward"):
-            lesson = self.lesson(prepared, states[-1])
+            move = self.move(prepared, states[-1])
         with self.timed("student"):
-            looks = [self.look(prepared, scales, states, lesson, generator) for _ in range(self.tuning.draws)]
+            own, held = (self.velocity(prepared, scales, branch) for branch in (self.student, self.reference))
+            lesson = _Lesson(scales, states, move, own, held)
+            looks = [self.look(prepared, lesson, generator) for _ in range(self.tuning.draws)]
             if self.update("student", torch.stack(looks).mean()):
                 update_ema(self.ema, self.student, self.tuning.ema_decay)
 
@@ -125,7 +141,7 @@ class RewardTuning(DistillationStage):
         return branch_velocity(self.model, prepared, branch, scales)
 
     @torch.no_grad()
-    def lesson(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
+    def move(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
         """How pictures x_0 (group * B, n, C) are to move, by what the reward says of them decoded. Logs its mean.
 
         Edits are scored even if they are not to be judged: with sharded weights, all processes must run the same
@@ -137,24 +153,17 @@ class RewardTuning(DistillationStage):
         self.log_at_step({"reward": rewards.mean()}, len(prepared))
         return self.tuning.strength * group_covariance(advantages, x_0, self.tuning.group)
 
-    def look(
-        self,
-        prepared: PreparedBatch,
-        scales: GuidanceScales,
-        states: Tensor,
-        lesson: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """The student's loss at one step of each trajectory; states: (steps + 1, B, n, C)."""
+    def look(self, prepared: PreparedBatch, lesson: _Lesson, generator: torch.Generator) -> Tensor:
+        """The student's loss at one step of each trajectory."""
         rows = torch.arange(len(prepared), device=self.device)
         steps = torch.randint(self.settings.steps, (len(prepared),), generator=generator).to(self.device)
-        t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], states[steps, rows]
+        t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], lesson.states[steps, rows]
         with torch.no_grad():
-            drawn = (x_t - states[steps + 1, rows]) / (t - s)[:, None, None]
-            held = self.velocity(prepared, scales, self.reference)(x_t, t)
+            drawn = (x_t - lesson.states[steps + 1, rows]) / (t - s)[:, None, None]
+            held = lesson.reference(x_t, t)
         taught = (t >= self.tuning.lowest_time) & (self.tuning.editing | ~prepared.has_image)
         # At all times, a velocity that is lower by so much leads to a picture that is higher by so much.
-        target = torch.where(taught[:, None, None], drawn - lesson, held)
-        velocity = self.velocity(prepared, scales, self.student)(x_t, t)
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=target)
+        target = torch.where(taught[:, None, None], drawn - lesson.move, held)
+        velocity = lesson.student(x_t, t)
+        step = self.step(prepared, lesson.scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=target)
         return self.total(step, "student")
