@@ -133,21 +133,22 @@ def _run(bagel: Bagel, task: _Task) -> None:
     from hyperbagel.bagel.images import to_pil
     from hyperbagel.flow.sampler import Sampler
 
-    options, started = task.options, time.perf_counter()
+    options = task.options
     branch, shift = load_branch_for(bagel, options.branch)
     sampler = Sampler(options.steps, shift, task.guidance)
     grid = bagel.latent_grid([task.size])
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(1, grid.position_ids.shape[1], bagel.config.latent_token_dim, generator=generator)
+    started = time.perf_counter()
     with torch.inference_mode(), tqdm(total=options.steps, desc="denoising", unit="step") as bar:
         contexts = bagel.prefill_guided([task.document], image=task.guidance.uses_image)
         sample = sampler.sample(
             bagel, contexts, grid, noise.to(bagel.device), branch, progress=lambda done, _: _advance(bar, done)
         )
-        picture = bagel.decode_latents(sample.latents, grid)[0]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(picture).save(options.out)
+        picture = to_pil(bagel.decode_latents(sample.latents, grid)[0])
     seconds = time.perf_counter() - started
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(options.out)
     print(f"{options.out}: {task.size[1]}x{task.size[0]} pixels, {sample.nfe} NFE, {seconds:.2f} s")
 
 

@@ -96,11 +96,11 @@ def chat(options: Chat) -> None:
         sys.stdout.write(stream.add(int(new[0])))
         sys.stdout.flush()
 
+    head = None if options.draft is None else load_draft(options.draft, bagel)
+    speculator = Speculator(bagel, head)
     started = time.perf_counter()
     with torch.inference_mode():
         generator = torch.Generator(bagel.device).manual_seed(options.seed)
-        head = None if options.draft is None else load_draft(options.draft, bagel)
-        speculator = Speculator(bagel, head)
         document = question_document(bagel, tokenizer, options.question, picture)
         prefix = tokenizer.encode(options.answer_prefix).tolist()
         speculator.decode(speculator.prefill([document]), settings, generator, show, prefix)
