@@ -1,4 +1,4 @@
-"""Tuning of a sampler of several steps by a reward that needs no gradient, behind stage 2 or 3."""
+"""Tuning of a sampler by a reward that needs no gradient, behind any stage that makes one."""
 
 from __future__ import annotations
 
@@ -94,10 +94,6 @@ class RewardTuning(DistillationStage):
         student: Training = DEFAULT_TRAINING,
         settings: StageSettings = _SETTINGS,
     ) -> None:
-        if settings.steps < 2:
-            raise ValueError(
-                f"settings.steps is {settings.steps}: RewardTuning tunes samplers of 2 steps and more, ReFL those of 1"
-            )
         super().__init__(model, init_from, student, settings)
         self.tuning = tuning
         self.ema = ema_copy(self.student)
