@@ -73,7 +73,7 @@ class RewardTuning(DistillationStage):
     The moving average of the student draws several pictures of each document from neighbouring noise, and the reward
     says which are better than the others. Early in their trajectories, the student's velocity is moved to where the
     pictures of the group get better. It stays that of the initial branch where there is nothing to learn. ReFL needs
-    one step and a differentiable reward; this needs neither, and may have the first. Not in the paper; groups of pictures that teach by their
+    one step and a differentiable reward; this needs neither. Not in the paper; groups of pictures that teach by their
     differences are DiffusionNFT's (arXiv 2509.16117), whose regression has such a covariance for its minimum.
 
     Args:
