@@ -110,7 +110,9 @@ def test_pictures_get_better(nano_folder: str, nano_branch: str, tmp_path: Path)
     assert rise[0] > 0.01 and rise[0] > 3 * abs(rise[1])
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_settings_that_cannot_work_are_refused(nano_folder: str) -> None:
+    with pytest.raises(ValueError, match=r"settings\.steps is 1"):
+        RewardTuning(nano_folder, Brightness(), settings=StageSettings(steps=1))
     settings = TuningSettings()
     for wrong in (
         {"group": 1},

@@ -54,6 +54,7 @@ def write_model(model: Bagel, source: str, folder: Path, dtype: torch.dtype) -> 
     partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
+    # The generation weights are copied once, by `merged`.
     whole = copy.deepcopy(model, {id(model.generation): merged(model.generation)})
     save_bagel(whole.to(dtype), partial)
     Tokenizer.from_pretrained(source).save_pretrained(partial)

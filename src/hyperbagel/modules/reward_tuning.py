@@ -1,4 +1,4 @@
-"""Tuning of a sampler by a reward that needs no gradient, behind any stage that makes one."""
+"""Tuning of a sampler of several steps by a reward that needs no gradient, behind stage 2 or 3."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Lesson:
 
 
 class RewardTuning(DistillationStage):
-    """A reward's lesson for a sampler, without a gradient through sampler, decoder or reward.
+    """A reward's lesson for a sampler of several steps, without a gradient through sampler, decoder or reward.
 
     The moving average of the student draws several pictures of each document from neighbouring noise, and the reward
     says which are better than the others. Early in their trajectories, the student's velocity is moved to where the
@@ -79,7 +79,7 @@ class RewardTuning(DistillationStage):
     Args:
         model: folder of the original model.
         reward: what compares the pictures of a document.
-        init_from: the branch of the stage before.
+        init_from: the branch of stage 2 or 3.
         tuning: settings of the method.
         student: how the student is trained.
         settings: what all stages have in common.
@@ -94,6 +94,10 @@ class RewardTuning(DistillationStage):
         student: Training = DEFAULT_TRAINING,
         settings: StageSettings = _SETTINGS,
     ) -> None:
+        if settings.steps < 2:
+            raise ValueError(
+                f"settings.steps is {settings.steps}: RewardTuning tunes samplers of 2 steps and more, ReFL those of 1"
+            )
         super().__init__(model, init_from, student, settings)
         self.tuning = tuning
         self.ema = ema_copy(self.student)
