@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment
 from hyperbagel.critics.pixel import BagelViTFeatures
+from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
 from hyperbagel.losses.terms import MeanSquaredError
@@ -45,6 +48,23 @@ def test_pairs_are_the_six_step_models(nano_folder: str, nano_branch: str, tmp_p
         x_0 = stage.pairs(prepared, step.scales, noise)
         torch.testing.assert_close(x_0, step.target, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(step.output, step.x0_hat)
+
+
+def test_pairs_of_shared_noise_come_from_another_branch(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """Prompt alone decides where nothing of the noise is a picture's own; the student still sees its own."""
+    settings = ADPSettings(
+        pairs_from=nano_branch, shared_noise=SharedNoise(0), pair_weight=1, latent_weight=0, time_power=math.inf
+    )
+    stage = ADP(nano_folder, None, None, adam(), adp=settings)
+    maker = load_branch(nano_branch, stage.model)[0]
+    for key, value in stage.pair_branch.state_dict().items():
+        assert torch.equal(value, maker.state_dict()[key])
+    assert any(not torch.equal(a, b) for a, b in zip(stage.student.parameters(), maker.parameters(), strict=False))
+    (step,) = steps_of(stage, 1, tmp_path)
+    assert step.target is not None and step.scales is not None
+    assert bool((step.t == 1).all())
+    prepared = prepare(stage.model, step.batch, variants=False)
+    torch.testing.assert_close(stage.pairs(prepared, step.scales, torch.randn_like(step.x_t)), step.target)
 
 
 def test_student_samples_in_one_step(nano_folder: str, nano_branch: str) -> None:

@@ -11,6 +11,7 @@ from hyperbagel.bagel.branch import GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
 from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
+from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
 from hyperbagel.losses.term import CriticLogits, Step
 from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
@@ -34,13 +35,17 @@ def one_step(settings: StageSettings) -> StageSettings:
 class ADPSettings(AdversarialSettings):
     """Settings of ADP, with those of its adversarial game.
 
-    pair_steps: steps with which the initial branch makes the pairs; latent_weight, pixel_weight: of the student's
-    losses against the two critics, 0 leaves one out; pair_weight: of its mean squared error against the pairs' x_0;
-    time_power: of the schedule that draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise;
-    renoise: range of t' at which the latent critic judges, before the timestep shift.
+    pair_steps: steps with which the pairs are made; pairs_from: file of the branch that makes them, None: the one that
+    the student starts as; shared_noise: what the noises that they are made from have in common, while the student sees
+    its own whole noise; None: nothing; latent_weight, pixel_weight: of the student's losses against the two critics, 0
+    leaves one out; pair_weight: of its mean squared error against the pairs' x_0; time_power: of the schedule that draws
+    the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity is; renoise: range of t' at
+    which the latent critic judges, before the timestep shift.
     """
 
     pair_steps: int = 6
+    pairs_from: str | None = None
+    shared_noise: SharedNoise | None = None
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
     pair_weight: float = 0.0
@@ -83,7 +88,7 @@ class ADP(DistillationStage):
 
     Args:
         model: folder of the original model.
-        init_from: the branch of stage 3; the student starts as it, and it makes the pairs.
+        init_from: the branch of stage 3; the student starts as it, and it makes the pairs unless `adp` names another.
         features: pretrained vision encoder behind the pixel critic's heads; None: no pixel critic.
         student, critic, pixel_critic: how the networks are trained.
         adp: settings of the method.
@@ -111,7 +116,7 @@ class ADP(DistillationStage):
             )
         super().__init__(model, init_from, student, one_step(settings))
         self.adp = adp
-        self.pair_branch = self.initial_branch()
+        self.pair_branch = self.initial_branch(adp.pairs_from)
         self.leave_out("pair_branch")
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
@@ -160,7 +165,9 @@ class ADP(DistillationStage):
 
     @torch.no_grad()
     def pairs(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor) -> Tensor:
-        """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T."""
+        """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T, or from what `shared_noise` leaves of it."""
+        if self.adp.shared_noise is not None:
+            noise = self.adp.shared_noise(noise, prepared.grid.sizes)
         grid_t = timesteps(self.adp.pair_steps, self.settings.shift).to(self.device)
         return trajectory(branch_velocity(self.model, prepared, self.pair_branch, scales), noise, grid_t)[-1]
 

@@ -170,9 +170,10 @@ class DistillationStage(ManualOptimization):
 
     # What training steps are made of
 
-    def initial_branch(self) -> GenerationBranch:
-        """The frozen branch that the student starts as, read from its file anew; the original one is not copied."""
-        branch = self.model.generation if self._init_from is None else load_branch(self._init_from, self.model)[0]
+    def initial_branch(self, file: str | None = None) -> GenerationBranch:
+        """The frozen branch that the student starts as, or of another file, read anew; the original one is not copied."""
+        file = file or self._init_from
+        branch = self.model.generation if file is None else load_branch(file, self.model)[0]
         return branch.requires_grad_(False)
 
     def branch_like_teacher(self, training: Training, file: str | None = None) -> GenerationBranch:

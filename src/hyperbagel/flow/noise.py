@@ -1,0 +1,52 @@
+"""Noise that pictures share, but for its coarse structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """One noise for all pictures, but for the lowest `frequencies` x `frequencies` cosine frequencies of each one's own.
+
+    What a sampler makes of it varies in colour and arrangement, as those follow from coarse noise, while a network needs
+    to look at few numbers only. Standard normal noise stays standard normal. 0 frequencies: all is shared, a picture
+    follows from its context alone. seed: of what is shared; pictures of one size share the same.
+    """
+
+    frequencies: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frequencies < 0:
+            raise ValueError(f"need frequencies >= 0, got {self}")
+
+    def __call__(self, noise: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Pictures' own noise (B, n, C) of (h, w) tokens each, zero at padding -> what their sampler shall start with."""
+        rows = []
+        for own, (height, width) in zip(noise, sizes, strict=True):
+            generator = torch.Generator().manual_seed(self.seed)
+            shared = torch.randn(height * width, noise.shape[2], generator=generator).to(noise)
+            difference = (own[: height * width] - shared).unflatten(0, (height, width))
+            coarse = torch.einsum(
+                "ij,jkc,kl->ilc",
+                low_pass(height, self.frequencies).to(noise),
+                difference,
+                low_pass(width, self.frequencies).to(noise),
+            )
+            rows.append(shared + coarse.flatten(0, 1))
+        return pad_sequence(rows, batch_first=True)
+
+
+def low_pass(length: int, count: int) -> Tensor:
+    """Projection (length, length) onto the lowest `count` cosines of a type-II DCT; the identity for all of them."""
+    frequency, place = torch.arange(min(count, length))[:, None], torch.arange(length) + 0.5
+    cosines = normalize(torch.cos(math.pi / length * frequency * place), dim=1)
+    return cosines.T @ cosines
