@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class SharedNoise:
-    """One noise for all pictures, but for the lowest `frequencies` x `frequencies` cosine frequencies of each one's own.
+    """One noise for all pictures, but for the lowest `frequencies` x `frequencies` cosine frequencies, each one's own.
 
-    What a sampler makes of it varies in colour and arrangement, as those follow from coarse noise, while a network needs
-    to look at few numbers only. Standard normal noise stays standard normal. 0 frequencies: all is shared, a picture
-    follows from its context alone. seed: of what is shared; pictures of one size share the same.
+    What a sampler makes of it still varies in colour and arrangement, which follow from coarse noise, while a network
+    needs to look at few numbers only. Standard normal noise stays standard normal. 0 frequencies: all is shared, and a
+    picture follows from its context alone. seed: of what is shared; pictures of one size share the same.
     """
 
     frequencies: int = 2
@@ -29,7 +29,7 @@ class SharedNoise:
             raise ValueError(f"need frequencies >= 0, got {self}")
 
     def __call__(self, noise: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Pictures' own noise (B, n, C) of (h, w) tokens each, zero at padding -> what their sampler shall start with."""
+        """Own noise (B, n, C) of pictures of (h, w) tokens, zero at padding -> what a sampler shall start with."""
         rows = []
         for own, (height, width) in zip(noise, sizes, strict=True):
             generator = torch.Generator().manual_seed(self.seed)

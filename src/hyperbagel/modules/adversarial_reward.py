@@ -37,10 +37,10 @@ class ADPSettings(AdversarialSettings):
 
     pair_steps: steps with which the pairs are made; pairs_from: file of the branch that makes them, None: the one that
     the student starts as; shared_noise: what the noises that they are made from have in common, while the student sees
-    its own whole noise; None: nothing; latent_weight, pixel_weight: of the student's losses against the two critics, 0
-    leaves one out; pair_weight: of its mean squared error against the pairs' x_0; time_power: of the schedule that draws
-    the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity is; renoise: range of t' at
-    which the latent critic judges, before the timestep shift.
+    each whole noise; None: nothing; latent_weight, pixel_weight: of the student's losses against the two critics, 0
+    leaves one out; pair_weight: of its mean squared error against the pairs' x_0; time_power: of the schedule that
+    draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity is; renoise: range of
+    t' at which the latent critic judges, before the timestep shift.
     """
 
     pair_steps: int = 6

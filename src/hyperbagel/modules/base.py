@@ -171,7 +171,7 @@ class DistillationStage(ManualOptimization):
     # What training steps are made of
 
     def initial_branch(self, file: str | None = None) -> GenerationBranch:
-        """The frozen branch that the student starts as, or of another file, read anew; the original one is not copied."""
+        """The frozen branch that the student starts as, or another file's, read anew; the original is not copied."""
         file = file or self._init_from
         branch = self.model.generation if file is None else load_branch(file, self.model)[0]
         return branch.requires_grad_(False)
