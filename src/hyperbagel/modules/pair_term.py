@@ -1,0 +1,69 @@
+"""A regression on pairs beside distribution matching, as DMD has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.flow.noise import SharedNoise
+from hyperbagel.flow.schedule import timesteps
+from hyperbagel.losses.reduction import mean_squared_error
+from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.modules.batches import trajectory
+
+
+class PairRegression(LossTerm):
+    """Mean squared error of a one-step student's x_0 against the one at which a branch of several steps arrives.
+
+    Beside `DMDO`'s gradient it is DMD's regression loss (arXiv 2311.18828, equation 9, there in a perceptual metric): it
+    keeps what follows from which noise, while distribution matching sharpens. `ADP` has pairs of its own.
+
+    Args:
+        branch: file of the branch that makes the pairs.
+        steps: in how many it does.
+        shared_noise: what the noises that the pairs are made from have in common; None: nothing.
+        weight: factor in the student's loss.
+        name: logged as `loss/<name>`.
+    """
+
+    unsaved = ("branch",)
+
+    def __init__(
+        self,
+        branch: str,
+        steps: int = 6,
+        shared_noise: SharedNoise | None = None,
+        weight: float = 1.0,
+        name: str = "pairs",
+    ) -> None:
+        super().__init__(name, weight)
+        self.file, self.steps, self.shared_noise = branch, steps, shared_noise
+        self.branch: GenerationBranch | None = None
+        self.info: BranchInfo | None = None
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Load the branch. Raises CheckpointError for an unusable file or one of another model."""
+        self.branch, self.info = load_branch(self.file, model)
+        self.branch.requires_grad_(False)
+
+    def forward(self, step: Step) -> Tensor:
+        """The loss of a step from pure noise; ValueError for any other, such as a step of a student of several."""
+        if not bool((step.t == 1).all()):
+            raise ValueError("PairRegression compares pictures made from pure noise: train a student with `steps: 1`")
+        return mean_squared_error(step.x0_hat, self.pairs(step), step.grid.valid)
+
+    @torch.no_grad()
+    def pairs(self, step: Step) -> Tensor:
+        """What the branch makes of the step's x_T (B, n, C), or of what `shared_noise` leaves of it: (B, n, C)."""
+        branch, info = self.branch, self.info
+        assert branch is not None and info is not None
+        noise = step.x_t if self.shared_noise is None else self.shared_noise(step.x_t, step.grid.sizes)
+        scales = step.scales if branch.guided else None
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            return step.model.velocity(x_t, t, step.contexts.full, step.grid, branch, scales)
+
+        return trajectory(velocity, noise, timesteps(self.steps, info.shift).to(noise.device))[-1]

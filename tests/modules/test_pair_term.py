@@ -1,0 +1,65 @@
+"""A regression on pairs beside distribution matching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperbagel.bagel.branch_checkpoint import load_branch
+from hyperbagel.bagel.checkpoint import CheckpointError
+from hyperbagel.flow.guidance import Guidance
+from hyperbagel.flow.noise import SharedNoise
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.base import StageSettings
+from hyperbagel.modules.batches import prepare
+from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+from hyperbagel.modules.pair_term import PairRegression
+
+from .distillation import adam, batches, changed, fit, snapshot, steps_of
+
+ONE = StageSettings(steps=1, text_scale=(3.0, 3.0), image_scale=(2.0, 2.0))
+
+
+def stage_with(term: PairRegression, folder: str, settings: StageSettings = ONE) -> DMDO:
+    stage = DMDO(folder, None, adam(), adam(), DMDOSettings(fake_updates=1), settings)
+    stage.add_loss(term)
+    return stage
+
+
+def test_pairs_are_what_the_public_sampler_makes(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    term = PairRegression(nano_branch, 3, SharedNoise(1, seed=3), weight=0.5)
+    stage = stage_with(term, nano_folder)
+    (step,) = steps_of(stage, 1, tmp_path)
+    branch, info = load_branch(nano_branch, stage.model)
+    prepared = prepare(stage.model, step.batch, variants=True)
+    sampler = Sampler(3, info.shift, Guidance(text_scale=3.0, image_scale=2.0))
+    noise = SharedNoise(1, seed=3)(step.x_t, step.grid.sizes)
+    with torch.no_grad():
+        made = sampler.sample(stage.model, prepared.contexts, prepared.grid, noise, branch).latents
+    torch.testing.assert_close(term.pairs(step), made, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(term(step), (step.x0_hat - made).square().mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_branch_stays_and_is_left_out_of_checkpoints(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    term = PairRegression(nano_branch)
+    stage = stage_with(term, nano_folder)
+    assert term.branch is not None
+    teacher, student = snapshot(term.branch), snapshot(stage.student)
+    run = fit(stage, batches(2), tmp_path, enable_checkpointing=True)
+    assert run.logged_metrics["loss/pairs"] > 0
+    assert not changed(teacher, term.branch)
+    assert changed(student, stage.student)
+    assert not [key for key in stage.state_dict() if "pairs" in key or "terms" in key]
+
+
+def test_students_of_several_steps_are_refused(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    stage = stage_with(PairRegression(nano_branch), nano_folder, StageSettings(steps=2, seed=1))
+    with pytest.raises(ValueError, match="steps: 1"):
+        fit(stage, batches(4), tmp_path)
+
+
+def test_a_missing_branch_is_named_before_training(nano_folder: str) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
+        stage_with(PairRegression("nothing.safetensors"), nano_folder)
