@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.model import Bagel
 from hyperbagel.cli import main
+from hyperbagel.cli.loading import load_branch_for
 from hyperbagel.cli.main import with_underscores
 
 
@@ -54,3 +57,15 @@ def test_data_scenes_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[s
     main(["data", "scenes", str(tmp_path / "shards"), "--size", "8"])
     main(["data", "inspect", str(tmp_path / "shards"), "--out", str(tmp_path / "sheet.png")])
     assert "samples          8" in capsys.readouterr().out
+
+
+def test_a_scale_that_a_branch_was_not_made_for_is_told(
+    studio_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Bagel.from_pretrained(studio_folder)
+    branch = str(tmp_path / "one.safetensors")
+    save_branch(model.generation, BranchInfo("ADP", 1, base_hash(model), text_scale=(4.0, 4.0)), branch)
+    load_branch_for(model, branch, 4.0)
+    assert not caplog.records
+    load_branch_for(model, branch, 6.0)
+    assert "text scales 4 to 4, which 6 is not" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from hyperbagel.bagel.branch import GenerationBranch
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 DType = Literal["float32", "bfloat16"]
 
@@ -60,11 +64,19 @@ def load_model(model: str, device: Device) -> tuple[Bagel, Tokenizer]:
     return bagel, tokenizer
 
 
-def load_branch_for(model: Bagel, branch: str | None) -> tuple[GenerationBranch | None, float]:
-    """The generation branch of a file with its timestep shift; without a file None, the model's own, with its shift."""
+def load_branch_for(
+    model: Bagel, branch: str | None, text_scale: float | None = None
+) -> tuple[GenerationBranch | None, float]:
+    """The generation branch of a file with its timestep shift; without a file None, the model's own, with its shift.
+
+    Warns when the branch was not trained for the given text scale, which it takes as an input.
+    """
     if branch is None:
         return None, model.config.timestep_shift
     from hyperbagel.bagel.branch_checkpoint import load_branch
 
     loaded, info = load_branch(branch, model)
+    low, high = info.text_scale or (-math.inf, math.inf)
+    if text_scale is not None and not low <= text_scale <= high:
+        log.warning("%s: made for text scales %g to %g, which %g is not; try one", branch, low, high, text_scale)
     return loaded, info.shift

@@ -134,7 +134,7 @@ def _run(bagel: Bagel, task: _Task) -> None:
     from hyperbagel.flow.sampler import Sampler
 
     options = task.options
-    branch, shift = load_branch_for(bagel, options.branch)
+    branch, shift = load_branch_for(bagel, options.branch, options.text_scale)
     sampler = Sampler(options.steps, shift, task.guidance)
     grid = bagel.latent_grid([task.size])
     generator = torch.Generator().manual_seed(options.seed)

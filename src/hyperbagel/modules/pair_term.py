@@ -18,8 +18,8 @@ from hyperbagel.modules.batches import trajectory
 class PairRegression(LossTerm):
     """Mean squared error of a one-step student's x_0 against the one at which a branch of several steps arrives.
 
-    Beside `DMDO`'s gradient it is DMD's regression loss (arXiv 2311.18828, equation 9, there in a perceptual metric): it
-    keeps what follows from which noise, while distribution matching sharpens. `ADP` has pairs of its own.
+    Beside `DMDO`'s gradient it is DMD's regression loss (arXiv 2311.18828, there in a perceptual metric): it keeps what
+    follows from which noise, while distribution matching sharpens. `ADP` has pairs of its own.
 
     Args:
         branch: file of the branch that makes the pairs.
