@@ -18,6 +18,7 @@ from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, Lat
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.guidance import Guidance, GuidedPass
 from hyperbagel.flow.schedule import euler_step
+from hyperbagel.losses.term import Step
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """What a network says of one batch: x_t (B, n, C) and t (B,) -> the velocity (B, n, C)."""
@@ -97,9 +98,12 @@ def target_tokens(model: Bagel, prepared: PreparedBatch) -> Tensor:
 
 
 def branch_velocity(
-    model: Bagel, prepared: PreparedBatch, branch: GenerationBranch, scales: GuidanceScales | None
+    model: Bagel, prepared: PreparedBatch | Step, branch: GenerationBranch, scales: GuidanceScales | None
 ) -> Velocity:
-    """One pass of a branch over a batch; scales are left out where it takes none. With gradients where enabled."""
+    """One pass of a branch over a batch, or that of a loss term's step; scales are left out where it takes none.
+
+    With gradients where enabled.
+    """
     scales = scales if branch.guided else None
 
     def velocity(x_t: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.reduction import mean_squared_error
 from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.batches import trajectory
+from hyperbagel.modules.batches import branch_velocity, trajectory
 
 
 class PairRegression(LossTerm):
@@ -61,9 +61,5 @@ class PairRegression(LossTerm):
         branch, info = self.branch, self.info
         assert branch is not None and info is not None
         noise = step.x_t if self.shared_noise is None else self.shared_noise(step.x_t, step.grid.sizes)
-        scales = step.scales if branch.guided else None
-
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return step.model.velocity(x_t, t, step.contexts.full, step.grid, branch, scales)
-
+        velocity = branch_velocity(step.model, step, branch, step.scales)
         return trajectory(velocity, noise, timesteps(self.steps, info.shift).to(noise.device))[-1]
