@@ -88,8 +88,11 @@ def test_each_critic_can_be_left_out(latent: bool, nano_folder: str, tmp_path: P
     assert ("loss/critic_pixel" in run.logged_metrics) != latent
 
 
-def test_pairs_alone_teach_without_a_critic(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
-    settings = ADPSettings(latent_weight=0, pixel_weight=0, pair_weight=1)
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_pairs_alone_teach_without_a_critic(
+    scale: float | None, nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    settings = ADPSettings(latent_weight=0, pixel_weight=0, pair_weight=1, pair_scale=scale)
     stage = ADP(nano_folder, nano_branch, BagelViTFeatures(), adam(), adp=settings)
     assert stage.critic_names == ()
     with pytest.raises(ValueError, match="no critic"):
@@ -98,13 +101,16 @@ def test_pairs_alone_teach_without_a_critic(nano_folder: str, nano_branch: str, 
     stage = ADP(nano_folder, nano_branch, None, adam(), adp=settings)
     (step,) = steps_of(stage, 1, tmp_path / "again")
     assert step.target is not None
-    error = (step.output - step.target).square().mean(2)[step.grid.valid].mean()
-    torch.testing.assert_close(run.logged_metrics["loss/pairs"], error.detach(), check_dtype=False)
+    error = (step.output - step.target).square().mean(2)[step.grid.valid]
+    expected = (error if scale is None else scale**2 * (1 + error / scale**2).log()).mean()
+    torch.testing.assert_close(run.logged_metrics["loss/pairs"], expected.detach(), check_dtype=False)
 
 
 def test_something_must_teach() -> None:
     with pytest.raises(ValueError, match="latent_weight, pixel_weight or pair_weight"):
         ADPSettings(latent_weight=0, pixel_weight=0)
+    with pytest.raises(ValueError, match="pair_scale > 0, or null"):
+        ADPSettings(pair_weight=1, pair_scale=0)
     with pytest.raises(ValueError, match="needs `features`"):
         ADP("not/even/looked/for", adp=ADPSettings(latent_weight=0))
 

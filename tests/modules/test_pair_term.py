@@ -40,6 +40,9 @@ def test_pairs_are_what_the_public_sampler_makes(nano_folder: str, nano_branch: 
         made = sampler.sample(stage.model, prepared.contexts, prepared.grid, noise, branch).latents
     torch.testing.assert_close(term.pairs(step), made, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(term(step), (step.x0_hat - made).square().mean(), atol=1e-4, rtol=1e-4)
+    term.scale = 0.5
+    errors = (step.x0_hat - made).square().mean(2)
+    torch.testing.assert_close(term(step), 0.25 * (1 + 4 * errors).log().mean(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_branch_stays_and_is_left_out_of_checkpoints(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:

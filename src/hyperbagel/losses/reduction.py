@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,16 @@ def mean_squared_error(prediction: Tensor, target: Tensor, valid: Tensor | None 
     against the guided ones of the teacher) and of the fake branch.
     """
     return mean_per_image((prediction.float() - target.float()).square(), valid).mean()
+
+
+def cauchy_error(prediction: Tensor, target: Tensor, scale: float, valid: Tensor | None = None) -> Tensor:
+    """Mean over images of the Cauchy (Lorentzian) loss of their tokens, scale² log(1 + e / scale²), in float32.
+
+    e is a token's mean squared error over channels. Below `scale` it counts as in `mean_squared_error`, far above it
+    hardly pulls: a network that must choose between several possible tokens learns one of them, where a squared error
+    asks for their mean.
+
+    prediction, target: (B, n, C), valid: (B, n) bool or None -> scalar.
+    """
+    error = (prediction.float() - target.float()).square().mean(-1, keepdim=True)
+    return mean_per_image(scale**2 * torch.log1p(error / scale**2), valid).mean()

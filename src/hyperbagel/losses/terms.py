@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperbagel.losses.adversarial import Objective, approximate_r1, critic_loss, generator_loss
 from hyperbagel.losses.distribution_matching import dmd_gradient, dmd_loss
-from hyperbagel.losses.reduction import mean_squared_error
+from hyperbagel.losses.reduction import cauchy_error, mean_squared_error
 from hyperbagel.losses.term import CriticLogits, LossTerm, Step, Update
 
 _Value = TypeVar("_Value")
@@ -23,6 +23,18 @@ class MeanSquaredError(LossTerm):
     def forward(self, step: Step) -> Tensor:
         """Mean squared error over the images' tokens."""
         return mean_squared_error(step.output, _present(step.target, self, "target"), step.grid.valid)
+
+
+class CauchyError(LossTerm):
+    """`output` against `target`, where a target far away counts little. scale: errors from which on it does."""
+
+    def __init__(self, name: str = "cauchy", weight: float = 1.0, scale: float = 0.1) -> None:
+        super().__init__(name, weight)
+        self.scale = scale
+
+    def forward(self, step: Step) -> Tensor:
+        """Cauchy loss over the images' tokens."""
+        return cauchy_error(step.output, _present(step.target, self, "target"), self.scale, step.grid.valid)
 
 
 class DistributionMatching(LossTerm):

@@ -14,7 +14,7 @@ from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
 from hyperbagel.losses.term import CriticLogits, Step
-from hyperbagel.losses.terms import Adversarial, Discrimination, MeanSquaredError
+from hyperbagel.losses.terms import Adversarial, CauchyError, Discrimination, MeanSquaredError
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, branch_velocity, trajectory
@@ -38,9 +38,10 @@ class ADPSettings(AdversarialSettings):
     pair_steps: steps with which the pairs are made; pairs_from: file of the branch that makes them, None: the one that
     the student starts as; shared_noise: what the noises that they are made from have in common, while the student sees
     each whole noise; None: nothing; latent_weight, pixel_weight: of the student's losses against the two critics, 0
-    leaves one out; pair_weight: of its mean squared error against the pairs' x_0; time_power: of the schedule that
-    draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity is; renoise: range of
-    t' at which the latent critic judges, before the timestep shift.
+    leaves one out; pair_weight: of its distance to the pairs' x_0, the Cauchy loss of scale `pair_scale`, or with
+    None the mean squared error; time_power: of the schedule that draws the student's t, DMDX's cubic one; a higher one
+    is nearer to pure noise, which infinity is; renoise: range of t' at which the latent critic judges, before the
+    timestep shift.
     """
 
     pair_steps: int = 6
@@ -49,6 +50,7 @@ class ADPSettings(AdversarialSettings):
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
     pair_weight: float = 0.0
+    pair_scale: float | None = None
     time_power: float = 3.0
     renoise: tuple[float, float] = (0.0, 1.0)
 
@@ -58,6 +60,8 @@ class ADPSettings(AdversarialSettings):
             raise ValueError(f"need pair_steps >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
         if self.time_power <= 0:
             raise ValueError(f"need time_power > 0, got {self.time_power}")
+        if self.pair_scale is not None and self.pair_scale <= 0:
+            raise ValueError(f"need pair_scale > 0, or null for the mean squared error, got {self.pair_scale}")
         if not self.latent_weight and not self.pixel_weight and not self.pair_weight:
             raise ValueError("ADP needs latent_weight, pixel_weight or pair_weight above 0")
 
@@ -121,7 +125,11 @@ class ADP(DistillationStage):
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
         if adp.pair_weight:
-            self.add_loss(MeanSquaredError("pairs", adp.pair_weight))
+            self.add_loss(
+                MeanSquaredError("pairs", adp.pair_weight)
+                if adp.pair_scale is None
+                else CauchyError("pairs", adp.pair_weight, adp.pair_scale)
+            )
         if adp.latent_weight:
             self.critic_network = "critic"
             self.critic = LatentCritic(self.branch_like_teacher(critic), self.model.config, heads)

@@ -10,13 +10,13 @@ from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.reduction import mean_squared_error
+from hyperbagel.losses.reduction import cauchy_error, mean_squared_error
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.batches import branch_velocity, trajectory
 
 
 class PairRegression(LossTerm):
-    """Mean squared error of a one-step student's x_0 against the one at which a branch of several steps arrives.
+    """Distance of a one-step student's x_0 to the one at which a branch of several steps arrives.
 
     Beside `DMDO`'s gradient it is DMD's regression loss (arXiv 2311.18828, there in a perceptual metric): it keeps what
     follows from which noise, while distribution matching sharpens. `ADP` has pairs of its own.
@@ -25,6 +25,7 @@ class PairRegression(LossTerm):
         branch: file of the branch that makes the pairs.
         steps: in how many it does.
         shared_noise: what the noises that the pairs are made from have in common; None: nothing.
+        scale: of the Cauchy loss that is the distance; None: the mean squared error.
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
     """
@@ -36,11 +37,12 @@ class PairRegression(LossTerm):
         branch: str,
         steps: int = 6,
         shared_noise: SharedNoise | None = None,
+        scale: float | None = None,
         weight: float = 1.0,
         name: str = "pairs",
     ) -> None:
         super().__init__(name, weight)
-        self.file, self.steps, self.shared_noise = branch, steps, shared_noise
+        self.file, self.steps, self.shared_noise, self.scale = branch, steps, shared_noise, scale
         self.branch: GenerationBranch | None = None
         self.info: BranchInfo | None = None
 
@@ -53,7 +55,10 @@ class PairRegression(LossTerm):
         """The loss of a step from pure noise; ValueError for any other, such as a step of a student of several."""
         if not bool((step.t == 1).all()):
             raise ValueError("PairRegression compares pictures made from pure noise: train a student with `steps: 1`")
-        return mean_squared_error(step.x0_hat, self.pairs(step), step.grid.valid)
+        target, valid = self.pairs(step), step.grid.valid
+        if self.scale is None:
+            return mean_squared_error(step.x0_hat, target, valid)
+        return cauchy_error(step.x0_hat, target, self.scale, valid)
 
     @torch.no_grad()
     def pairs(self, step: Step) -> Tensor:
