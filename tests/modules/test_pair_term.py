@@ -63,6 +63,11 @@ def test_students_of_several_steps_are_refused(nano_folder: str, nano_branch: st
         fit(stage, batches(4), tmp_path)
 
 
+def test_a_scale_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="scale > 0, or null"):
+        PairRegression("never/read", scale=0.0)
+
+
 def test_a_missing_branch_is_named_before_training(nano_folder: str) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
         stage_with(PairRegression("nothing.safetensors"), nano_folder)

@@ -28,6 +28,8 @@ class PairRegression(LossTerm):
         scale: of the Cauchy loss that is the distance; None: the mean squared error.
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
+
+    Raises ValueError for a scale that is not above 0.
     """
 
     unsaved = ("branch",)
@@ -42,6 +44,8 @@ class PairRegression(LossTerm):
         name: str = "pairs",
     ) -> None:
         super().__init__(name, weight)
+        if scale is not None and scale <= 0:
+            raise ValueError(f"PairRegression needs scale > 0, or null for the mean squared error, got {scale}")
         self.file, self.steps, self.shared_noise, self.scale = branch, steps, shared_noise, scale
         self.branch: GenerationBranch | None = None
         self.info: BranchInfo | None = None
