@@ -35,3 +35,12 @@ def cauchy_error(prediction: Tensor, target: Tensor, scale: float, valid: Tensor
     """
     error = (prediction.float() - target.float()).square().mean(-1, keepdim=True)
     return mean_per_image(scale**2 * torch.log1p(error / scale**2), valid).mean()
+
+
+def regression_error(
+    prediction: Tensor, target: Tensor, scale: float | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """`cauchy_error` of a scale, or with None `mean_squared_error`."""
+    if scale is None:
+        return mean_squared_error(prediction, target, valid)
+    return cauchy_error(prediction, target, scale, valid)

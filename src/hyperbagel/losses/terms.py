@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperbagel.losses.adversarial import Objective, approximate_r1, critic_loss, generator_loss
 from hyperbagel.losses.distribution_matching import dmd_gradient, dmd_loss
-from hyperbagel.losses.reduction import cauchy_error, mean_squared_error
+from hyperbagel.losses.reduction import mean_squared_error, regression_error
 from hyperbagel.losses.term import CriticLogits, LossTerm, Step, Update
 
 _Value = TypeVar("_Value")
@@ -25,16 +25,16 @@ class MeanSquaredError(LossTerm):
         return mean_squared_error(step.output, _present(step.target, self, "target"), step.grid.valid)
 
 
-class CauchyError(LossTerm):
-    """`output` against `target`, where a target far away counts little. scale: errors from which on it does."""
+class Regression(LossTerm):
+    """`output` against `target`: ADP's pairs. scale: errors from which on a target counts little; None: all count."""
 
-    def __init__(self, name: str = "cauchy", weight: float = 1.0, scale: float = 0.1) -> None:
+    def __init__(self, name: str = "regression", weight: float = 1.0, scale: float | None = None) -> None:
         super().__init__(name, weight)
         self.scale = scale
 
     def forward(self, step: Step) -> Tensor:
-        """Cauchy loss over the images' tokens."""
-        return cauchy_error(step.output, _present(step.target, self, "target"), self.scale, step.grid.valid)
+        """Cauchy loss over the images' tokens, or their mean squared error."""
+        return regression_error(step.output, _present(step.target, self, "target"), self.scale, step.grid.valid)
 
 
 class DistributionMatching(LossTerm):

@@ -14,10 +14,10 @@ from hyperbagel.critics.pixel import PixelCritic, VisionFeatures
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, timesteps
 from hyperbagel.losses.term import CriticLogits, Step
-from hyperbagel.losses.terms import Adversarial, CauchyError, Discrimination, MeanSquaredError
+from hyperbagel.losses.terms import Adversarial, Discrimination, Regression
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, branch_velocity, trajectory
+from hyperbagel.modules.batches import PreparedBatch, branch_velocity, paired_x0
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.base import Reward
@@ -125,11 +125,7 @@ class ADP(DistillationStage):
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
         if adp.pair_weight:
-            self.add_loss(
-                MeanSquaredError("pairs", adp.pair_weight)
-                if adp.pair_scale is None
-                else CauchyError("pairs", adp.pair_weight, adp.pair_scale)
-            )
+            self.add_loss(Regression("pairs", adp.pair_weight, adp.pair_scale))
         if adp.latent_weight:
             self.critic_network = "critic"
             self.critic = LatentCritic(self.branch_like_teacher(critic), self.model.config, heads)
@@ -171,13 +167,11 @@ class ADP(DistillationStage):
         """The critics that take part."""
         return tuple(name for name in ("critic", "pixel_critic") if getattr(self, name) is not None)
 
-    @torch.no_grad()
     def pairs(self, prepared: PreparedBatch, scales: GuidanceScales, noise: Tensor) -> Tensor:
         """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T, or from what `shared_noise` leaves of it."""
-        if self.adp.shared_noise is not None:
-            noise = self.adp.shared_noise(noise, prepared.grid.sizes)
-        grid_t = timesteps(self.adp.pair_steps, self.settings.shift).to(self.device)
-        return trajectory(branch_velocity(self.model, prepared, self.pair_branch, scales), noise, grid_t)[-1]
+        grid_t = timesteps(self.adp.pair_steps, self.settings.shift)
+        velocity = branch_velocity(self.model, prepared, self.pair_branch, scales)
+        return paired_x0(velocity, noise, prepared.grid, grid_t, self.adp.shared_noise)
 
     def draw_renoising(self, prepared: PreparedBatch, scales: GuidanceScales, generator: torch.Generator) -> Renoising:
         """Time t' and fresh noise at which the latent critic judges this batch."""

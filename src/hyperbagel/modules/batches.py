@@ -17,6 +17,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, LatentSegment, Segment, ViTSegment
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.guidance import Guidance, GuidedPass
+from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import euler_step
 from hyperbagel.losses.term import Step
 
@@ -124,6 +125,15 @@ def trajectory(velocity: Velocity, noise: Tensor, grid_t: Tensor) -> Tensor:
         x = euler_step(x, velocity(x, t.expand(len(x))).float(), t, s)
         states.append(x)
     return torch.stack(states)
+
+
+@torch.no_grad()
+def paired_x0(
+    velocity: Velocity, noise: Tensor, grid: LatentGrid, grid_t: Tensor, shared_noise: SharedNoise | None = None
+) -> Tensor:
+    """The x_0 (B, n, C) at which a trajectory arrives from x_T (B, n, C), or from what `shared_noise` leaves of it."""
+    start = noise if shared_noise is None else shared_noise(noise, grid.sizes)
+    return trajectory(velocity, start, grid_t.to(noise.device))[-1]
 
 
 @dataclass(frozen=True)

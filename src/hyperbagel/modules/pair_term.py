@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
@@ -10,9 +9,9 @@ from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.reduction import cauchy_error, mean_squared_error
+from hyperbagel.losses.reduction import regression_error
 from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.batches import branch_velocity, trajectory
+from hyperbagel.modules.batches import branch_velocity, paired_x0
 
 
 class PairRegression(LossTerm):
@@ -59,16 +58,11 @@ class PairRegression(LossTerm):
         """The loss of a step from pure noise; ValueError for any other, such as a step of a student of several."""
         if not bool((step.t == 1).all()):
             raise ValueError("PairRegression compares pictures made from pure noise: train a student with `steps: 1`")
-        target, valid = self.pairs(step), step.grid.valid
-        if self.scale is None:
-            return mean_squared_error(step.x0_hat, target, valid)
-        return cauchy_error(step.x0_hat, target, self.scale, valid)
+        return regression_error(step.x0_hat, self.pairs(step), self.scale, step.grid.valid)
 
-    @torch.no_grad()
     def pairs(self, step: Step) -> Tensor:
         """What the branch makes of the step's x_T (B, n, C), or of what `shared_noise` leaves of it: (B, n, C)."""
         branch, info = self.branch, self.info
         assert branch is not None and info is not None
-        noise = step.x_t if self.shared_noise is None else self.shared_noise(step.x_t, step.grid.sizes)
         velocity = branch_velocity(step.model, step, branch, step.scales)
-        return trajectory(velocity, noise, timesteps(self.steps, info.shift).to(noise.device))[-1]
+        return paired_x0(velocity, step.x_t, step.grid, timesteps(self.steps, info.shift), self.shared_noise)
