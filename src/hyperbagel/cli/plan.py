@@ -100,7 +100,7 @@ def build_on_meta(model: Namespace) -> LightningModule:
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     with torch.device("meta"):
-        stage: LightningModule = parser.instantiate_classes(Namespace(model=model)).model
+        stage: LightningModule = parser.instantiate(Namespace(model=model)).model
     return stage
 
 
