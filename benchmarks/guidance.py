@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from hyperbagel.callbacks.geneval import GenEvalPrompts
@@ -31,6 +29,7 @@ from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import Edit
+from hyperbagel.scenes.world import Scene
 
 TEXT_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 IMAGE_SCALES = (1.0, 1.5, 2.0, 2.5)
@@ -52,7 +51,8 @@ def preservation(painter: Painter, samples: Sequence[EditSample]) -> float:
         seeds = [sample_seed(0, sample.key) for sample in batch]
         edited += painter.edit([s.source for s in batch], [s.instruction for s in batch], seeds)
         for sample in batch:
-            source, target = (pixels(scene) for scene in ends(sample))
+            edit = Edit.from_dict(dict(sample.meta))
+            source, target = pixels(edit.source), pixels(edit.target)
             sources.append(source)
             kept.append((source == target).all(0).expand_as(source))
     mask = torch.stack(kept)
@@ -61,15 +61,9 @@ def preservation(painter: Painter, samples: Sequence[EditSample]) -> float:
     )
 
 
-def ends(sample: EditSample) -> tuple[Image.Image, Image.Image]:
-    """The drawings before and after an edit."""
-    edit = Edit.from_dict(dict(sample.meta))
-    return Image.fromarray(draw(edit.source)), Image.fromarray(draw(edit.target))
-
-
-def pixels(picture: Image.Image) -> Tensor:
-    """(3, H, W) uint8."""
-    return pil_to_tensor(picture.convert("RGB"))
+def pixels(scene: Scene) -> Tensor:
+    """A drawing as (3, H, W) uint8."""
+    return torch.from_numpy(draw(scene)).permute(2, 0, 1)
 
 
 def main() -> None:
@@ -85,8 +79,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, Device(device="cpu", dtype="float32"))
-    branch = load_branch_for(model, arguments.branch)[0]
-    ways = {"teacher": (arguments.teacher_steps, None), "branch": (arguments.steps, branch)}
+    distilled = load_branch_for(model, arguments.branch)[0]
+    ways = {"teacher": (arguments.teacher_steps, None), "branch": (arguments.steps, distilled)}
     edits = [sample for sample in scene_edit_samples(arguments.edits) if sample.language == "en"]
     shift = model.config.timestep_shift
     print(f"{'':10}GenEval at text scales {TEXT_SCALES}, likeness to the source in dB at image scales {IMAGE_SCALES}")
