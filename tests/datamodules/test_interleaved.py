@@ -90,8 +90,12 @@ def test_workers_outlive_the_sigterm_that_tells_a_run_to_end(shards, make_module
         batches = iter(module.train_dataloader())
         first = next(batches)
         (worker,) = set(multiprocessing.active_children()) - others
-        os.kill(worker.pid or 0, signal.SIGTERM)
+        for _ in range(2):
+            subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
         assert_same([first, *batches], expected)
+        worker.terminate()  # as multiprocessing does at exit, which then waits
+        worker.join(10)
+        assert worker.exitcode == 0
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
+import os
 import signal
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -110,7 +108,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
             prefetch_factor=settings.prefetch if workers else None,
             persistent_workers=bool(workers) and not repeat,
             generator=torch.Generator(),  # the default would draw from the global state, once an epoch
-            worker_init_fn=_outlive_one_sigterm,
+            worker_init_fn=_outlive_sigterm,
         )
 
     def __len__(self) -> int:
@@ -121,7 +119,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
         if self.repeat:
             self.position = 0
         meter = _Meter()
-        stream = self._stream()
+        stream = iter(self._loader)
         end = self._epoch_end()
         for number in range(self.position, end):
             begin = perf_counter()
@@ -140,14 +138,6 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing, see `state_dict`."""
-
-    def _stream(self) -> Iterator[PackedBatch]:
-        """What the workers load. At exit multiprocessing waits for workers after one SIGTERM, which these outlive."""
-        others = set(active_children())
-        stream = iter(self._loader)
-        for worker in set(active_children()) - others:
-            atexit.register(_kill, weakref.ref(worker))  # the process itself would keep its pipes open
-        return stream
 
     def _epoch_end(self) -> int:
         return (self.position // len(self) + 1) * len(self)
@@ -210,20 +200,22 @@ class _Meter:
         }
 
 
-def _outlive_one_sigterm(worker: int) -> None:
+def _outlive_sigterm(worker: int) -> None:
     """Clusters end a run with a SIGTERM to each of its processes: the trainer needs its batches until it has saved.
 
-    The second one, from whoever stops the workers, ends the worker.
+    Only the trainer's own, with which it stops its workers, ends the worker. Systems that do not tell who sent a signal
+    end it with any.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
 
 
-def _kill(worker: weakref.ref[BaseProcess]) -> None:
-    """End a worker, if it is still there. At exit that is no failure that PyTorch should report."""
-    process = worker()
-    if process is not None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        process.kill()
+def _end_with_trainer(trainer: int) -> None:
+    """Wait for a SIGTERM from a process, the worker's parent, and exit."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _unchanged(batch: Any) -> Any:
