@@ -17,7 +17,7 @@ from hyperbagel.modules.batches import prepare
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 from hyperbagel.modules.pair_term import PairRegression
 
-from .distillation import adam, batches, changed, fit, snapshot, steps_of
+from .distillation import adam, batches, changed, fit, sgd, snapshot, steps_of
 
 ONE = StageSettings(steps=1, text_scale=(3.0, 3.0), image_scale=(2.0, 2.0))
 
@@ -61,6 +61,27 @@ def test_students_of_several_steps_are_refused(nano_folder: str, nano_branch: st
     stage = stage_with(PairRegression(nano_branch), nano_folder, StageSettings(steps=2, seed=1))
     with pytest.raises(ValueError, match="steps: 1"):
         fit(stage, batches(4), tmp_path)
+
+
+def test_sources_part_what_is_matched_from_what_is_held(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """Distribution matching on edits alone; on pictures the student is held at what a frozen branch draws."""
+    settings = DMDOSettings(fake_updates=2, sources=("editing",))
+    stage = DMDO(nano_folder, nano_branch, sgd(0.1), sgd(0.1), settings, ONE)
+    stage.add_loss(PairRegression(nano_branch, 1, name="held", sources=["generation"]))
+    drawing, edit = batches(2)
+    fake = snapshot(stage.fake)
+    run = fit(stage, [drawing], tmp_path)
+    assert run.logged_metrics["loss/held"] < 1e-10 and not {"loss/dmd", "loss/fake"} & set(run.logged_metrics)
+    assert not changed(fake, stage.fake)
+    run = fit(stage, [edit], tmp_path)
+    assert {"loss/dmd", "loss/fake"} <= set(run.logged_metrics) and "loss/held" not in run.logged_metrics
+    assert changed(fake, stage.fake)
+
+
+def test_documents_that_no_loss_concerns_are_refused(nano_folder: str, tmp_path: Path) -> None:
+    stage = DMDO(nano_folder, None, adam(), adam(), DMDOSettings(sources=("editing",)), ONE)
+    with pytest.raises(ValueError, match=r"no loss of the student concerns documents of source 'generation'.*AddLoss"):
+        fit(stage, batches(1), tmp_path)
 
 
 def test_a_scale_must_be_positive() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -91,6 +91,7 @@ class LossTerm(nn.Module, ABC):
         name: logged as `loss/<name>`; unique within a stage.
         weight: factor in the sum; the logged value is without it.
         update: the sum it belongs to: that of the student, or of the stage's critic (DMDO's is its fake branch).
+        sources: names of the data sources on whose batches distillation stages compute it; None: all.
 
     Parameters of a term train with the network it belongs to. `unsaved` names submodules that stay out of checkpoints
     because they are frozen and loaded from elsewhere. What `forward` puts into `metrics` is logged under those names.
@@ -98,12 +99,22 @@ class LossTerm(nn.Module, ABC):
 
     unsaved: tuple[str, ...] = ()
 
-    def __init__(self, name: str, weight: float = 1.0, update: Update = "student") -> None:
+    def __init__(
+        self,
+        name: str,
+        weight: float = 1.0,
+        update: Update = "student",
+        sources: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if update not in ("student", "critic"):
             raise ValueError(f"loss term {name!r}: update is {update!r}, choose student or critic")
-        self.name, self.weight, self.update = name, weight, update
+        self.name, self.weight, self.update, self.sources = name, weight, update, sources
         self.metrics: dict[str, Tensor] = {}
+
+    def concerns(self, batch: DocumentBatch) -> bool:
+        """Whether the term is computed on a batch."""
+        return bool(self.weight) and (self.sources is None or batch.source in self.sources)
 
     def attach(self, model: Bagel, folder: str) -> None:
         """Called once by the stage that takes the term: its frozen model, and the folder that it came from."""

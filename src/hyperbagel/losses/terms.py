@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -40,8 +41,8 @@ class Regression(LossTerm):
 class DistributionMatching(LossTerm):
     """DMD's gradient on the student's estimate of x_0."""
 
-    def __init__(self, name: str = "dmd", weight: float = 1.0) -> None:
-        super().__init__(name, weight)
+    def __init__(self, name: str = "dmd", weight: float = 1.0, sources: Sequence[str] | None = None) -> None:
+        super().__init__(name, weight, sources=sources)
 
     def forward(self, step: Step) -> Tensor:
         """The loss whose gradient is DMD's direction."""

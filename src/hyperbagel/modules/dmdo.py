@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,7 +29,8 @@ class DMDOSettings:
     estimate of x_0 is judged, or "trajectory", all of them: their end is judged, which is what the fake branch knows,
     but activations of all steps are kept; fake_from: file of the branch that the fake branch starts as, such as that
     of stage 1, which is near the student's distribution while the teacher is the guided original; None: it starts as
-    the teacher.
+    the teacher; sources: names of the data sources on whose documents distributions are matched, None: on all. On
+    others the student has only the loss terms that were added to the stage.
     """
 
     fake_updates: int = 5
@@ -38,6 +39,7 @@ class DMDOSettings:
     renoise: Literal["ode", "sde"] = "ode"
     through: Literal["step", "trajectory"] = "step"
     fake_from: str | None = None
+    sources: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.fake_updates < 1 or self.student_every < 1 or not 0 <= self.times[0] < self.times[1] <= 1:
@@ -80,7 +82,7 @@ class DMDO(DistillationStage):
         self.fake = self.branch_like_teacher(fake, dmdo.fake_from)
         self.add_network("fake", fake)
         self.add_loss(MeanSquaredError("fake", update="critic"))
-        self.add_loss(DistributionMatching())
+        self.add_loss(DistributionMatching(sources=dmdo.sources))
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
@@ -90,12 +92,17 @@ class DMDO(DistillationStage):
         whole = student_turn and self.dmdo.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
             states = trajectory(branch_velocity(self.model, prepared, self.student, scales), noise, self.grid_t)
-        with self.timed("critic"):
-            for _ in range(self.dmdo.fake_updates):
-                self.update_fake(prepared, scales, states.detach(), generator)
+        if self.matches(prepared):
+            with self.timed("critic"):
+                for _ in range(self.dmdo.fake_updates):
+                    self.update_fake(prepared, scales, states.detach(), generator)
         if student_turn:
             with self.timed("student"):
                 self.update_student(prepared, scales, states, generator)
+
+    def matches(self, prepared: PreparedBatch) -> bool:
+        """Whether distributions are matched on a batch, by `dmdo.sources`."""
+        return self.dmdo.sources is None or prepared.batch.source in self.dmdo.sources
 
     def update_fake(
         self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
@@ -118,8 +125,11 @@ class DMDO(DistillationStage):
             velocity, x0_hat = velocity_target(states[-1], states[0]), states[-1]
         else:
             x_t, t, velocity, x0_hat = self.repeated_step(prepared, scales, states, generator)
-        real, fake = self.score(prepared, scales, x0_hat.detach(), self.renoising(states, generator), generator)
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, real_x0=real, fake_x0=fake)
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat)
+        if self.matches(prepared):
+            x_noise = self.renoising(states, generator)
+            real, fake = self.score(prepared, scales, x0_hat.detach(), x_noise, generator)
+            step = replace(step, real_x0=real, fake_x0=fake)
         self.update("student", self.total(step, "student"))
 
     def repeated_step(

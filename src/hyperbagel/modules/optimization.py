@@ -64,11 +64,18 @@ class ManualOptimization(TakesLossTerms):
     # Steps
 
     def total(self, step: Step, update: Update) -> Tensor:
-        """Weighted sum of the terms of an update; logs each. Raises FloatingPointError with the batch's keys on NaN."""
+        """Weighted sum of the terms of an update that concern its batch; logs each.
+
+        Raises FloatingPointError with the batch's keys on NaN, ValueError when no term concerns the batch.
+        """
+        terms = [term for term in self.loss_terms if term.update == update and term.concerns(step.batch)]
+        if not terms:
+            raise ValueError(
+                f"no loss of the {update} concerns documents of source {step.batch.source!r}: add one (AddLoss), or "
+                "leave the source out"
+            )
         loss = torch.zeros((), device=self.device)
-        for term in self.loss_terms:
-            if term.update != update or not term.weight:
-                continue
+        for term in terms:
             value = term(step)
             if not bool(value.isfinite()):
                 raise FloatingPointError(

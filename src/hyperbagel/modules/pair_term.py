@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
@@ -27,6 +29,7 @@ class PairRegression(LossTerm):
         scale: of the Cauchy loss that is the distance; None: the mean squared error.
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
+        sources: names of the data sources whose batches it concerns; None: all.
 
     Raises ValueError for a scale that is not above 0.
     """
@@ -41,8 +44,9 @@ class PairRegression(LossTerm):
         scale: float | None = None,
         weight: float = 1.0,
         name: str = "pairs",
+        sources: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(name, weight)
+        super().__init__(name, weight, sources=sources)
         if scale is not None and scale <= 0:
             raise ValueError(f"PairRegression needs scale > 0, or null for the mean squared error, got {scale}")
         self.file, self.steps, self.shared_noise, self.scale = branch, steps, shared_noise, scale
