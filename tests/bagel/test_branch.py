@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, average_branches, base_hash, load_branch, save_branch
 from hyperbagel.bagel.checkpoint import CheckpointError, generation_keys
 from hyperbagel.bagel.model import Bagel
 
@@ -183,3 +184,24 @@ def test_fingerprints_tell_models_apart(model: Bagel) -> None:
     perturb(changed.generation)
     assert base_hash(changed) == base_hash(model)
     assert changed.config == CONFIG
+
+
+def test_average_of_branches(model: Bagel, tmp_path: Path) -> None:
+    """Shares are relative; what differs in more than its weights, or is no share, is refused."""
+    info = BranchInfo("DMDO", 1, base_hash(model), text_scale=(4.0, 4.0))
+    branch = GenerationBranch(CONFIG)
+    for seed, value in enumerate((1.0, 4.0)):
+        for parameter in branch.parameters():
+            nn.init.constant_(parameter, value)
+        save_branch(branch, replace(info, stage=f"stage {seed}"), tmp_path / f"{seed}.safetensors")
+    one, two, out = (tmp_path / f"{name}.safetensors" for name in (0, 1, "mean"))
+    average_branches({str(one): 4, str(two): 2}, out, torch.bfloat16)
+    mean, read = load_branch(out, model)
+    assert read == replace(info, stage="stage 0")
+    assert all(bool((parameter == 2).all()) for parameter in mean.parameters())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in load(out.read_bytes()).values())
+    with pytest.raises(ValueError, match="shares must be above 0"):
+        average_branches({str(one): 1, str(two): 0}, out)
+    save_branch(branch, replace(info, nfe=6), two)
+    with pytest.raises(CheckpointError, match=r"1\.safetensors.*nfe=6.*does not average with.*0\.safetensors"):
+        average_branches({str(one): 1, str(two): 1}, out)

@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.cli import main
 from hyperbagel.cli.loading import load_branch_for
 from hyperbagel.cli.main import with_underscores
@@ -51,6 +54,16 @@ def test_generate_then_edit_then_chat(nano: Path, tmp_path: Path, capsys: pytest
 def test_bad_input_ends_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main(arguments)
+
+
+def test_average_of_a_shipped_branch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "mean.safetensors"
+    main(["average", str(out), "{scenes/nfe1: 2}", "--dtype", "bfloat16"])
+    assert "mean of 1 branches, NFE 1, bfloat16" in capsys.readouterr().out
+    shipped, mean = load_file(WEIGHTS / "scenes/nfe1.safetensors"), load_file(out)
+    assert mean.keys() == shipped.keys() and all(torch.equal(mean[key], shipped[key]) for key in mean)
+    with pytest.raises(SystemExit, match=r"ae\.safetensors: not a generation branch"):
+        main(["average", str(out), f"{{{WEIGHTS / 'scenes/ae.safetensors'}: 1}}"])
 
 
 def test_data_scenes_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

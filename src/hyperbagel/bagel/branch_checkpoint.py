@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,6 +64,20 @@ def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
     write_tensors(tensors, Path(path), {"hyperbagel_branch": json.dumps(asdict(info))})
 
 
+def read_info(path: Path) -> BranchInfo:
+    """What a branch file says about itself. Raises CheckpointError for a file that is missing, broken or no branch."""
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+    if "hyperbagel_branch" not in metadata:
+        raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
+    try:
+        return BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
+        ) from error
+
+
 def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
     """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
 
@@ -74,16 +89,7 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
         shapes.add_guidance_embedders()
         return shapes, BranchInfo("", 0, base_hash(model))
     path = resolve(path, ".safetensors")
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-    if "hyperbagel_branch" not in metadata:
-        raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
-    try:
-        info = BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
-        ) from error
+    info = read_info(path)
     tensors = read_tensors(path, model.dtype)
     with torch.device("meta"):
         branch = GenerationBranch(model.config)
@@ -99,3 +105,28 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
         )
     branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
     return branch.to(model.device), info
+
+
+def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype = torch.float32) -> BranchInfo:
+    """Write the weighted mean of branches, given as file or name -> share: a model soup (arXiv 2203.05482).
+
+    Branches that were trained from one another average well; those of separate runs do not. What the new file says
+    about itself is what the first one does. Raises ValueError for shares that are not above 0, CheckpointError for a
+    file that is no branch, or was made for another model, number of evaluations, shift or scales than the first.
+    """
+    if not shares or min(shares.values()) <= 0:
+        raise ValueError(f"shares must be above 0, of one branch or more: {dict(shares)}")
+    paths = {resolve(name, ".safetensors"): share / sum(shares.values()) for name, share in shares.items()}
+    first, *others = paths
+    info = read_info(first)
+    mean = {key: value * paths[first] for key, value in read_tensors(first, torch.float32).items()}
+    for path in others:
+        if (other := replace(read_info(path), stage=info.stage)) != info:
+            raise CheckpointError(f"{path}: {other} does not average with {first}: {info}; choose branches made alike")
+        tensors = read_tensors(path, torch.float32)
+        check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})
+        for key, value in tensors.items():
+            mean[key] += value * paths[path]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, {"hyperbagel_branch": json.dumps(asdict(info))})
+    return info

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, auto_cli
 import hyperbagel
 from hyperbagel.cli.app import App, app
 from hyperbagel.cli.assembly import Init, init
+from hyperbagel.cli.average import Average, average
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
 from hyperbagel.cli.text import Chat, chat
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "chat": (Chat, chat),
     "app": (App, app),
     "init": (Init, init),
+    "average": (Average, average),
 }
 """Command -> its options, which become the command line, and what it does with them."""
 
@@ -40,6 +42,7 @@ use a model
   chat        answer a question, about a picture or not
   app         all of it on an interactive page
   init        build a BAGEL from pretrained or fresh parts
+  average     the mean of branches that were trained from one another
   export      a trained part for other programs:  hyperbagel export draft DRAFT OUT
 
 data (shards of interleaved documents)
