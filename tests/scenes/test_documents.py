@@ -40,7 +40,8 @@ def test_documents_keep_to_the_schema(kind: str) -> None:
         for scene, image in zip(meta["scenes"], drawn.images.values(), strict=True):
             assert image.shape == (64, 64, 3) and np.array_equal(draw(Scene.from_dict(scene)), image)
         assert ("geneval" in meta) == (kind == "generation")
-        assert ("edits" in meta) == (kind in ("editing", "multi_turn"))
+        assert ("edits" in meta) == (kind in ("editing", "chinese_editing", "multi_turn"))
+        assert meta["language"] == "cn" or kind != "chinese_editing"
 
 
 def test_generation_prompts_stand_in_the_metadata() -> None:

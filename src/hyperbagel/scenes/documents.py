@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
@@ -95,9 +95,9 @@ def _all_of(scene: Scene, rng: Random) -> str:
     return Claim(tuple(rng.sample(nouns, len(nouns))), background=scene.background).metadata()["prompt"]
 
 
-def _edits(turns: int, split: str, rng: Random) -> _Content:
+def _edits(turns: int, split: str, rng: Random, languages: Sequence[str] = LANGUAGES) -> _Content:
     edits = random_edits(turns, split, rng)
-    language = rng.choice(LANGUAGES)
+    language = rng.choice(languages)
     meta = {
         "language": language,
         "edits": [edit.to_dict() for edit in edits],
@@ -108,6 +108,10 @@ def _edits(turns: int, split: str, rng: Random) -> _Content:
 
 def _editing(split: str, rng: Random) -> _Content:
     return _edits(1, split, rng)
+
+
+def _chinese_editing(split: str, rng: Random) -> _Content:
+    return _edits(1, split, rng, ("cn",))
 
 
 def _multi_turn(split: str, rng: Random) -> _Content:
@@ -158,13 +162,14 @@ def _translation(split: str, rng: Random) -> _Content:
 
 
 _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
-    "generation": _generation, "detailed": _detailed, "editing": _editing, "multi_turn": _multi_turn,
-    "caption": _caption, "question": _question, "yes_no": _yes_no, "dialogue": _dialogue,
+    "generation": _generation, "detailed": _detailed, "editing": _editing, "chinese_editing": _chinese_editing,
+    "multi_turn": _multi_turn, "caption": _caption, "question": _question, "yes_no": _yes_no, "dialogue": _dialogue,
     "reading": _reading, "translation": _translation,
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
-"""Kinds of documents: text to image; text to image of which the text says everything; one edit; 2 to 5 edits in a row;
-long caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture.
+"""Kinds of documents: text to image; text to image of which the text says everything; one edit, told in English or
+Chinese; one told in Chinese; 2 to 5 edits in a row; long caption; one question; one yes/no question; up to 12 different
+questions of both sorts on one picture.
 
 Without pictures, as language models learn to read: questions on a text that says everything; an instruction in Chinese,
 answered by the same in English."""
