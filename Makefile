@@ -59,11 +59,8 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
-	for stage in cfg tscd tscd_on_policy tuning dmdo adp dmdo1 dmdo1_edits; do \
+	for stage in cfg tscd tscd_on_policy tuning dmdo adp dmdo1 dmdo1_edits refl; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
-	$(BIN)/hyperbagel average runs/scenes/branches/nfe1.safetensors \
-		'{runs/scenes/branches/dmdo1.safetensors: 1, runs/scenes/branches/dmdo1_edits.safetensors: 1}'
-	$(BIN)/hyperbagel fit --config configs/scenes/refl.yaml --ckpt_path last
 
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
 	$(call answers,runs/scenes,10000,runs/scenes/teacher)
