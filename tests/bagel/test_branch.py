@@ -202,6 +202,8 @@ def test_average_of_branches(model: Bagel, tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.bfloat16 for tensor in load(out.read_bytes()).values())
     with pytest.raises(ValueError, match="shares must be above 0"):
         average_branches({str(one): 1, str(two): 0}, out)
+    with pytest.raises(ValueError, match="two of them are one file"):
+        average_branches({str(one): 1, str(one.parent / "." / ".." / tmp_path.name / one.name): 1}, out)
     save_branch(branch, replace(info, nfe=6), two)
     with pytest.raises(CheckpointError, match=r"1\.safetensors.*nfe=6.*does not average with.*0\.safetensors"):
         average_branches({str(one): 1, str(two): 1}, out)

@@ -111,12 +111,16 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
     """Write the weighted mean of branches, given as file or name -> share: a model soup (arXiv 2203.05482).
 
     Branches that were trained from one another average well; those of separate runs do not. What the new file says
-    about itself is what the first one does. Raises ValueError for shares that are not above 0, CheckpointError for a
-    file that is no branch, or was made for another model, number of evaluations, shift or scales than the first.
+    about itself is what the first one does. Raises ValueError for shares that are not above 0 and for a file that is
+    named twice, CheckpointError for one that is no branch, or was made for another model, number of evaluations, shift
+    or scales than the first.
     """
     if not shares or min(shares.values()) <= 0:
         raise ValueError(f"shares must be above 0, of one branch or more: {dict(shares)}")
-    paths = {resolve(name, ".safetensors"): share / sum(shares.values()) for name, share in shares.items()}
+    total = sum(shares.values())
+    paths = {resolve(name, ".safetensors").resolve(): share / total for name, share in shares.items()}
+    if len(paths) < len(shares):
+        raise ValueError(f"{', '.join(shares)}: two of them are one file; name each branch once")
     first, *others = paths
     info = read_info(first)
     mean = {key: value * paths[first] for key, value in read_tensors(first, torch.float32).items()}

@@ -137,10 +137,22 @@ class ManualOptimization(TakesLossTerms):
         self._seconds[part] += self._worked_until - start
 
     def on_train_start(self) -> None:
-        """A finished run that is resumed has nothing left to do."""
+        """Check the terms' sources; a finished run that is resumed has nothing left to do."""
+        self._check_sources()
         if self.max_updates is not None and int(self.student_step) >= self.max_updates:
             self.trainer.should_stop = True
         self._ended = time.perf_counter()
+
+    def _check_sources(self) -> None:
+        """Raises ValueError for a loss term of a source that the data module, where it names its sources, lacks."""
+        data = getattr(self.trainer, "datamodule", None)
+        known = {source.name for source in getattr(data, "sources", {}).get("train", ())}
+        for term in self.loss_terms:
+            if known and (unknown := set(term.sources or ()) - known):
+                raise ValueError(
+                    f"loss term {term.name!r}: no source of `data.train` is named {', '.join(sorted(unknown))}; "
+                    f"choose its `sources` of {', '.join(sorted(known))}"
+                )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The batch has arrived: what it was waited for is `time/data`."""
