@@ -82,7 +82,8 @@ class DMDO(DistillationStage):
         self.fake = self.branch_like_teacher(fake, dmdo.fake_from)
         self.add_network("fake", fake)
         self.add_loss(MeanSquaredError("fake", update="critic"))
-        self.add_loss(DistributionMatching(sources=dmdo.sources))
+        self.matching = DistributionMatching(sources=dmdo.sources)
+        self.add_loss(self.matching)
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
@@ -92,17 +93,13 @@ class DMDO(DistillationStage):
         whole = student_turn and self.dmdo.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
             states = trajectory(branch_velocity(self.model, prepared, self.student, scales), noise, self.grid_t)
-        if self.matches(prepared):
+        if self.matching.concerns(batch):
             with self.timed("critic"):
                 for _ in range(self.dmdo.fake_updates):
                     self.update_fake(prepared, scales, states.detach(), generator)
         if student_turn:
             with self.timed("student"):
                 self.update_student(prepared, scales, states, generator)
-
-    def matches(self, prepared: PreparedBatch) -> bool:
-        """Whether distributions are matched on a batch, by `dmdo.sources`."""
-        return self.dmdo.sources is None or prepared.batch.source in self.dmdo.sources
 
     def update_fake(
         self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
@@ -126,7 +123,7 @@ class DMDO(DistillationStage):
         else:
             x_t, t, velocity, x0_hat = self.repeated_step(prepared, scales, states, generator)
         step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat)
-        if self.matches(prepared):
+        if self.matching.concerns(prepared.batch):
             x_noise = self.renoising(states, generator)
             real, fake = self.score(prepared, scales, x0_hat.detach(), x_noise, generator)
             step = replace(step, real_x0=real, fake_x0=fake)
