@@ -64,7 +64,7 @@ def test_a_loss(run: Any) -> None:
 
 def test_a_reward(run: Any) -> None:
     logged = run("saturation")
-    assert logged["loss/refl"] == pytest.approx(max(0.0, 1.5 - logged["reward"]), abs=0.5)
+    assert logged["loss/refl"] == pytest.approx(max(0.0, 1.5 - logged["reward/refl"]), abs=0.5)
 
 
 def test_a_detector(run: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +127,19 @@ def test_in_fit_an_evaluation_runs_every_n_updates_on_averaged_weights(stage: Pr
     rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
     column, step = rows[0].index("probe"), rows[0].index("step")
     assert [(row[step], row[column]) for row in rows[1:] if row[column]] == [("2", "1.0"), ("4", "2.0")]
+
+
+def test_no_evaluation_is_missed_where_batches_have_several_updates(stage: Pretraining, monkeypatch):
+    """And none comes twice when a run is resumed behind it."""
+    probe, ran = ImageGrid(every_n_updates=4), list[int]()
+    monkeypatch.setattr(probe, "_run", lambda trainer, module: ran.append(int(module.student_step)))
+    runner = SimpleNamespace(loggers=[], global_step=0)
+    stage.student_step.fill_(5)
+    probe.on_train_start(runner, stage)
+    for step in (5, 7, 9, 11, 12, 12, 13, 21):
+        stage.student_step.fill_(step)
+        probe.on_train_batch_end(runner, stage, None, None, 0)
+    assert ran == [9, 12, 21]
 
 
 def test_fidelity_compares_features_with_real_and_saved_ones(stage: Pretraining, tmp_path: Path):

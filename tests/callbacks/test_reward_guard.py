@@ -35,7 +35,7 @@ class Module(L.LightningModule):
         self.loss_terms = [self.term]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        self.log("reward", self.rewards[int(batch)])
+        self.log("reward/refl", self.rewards[int(batch)])
         return self.layer(torch.ones(1)).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

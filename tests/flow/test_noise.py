@@ -32,6 +32,21 @@ def test_shares_by_size_and_leaves_padding_alone() -> None:
     assert not mixed[0, 4:].any()
 
 
+def test_other_noise_leads_to_the_same_picture() -> None:
+    """What a sampler starts with stays; what the student sees does not, but for its coarse part."""
+    g = torch.Generator().manual_seed(1)
+    own, fresh, sizes = torch.randn(2, 16, 4, generator=g), torch.randn(2, 16, 4, generator=g), [(4, 4), (2, 4)]
+    noise = SharedNoise(2, seed=3)
+    other = noise.other(own, fresh, sizes)
+    torch.testing.assert_close(noise(other, sizes), noise(own, sizes))
+    fine = (other - own)[0].unflatten(0, (4, 4))
+    assert fine.abs().mean() > 0.5
+    coarse = torch.einsum("ij,jkc,kl->ilc", low_pass(4, 2), fine, low_pass(4, 2))
+    torch.testing.assert_close(coarse, torch.zeros(4, 4, 4))
+    torch.testing.assert_close(SharedNoise(0).other(own, fresh, [(4, 4)] * 2), fresh)
+    assert not other[1, 8:].any()
+
+
 def test_stays_standard_normal() -> None:
     """Over seeds of what is shared; a projection and its complement keep the covariance the identity."""
     own = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(1))

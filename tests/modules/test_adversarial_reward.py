@@ -18,7 +18,9 @@ from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
 from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
+from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.batches import prepare
+from hyperbagel.modules.pair_filter import PairFilter
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.bagel import BagelReward
 from hyperbagel.rewards.base import Reward
@@ -140,6 +142,45 @@ class Brightness(Reward):
         return torch.stack([image.mean() for image in images])
 
 
+def test_echoes_are_updates_on_the_same_pairs_with_other_fine_noise(
+    nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """As many as `max_updates` leaves room for."""
+    settings = ADPSettings(
+        shared_noise=SharedNoise(1), echoes=3, pair_weight=1, latent_weight=0, pixel_weight=0, time_power=math.inf
+    )
+    stage = ADP(nano_folder, nano_branch, student=adam(), adp=settings, settings=StageSettings(max_updates=5))
+    first, *others = steps_of(stage, 4, tmp_path)
+    assert len(others) == 4 and int(stage.student_step) == 5
+    assert all(step.target is first.target for step in others[:2]) and others[2].target is not first.target
+    assert not torch.equal(first.x_t, others[0].x_t) and not torch.equal(others[0].x_t, others[1].x_t)
+    for step in others[:2]:
+        torch.testing.assert_close(step.x_t.mean(1), first.x_t.mean(1))
+    with pytest.raises(ValueError, match="echoes >= 1"):
+        ADPSettings(echoes=0)
+
+
+def test_only_pictures_that_a_reward_finds_right_are_regressed_on(
+    nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """The brighter half of each batch of pictures; edits are not judged."""
+    settings = ADPSettings(pair_weight=1, latent_weight=0, pixel_weight=0)
+    plain = ADP(nano_folder, nano_branch, student=sgd(0.0), adp=settings)
+    steps = steps_of(plain, 2, tmp_path)
+    assert steps[0].target is not None
+    bright = [p.mean() for p in plain.model.decode_latents(steps[0].target, steps[0].grid)]
+    threshold = float(sum(bright) / 2)
+    judged = PairFilter(Brightness(), threshold, sources=["generation"])
+    stage = ADP(nano_folder, nano_branch, filters=[judged], student=sgd(0.0), adp=settings)
+    seen = steps_of(stage, 2, tmp_path)
+    assert seen[0].kept is not None and seen[0].kept.tolist() == [float(b) >= threshold for b in bright]
+    assert seen[1].kept is not None and bool(seen[1].kept.all())
+    error = (seen[0].output - seen[0].target).square().mean((1, 2))  # type: ignore[operator]
+    (term,) = stage.loss_terms
+    torch.testing.assert_close(term(seen[0]), (error * seen[0].kept).sum() / 2)
+    torch.testing.assert_close(term(seen[1]), plain.loss_terms[0](steps[1]))
+
+
 @pytest.mark.parametrize("editing", [False, True])
 def test_rewards_gradient_reaches_the_branch_through_autoencoder_and_vit(
     editing: bool, nano_folder: str, nano_branch: str
@@ -203,9 +244,9 @@ def test_reward_rises_until_the_threshold(nano_folder: str, nano_branch: str, tm
     """Pictures get brighter, and beyond the threshold nothing moves."""
     stage = ReFL(nano_folder, Brightness(), nano_branch, threshold=10.0, student=adam(1e-2))
     run = fit(stage, batches(1) * 2, tmp_path)
-    start = float(run.logged_metrics["reward"])
+    start = float(run.logged_metrics["reward/refl"])
     run = fit(stage, batches(1) * 30, tmp_path)
-    assert float(run.logged_metrics["reward"]) > start + 0.01
+    assert float(run.logged_metrics["reward/refl"]) > start + 0.01
     stage = ReFL(nano_folder, Brightness(), nano_branch, threshold=-10.0, student=sgd(1.0))
     before = {n: p.detach().clone() for n, p in stage.student.named_parameters()}
     run = fit(stage, batches(2), tmp_path)
@@ -217,4 +258,4 @@ def test_reward_as_a_users_term_in_another_stage(nano_folder: str, nano_branch: 
     stage = make_stage("adp", nano_folder, nano_branch)
     stage.add_loss(RewardTerm(BagelReward(), 1.0, weight=0.1))
     run = fit(stage, batches(2), tmp_path)
-    assert {"loss/refl", "reward", "loss/adversarial_latent"} <= run.logged_metrics.keys()
+    assert {"loss/refl", "reward/refl", "loss/adversarial_latent"} <= run.logged_metrics.keys()

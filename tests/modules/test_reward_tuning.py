@@ -101,7 +101,7 @@ def test_pictures_get_better(nano_folder: str, nano_branch: str, tmp_path: Path)
         original = stage.log_at_step
 
         def spy(metrics, size=1, rewards=rewards, call=original):  # type: ignore[no-untyped-def]
-            rewards += [float(metrics["reward"])] if "reward" in metrics else []
+            rewards += [float(metrics["reward/tuning"])] if "reward/tuning" in metrics else []
             call(metrics, size)
 
         stage.log_at_step = spy  # type: ignore[method-assign]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hyperbagel.bagel.context import DecodeCache
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
-from hyperbagel.rewards.bagel import BagelReward
+from hyperbagel.rewards.bagel import BagelReward, CaptionReward, UnderstandingReward
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel
 
@@ -31,6 +32,13 @@ def reward(model: Bagel, tokenizer: Tokenizer) -> BagelReward:
     return result
 
 
+@pytest.fixture(params=[BagelReward, CaptionReward])
+def any_reward(request: pytest.FixtureRequest, model: Bagel, tokenizer: Tokenizer) -> UnderstandingReward:
+    result: UnderstandingReward = request.param()
+    result.attach(model, tokenizer)
+    return result
+
+
 def picture(seed: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 1.8 - 0.9
 
@@ -43,8 +51,6 @@ def test_is_the_log_odds_of_the_decoded_answer(model: Bagel, tokenizer: Tokenize
     ]
     with torch.no_grad():
         context = model.prefill([document])
-        from hyperbagel.bagel.context import DecodeCache
-
         stream = model.decode(torch.tensor([[model.config.tokens.bos]]), DecodeCache(context, 4)).streams.und[:, -1]
         logits = model.next_logits(stream)[0].log_softmax(-1)
     yes, no = (int(tokenizer.encode(word)[0]) for word in ("yes", "no"))
@@ -53,14 +59,32 @@ def test_is_the_log_odds_of_the_decoded_answer(model: Bagel, tokenizer: Tokenize
     assert decode_text(model, context, DecodingSettings(max_tokens=1))  # the cache is the one that answers
 
 
-def test_each_picture_by_itself(reward: BagelReward) -> None:
+def test_is_the_likelihood_of_the_caption_token_by_token(model: Bagel, tokenizer: Tokenizer) -> None:
+    """The same caption through the cache that answers questions, and its end."""
+    reward = CaptionReward("What is it?")
+    reward.attach(model, tokenizer)
+    caption = tokenizer.encode("a red circle on white")
+    tokens = model.config.tokens
+    with torch.no_grad():
+        context = model.prefill([[ViTSegment(picture(0)), TextSegment(tokenizer.encode("What is it?"))]])
+        ids = torch.cat([torch.tensor([tokens.bos]), caption])
+        streams = model.decode(ids[None], DecodeCache(context, len(ids) + 1)).streams.und[0]
+        log_p = model.next_logits(streams).log_softmax(-1)
+    following = torch.cat([caption, torch.tensor([tokens.eos])])
+    expected = log_p[torch.arange(len(ids)), following].mean()
+    torch.testing.assert_close(reward.score([picture(0)], ["a red circle on white"])[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_each_picture_by_itself(any_reward: UnderstandingReward) -> None:
+    reward = any_reward
     pictures, prompts = [picture(0), picture(1, 16, 32)], ["a red circle", "two blue squares on a white background"]
     alone = torch.cat([reward.score([p], [t]) for p, t in zip(pictures, prompts, strict=True)])
     torch.testing.assert_close(reward.score(pictures, prompts), alone, atol=1e-4, rtol=1e-4)
 
 
-def test_gradient_of_the_pixels_is_the_slope(reward: BagelReward) -> None:
+def test_gradient_of_the_pixels_is_the_slope(any_reward: UnderstandingReward) -> None:
     """Against a difference quotient along a random direction."""
+    reward = any_reward
     x = picture(3, 24, 24).double().float().requires_grad_()
     reward.score([x], ["a red circle"]).sum().backward()
     assert x.grad is not None
@@ -89,3 +113,5 @@ def test_unusable_settings_are_refused() -> None:
         BagelReward(question="Is it good?")
     with pytest.raises(RuntimeError, match="no model to ask"):
         BagelReward().score([picture(0)], ["a circle"])
+    with pytest.raises(RuntimeError, match="CaptionReward has no model to ask"):
+        CaptionReward().score([picture(0)], ["a circle"])

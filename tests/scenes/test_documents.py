@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hyperbagel.scenes import KINDS, SPECIAL_TOKENS, Scene, draw, load_tokenizer, sample, tokenizer_folder
+from hyperbagel.scenes.captions import caption
 from hyperbagel.scenes.claims import whole_claim
 from hyperbagel.scenes.edits import Edit
 from hyperbagel.scenes.heldout import HELD_OUT_PAIRS
@@ -85,6 +86,7 @@ def test_edits_say_what_their_last_picture_shows() -> None:
             last = Edit.from_dict(meta["edits"][-1])
             claim = whole_claim(last.target)
             assert meta["reward_prompt"] == claim.text()
+            assert meta["caption"] == caption(last.target)
             assert claim.is_true(last.target)
             assert claim.is_true(last.source) == (last.kind == "remove")
 

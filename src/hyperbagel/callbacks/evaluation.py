@@ -113,13 +113,17 @@ class Evaluation(Callback, ABC):
                 f"{type(pl_module).__name__} lacks some of them"
             )
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from where a resumed run stopped."""
+        self._last_step = _step(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Run if it is time."""
         step = _step(trainer, pl_module)
-        if self.every_n_updates and step != self._last_step and step % self.every_n_updates == 0:
-            self._last_step = step
+        before, self._last_step = self._last_step, step
+        if self.every_n_updates and step // self.every_n_updates > before // self.every_n_updates:
             self._run(trainer, pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics(self._metrics(), step=step)

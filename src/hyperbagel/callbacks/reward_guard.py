@@ -53,8 +53,7 @@ class RewardGuard(Callback):
     `alarms`-th time training stops. List it behind the evaluating callbacks, whose `every_n_updates` is its rhythm.
 
     Args:
-        term: name of the loss term that holds the reward.
-        reward: name under which the mean reward is logged.
+        term: name of the loss term whose reward it is; the mean is logged as `reward/<term>`.
         watch: metrics to watch; those that no evaluation measures are left out.
         factor: of the weight at an alarm, below 1.
         alarms: at which alarm training stops; 1 stops at once, 0 never does.
@@ -63,20 +62,24 @@ class RewardGuard(Callback):
     def __init__(
         self,
         term: str = "refl",
-        reward: str = "reward",
         watch: tuple[Watch, ...] = WATCHED,
         factor: float = 0.5,
         alarms: int = 3,
     ) -> None:
         if not 0 <= factor < 1 or alarms < 0:
             raise ValueError(f"need 0 <= factor < 1 and alarms >= 0, got factor={factor}, alarms={alarms}")
-        self.term, self.reward, self.watch = term, reward, watch
+        self.term, self.watch = term, watch
         self.factor, self.alarms = factor, alarms
         self.raised = 0
         self._best: dict[str, float] = {}
         self._first_reward: float | None = None
         self._sum, self._count = 0.0, 0
         self._seen: dict[int, Findings] = {}
+
+    @property
+    def state_key(self) -> str:
+        """The term, so that a run may have a guard of each reward."""
+        return f"{type(self).__qualname__}({self.term})"
 
     def state_dict(self) -> dict[str, Any]:
         """Alarms, best values and the reward so far."""
@@ -103,14 +106,15 @@ class RewardGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take in the reward, and compare when something was evaluated."""
-        if self.reward in trainer.callback_metrics:
-            self._sum += float(trainer.callback_metrics[self.reward])
+        reward = trainer.callback_metrics.get(f"reward/{self.term}")
+        if reward is not None:
+            self._sum += float(reward)
             self._count += 1
         metrics = self._new_metrics(trainer)
         if metrics and self._count:
-            reward = self._sum / self._count
+            mean = self._sum / self._count
             self._sum, self._count = 0.0, 0
-            self.check(metrics, reward, trainer, pl_module)
+            self.check(metrics, mean, trainer, pl_module)
 
     def check(
         self, metrics: Mapping[str, float], reward: float, trainer: L.Trainer, pl_module: L.LightningModule

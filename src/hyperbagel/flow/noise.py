@@ -34,15 +34,26 @@ class SharedNoise:
         for own, (height, width) in zip(noise, sizes, strict=True):
             generator = torch.Generator().manual_seed(self.seed)
             shared = torch.randn(height * width, noise.shape[2], generator=generator).to(noise)
-            difference = (own[: height * width] - shared).unflatten(0, (height, width))
-            coarse = torch.einsum(
-                "ij,jkc,kl->ilc",
-                low_pass(height, self.frequencies).to(noise),
-                difference,
-                low_pass(width, self.frequencies).to(noise),
-            )
-            rows.append(shared + coarse.flatten(0, 1))
+            rows.append(self._refined(own[: height * width], shared, height, width))
         return pad_sequence(rows, batch_first=True)
+
+    def other(self, noise: Tensor, fresh: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Own noise with all that is not coarse from `fresh`, both (B, n, C): other noise of the same picture."""
+        rows = [
+            self._refined(own[: height * width], details[: height * width], height, width)
+            for own, details, (height, width) in zip(noise, fresh, sizes, strict=True)
+        ]
+        return pad_sequence(rows, batch_first=True)
+
+    def _refined(self, coarse: Tensor, fine: Tensor, height: int, width: int) -> Tensor:
+        """The lowest frequencies of one noise (h * w, C) with the others of another."""
+        difference = torch.einsum(
+            "ij,jkc,kl->ilc",
+            low_pass(height, self.frequencies).to(fine),
+            (coarse - fine).unflatten(0, (height, width)),
+            low_pass(width, self.frequencies).to(fine),
+        )
+        return fine + difference.flatten(0, 1)
 
 
 def low_pass(length: int, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GuidanceScales
@@ -39,6 +40,7 @@ class Step:
     output, target: what is compared (B, n, C): velocities in CFG distillation, reward tuning and for the fake branch,
     latents at t_end in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
     layers: the student's residual stream (B, n, D) behind each layer, in pretraining only; `batch` holds the pictures.
+    kept: (B,) bool, which targets are worth learning from; None: all.
     real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update).
     logits: of each critic, by name.
     """
@@ -54,6 +56,7 @@ class Step:
     velocity: Tensor
     output: Tensor
     target: Tensor | None = None
+    kept: Tensor | None = None
     layers: tuple[Tensor, ...] = ()
     real_x0: Tensor | None = None
     fake_x0: Tensor | None = None
@@ -72,6 +75,14 @@ class Step:
         if "pixels" in self.__dict__:
             step.__dict__["pixels"] = [picture.detach() for picture in self.pixels]
         return step
+
+    @property
+    def compared(self) -> Tensor | None:
+        """The tokens at which `output` is to be like `target`, (B, n) bool; None: all."""
+        if self.kept is None:
+            return self.grid.valid
+        valid = torch.ones_like(self.grid.position_ids, dtype=torch.bool) if self.grid.valid is None else self.grid.valid
+        return valid & self.kept[:, None]
 
     @property
     def x0_hat(self) -> Tensor:

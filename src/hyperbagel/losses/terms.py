@@ -35,7 +35,7 @@ class Regression(LossTerm):
 
     def forward(self, step: Step) -> Tensor:
         """Cauchy loss over the images' tokens, or their mean squared error."""
-        return regression_error(step.output, _present(step.target, self, "target"), self.scale, step.grid.valid)
+        return regression_error(step.output, _present(step.target, self, "target"), self.scale, step.compared)
 
 
 class DistributionMatching(LossTerm):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
@@ -18,6 +19,7 @@ from hyperbagel.losses.terms import Adversarial, Discrimination, Regression
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, branch_velocity, paired_x0
+from hyperbagel.modules.pair_filter import PairFilter
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.base import Reward
@@ -37,16 +39,18 @@ class ADPSettings(AdversarialSettings):
 
     pair_steps: steps with which the pairs are made; pairs_from: file of the branch that makes them, None: the one that
     the student starts as; shared_noise: what the noises that they are made from have in common, while the student sees
-    each whole noise; None: nothing; latent_weight, pixel_weight: of the student's losses against the two critics, 0
-    leaves one out; pair_weight: of its distance to the pairs' x_0, the Cauchy loss of scale `pair_scale`, or with
-    None the mean squared error; time_power: of the schedule that draws the student's t, DMDX's cubic one; a higher one
-    is nearer to pure noise, which infinity is; renoise: range of t' at which the latent critic judges, before the
-    timestep shift.
+    each whole noise; None: nothing; echoes: updates on the pairs of a batch, which cost more to make than an update
+    does (data echoing, arXiv 1907.05550), each at other times and, beside shared noise, with other fine noise;
+    latent_weight, pixel_weight: of the student's losses against the two critics, 0 leaves one out; pair_weight: of its
+    distance to the pairs' x_0, the Cauchy loss of scale `pair_scale`, or with None the mean squared error; time_power:
+    of the schedule that draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity
+    is; renoise: range of t' at which the latent critic judges, before the timestep shift.
     """
 
     pair_steps: int = 6
     pairs_from: str | None = None
     shared_noise: SharedNoise | None = None
+    echoes: int = 1
     latent_weight: float = 0.85
     pixel_weight: float = 0.15
     pair_weight: float = 0.0
@@ -56,8 +60,8 @@ class ADPSettings(AdversarialSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pair_steps < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
-            raise ValueError(f"need pair_steps >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
+        if min(self.pair_steps, self.echoes) < 1 or not 0 <= self.renoise[0] <= self.renoise[1] <= 1:
+            raise ValueError(f"need pair_steps and echoes >= 1 and 0 <= renoise[0] <= renoise[1] <= 1, got {self}")
         if self.time_power <= 0:
             raise ValueError(f"need time_power > 0, got {self.time_power}")
         if self.pair_scale is not None and self.pair_scale <= 0:
@@ -67,6 +71,20 @@ class ADPSettings(AdversarialSettings):
 
 
 _ADP = ADPSettings()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Noise x_T and the picture x_0, each (B, n, C), that it leads to, of a batch with its guidance inputs.
+
+    kept: (B,) bool, which of them are to be regressed on; None: all.
+    """
+
+    prepared: PreparedBatch
+    scales: GuidanceScales
+    noise: Tensor
+    x_0: Tensor
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ class ADP(DistillationStage):
         student, critic, pixel_critic: how the networks are trained.
         adp: settings of the method.
         heads: settings of both critics' heads.
+        filters: which pairs to regress on; none: all.
         settings: what all stages have in common; the student always samples in one step.
 
     Raises ValueError when the settings leave no loss.
@@ -112,6 +131,7 @@ class ADP(DistillationStage):
         pixel_critic: Training = DEFAULT_TRAINING,
         adp: ADPSettings = _ADP,
         heads: CriticSettings = _CRITIC,
+        filters: Sequence[PairFilter] = (),
         settings: StageSettings = _ONE_STEP,
     ) -> None:
         if features is None and not adp.latent_weight and not adp.pair_weight:
@@ -122,6 +142,10 @@ class ADP(DistillationStage):
         self.adp = adp
         self.pair_branch = self.initial_branch(adp.pairs_from)
         self.leave_out("pair_branch")
+        self.filters = nn.ModuleList(filters)
+        self.leave_out("filters")
+        for pair_filter in filters:
+            pair_filter.attach(self.model, model)
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
         if adp.pair_weight:
@@ -142,18 +166,29 @@ class ADP(DistillationStage):
             self.add_loss(Adversarial("pixel", adp.objective, adp.pixel_weight))
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
-        """Pairs from the 6-NFE branch, one update of the critics, then (in turn) one of the student."""
+        """Pairs from the 6-NFE branch, and an update on them or, with echoes, several."""
         prepared, generator = self.begin(batch, teacher=False)
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         with self.timed("trajectory"):
             x_0 = self.pairs(prepared, scales, noise)
+            kept = self.keep(prepared, x_0)
+        for echo in range(self.adp.echoes):
+            if echo and self.adp.shared_noise is not None:
+                noise = self.adp.shared_noise.other(noise, self.draw_noise(prepared, generator), prepared.grid.sizes)
+            self.learn(Pairs(prepared, scales, noise, x_0, kept), generator)
+            if self.finished:
+                break
+
+    def learn(self, pairs: Pairs, generator: torch.Generator) -> None:
+        """One update of the critics, then (in turn) one of the student."""
+        prepared, scales, x_0 = pairs.prepared, pairs.scales, pairs.x_0
         t = noise_favouring_times(torch.rand(len(prepared), generator=generator), self.adp.time_power).to(self.device)
-        x_t = interpolate(x_0, noise, t[:, None, None])
+        x_t = interpolate(x_0, pairs.noise, t[:, None, None])
         student_turn = int(self.batches_seen) % self.adp.student_every == 0
         with self.timed("student"), torch.set_grad_enabled(student_turn):
             velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales)
         x0_hat = predict_x0(x_t, velocity.float(), t[:, None, None])
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, target=x_0)
+        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat, target=x_0, kept=pairs.kept)
         renoising = self.draw_renoising(prepared, scales, generator)
         if self.critic_names:
             with self.timed("critic"):
@@ -172,6 +207,14 @@ class ADP(DistillationStage):
         grid_t = timesteps(self.adp.pair_steps, self.settings.shift)
         velocity = branch_velocity(self.model, prepared, self.pair_branch, scales)
         return paired_x0(velocity, noise, prepared.grid, grid_t, self.adp.shared_noise)
+
+    def keep(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor | None:
+        """Which pictures x_0 (B, n, C) all filters keep, (B,) bool; None without filters. Logs their share."""
+        if not self.filters:
+            return None
+        kept = torch.stack([keeps(self.model, prepared, x_0) for keeps in self.filters]).all(0)
+        self.log_at_step({f"kept/{prepared.batch.source}": kept.float().mean()}, len(prepared))
+        return kept
 
     def draw_renoising(self, prepared: PreparedBatch, scales: GuidanceScales, generator: torch.Generator) -> Renoising:
         """Time t' and fresh noise at which the latent critic judges this batch."""
@@ -215,6 +258,8 @@ class ReFL(DistillationStage):
         reward: what scores the pictures.
         init_from: the branch of stage 4.
         threshold: rewards above it give no gradient; 6.0 in the paper, for HPSv3.
+        sources: names of the data sources whose pictures the reward scores, where other loss terms teach the rest;
+            None: all.
         student: how the student is trained.
         settings: what all stages have in common; the student always samples in one step.
     """
@@ -225,11 +270,12 @@ class ReFL(DistillationStage):
         reward: Reward,
         init_from: str | None = None,
         threshold: float = 6.0,
+        sources: Sequence[str] | None = None,
         student: Training = DEFAULT_TRAINING,
         settings: StageSettings = _ONE_STEP,
     ) -> None:
         super().__init__(model, init_from, student, one_step(settings))
-        self.add_loss(RewardTerm(reward, threshold))
+        self.add_loss(RewardTerm(reward, threshold, sources=sources))
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One picture of each document in one step from pure noise, and the reward's gradient through the decoder."""

@@ -115,8 +115,13 @@ class ManualOptimization(TakesLossTerms):
             _as_list(self.lr_schedulers())[scheduled.index(name)].step()
         if name == "student":
             self.student_step += 1
-            if self.max_updates is not None and int(self.student_step) >= self.max_updates:
+            if self.finished:
                 self.trainer.should_stop = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the student has had its updates."""
+        return self.max_updates is not None and int(self.student_step) >= self.max_updates
 
     def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1) -> None:
         """Log metrics against the student's updates."""
@@ -139,7 +144,7 @@ class ManualOptimization(TakesLossTerms):
     def on_train_start(self) -> None:
         """Check the terms' sources; a finished run that is resumed has nothing left to do."""
         self._check_sources()
-        if self.max_updates is not None and int(self.student_step) >= self.max_updates:
+        if self.finished:
             self.trainer.should_stop = True
         self._ended = time.perf_counter()
 

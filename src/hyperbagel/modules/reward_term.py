@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from hyperbagel.bagel.model import Bagel
@@ -13,7 +15,7 @@ from hyperbagel.rewards.base import Reward
 
 
 class RewardTerm(LossTerm):
-    """ReFL: mean ReLU(threshold - reward) of the decoded estimate of x_0. Logs the mean reward as `reward`.
+    """ReFL: mean ReLU(threshold - reward) of the decoded estimate of x_0. Logs the mean reward as `reward/<name>`.
 
     Args:
         reward: what scores the pictures.
@@ -22,6 +24,7 @@ class RewardTerm(LossTerm):
             the image (for edits: the instruction).
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
+        sources: names of the data sources whose pictures it scores; None: all.
     """
 
     unsaved = ("reward",)
@@ -33,8 +36,9 @@ class RewardTerm(LossTerm):
         prompt_key: str = "reward_prompt",
         weight: float = 1.0,
         name: str = "refl",
+        sources: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(name, weight)
+        super().__init__(name, weight, sources=sources)
         self.reward = reward.requires_grad_(False)
         self.threshold, self.prompt_key = threshold, prompt_key
         self._tokenizer: Tokenizer | None = None
@@ -47,7 +51,7 @@ class RewardTerm(LossTerm):
     def forward(self, step: Step) -> Tensor:
         """The loss, from the rewards of the step's pictures."""
         rewards = self.reward.score(step.pixels, self.prompts(step.batch))
-        self.metrics = {"reward": rewards.detach().mean()}
+        self.metrics = {f"reward/{self.name}": rewards.detach().mean()}
         return reward_feedback_loss(rewards, self.threshold)
 
     def prompts(self, batch: DocumentBatch) -> list[str]:

@@ -150,7 +150,7 @@ class RewardTuning(DistillationStage):
         pictures = self.model.decode_latents(x_0, prepared.grid)
         rewards = self.reward.score(pictures, reward_prompts(prepared.batch, self._tokenizer))
         advantages = group_advantages(rewards, self.tuning.group)
-        self.log_at_step({"reward": rewards.mean()}, len(prepared))
+        self.log_at_step({"reward/tuning": rewards.mean()}, len(prepared))
         return self.tuning.strength * group_covariance(advantages, x_0, self.tuning.group)
 
     def look(self, prepared: PreparedBatch, lesson: _Lesson, generator: torch.Generator) -> Tensor:

@@ -1,10 +1,11 @@
-"""BAGEL's own understanding as a reward."""
+"""BAGEL's own understanding as a reward: what it answers to a question, or how it would describe a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.layout import IGNORED
@@ -15,11 +16,57 @@ from hyperbagel.bagel.views import encoder_view
 from hyperbagel.rewards.base import Reward
 
 
-class BagelReward(Reward):
-    """Log-odds of "yes" against "no" to a question on the picture, asked of the model's own understanding branch.
+class UnderstandingReward(Reward):
+    """A reward that asks a BAGEL model about pictures: the one that is trained, or another.
 
     The understanding branch is never trained, so the judge does not follow the student. The gradient reaches the pixels
     through the vision tower.
+
+    Args:
+        model: folder of another BAGEL to ask; None asks the one that is trained.
+    """
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__()
+        self.judge: Bagel | None = None
+        self._shared: tuple[Bagel, ...] = ()  # in a tuple, so that the stage's model is not registered again
+        self._tokenizer: Tokenizer | None = None
+        if model is not None:
+            self.judge = Bagel.from_pretrained(model).requires_grad_(False)
+            self._tokenizer = Tokenizer.from_pretrained(model)
+
+    def attach(self, model: Bagel, tokenizer: Tokenizer) -> None:
+        """Ask this model, unless another one was given."""
+        if self.judge is None:
+            self._shared, self._tokenizer = (model,), tokenizer
+
+    @property
+    def asked(self) -> tuple[Bagel, Tokenizer]:
+        """The model that is asked, and its tokenizer. Raises RuntimeError before `attach`."""
+        if self._tokenizer is None:
+            raise RuntimeError(f"{type(self).__name__} has no model to ask: give it `model`, or use it in a stage")
+        return self.judge or self._shared[0], self._tokenizer
+
+    def read(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Pictures (3, H, W), each with a question and the ids of its answer -> states (B, n, D) and labels (B, n).
+
+        The state at a place predicts its label, which is `IGNORED` but for the answer and the eos behind it.
+        """
+        model, tokenizer = self.asked
+        documents: list[list[Segment]] = [
+            [
+                ViTSegment(encoder_view(image, model.config.vit_transform)),
+                TextSegment(tokenizer.encode(question)),
+                TextSegment(answer, loss=True),
+            ]
+            for image, question, answer in zip(images, questions, answers, strict=True)
+        ]
+        layout = model.layout(documents)
+        return model.understanding.norm(model.run(layout).streams.und), layout.labels
+
+
+class BagelReward(UnderstandingReward):
+    """Log-odds of "yes" against "no" to a question on the picture, asked of the model's own understanding branch.
 
     Args:
         question: with `{prompt}` for what the picture should show.
@@ -37,43 +84,21 @@ class BagelReward(Reward):
         probability: bool = False,
         model: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         if "{prompt}" not in question:
             raise ValueError(f"the question {question!r} needs {{prompt}} for what the picture should show")
         self.question, self.drop_prefixes, self.answers = question, drop_prefixes, answers
         self.probability = probability
-        self.judge: Bagel | None = None
-        self._shared: tuple[Bagel, ...] = ()  # in a tuple, so that the stage's model is not registered again
-        self._tokenizer: Tokenizer | None = None
-        if model is not None:
-            self.judge = Bagel.from_pretrained(model).requires_grad_(False)
-            self._tokenizer = Tokenizer.from_pretrained(model)
-
-    def attach(self, model: Bagel, tokenizer: Tokenizer) -> None:
-        """Ask this model, unless another one was given."""
-        if self.judge is None:
-            self._shared, self._tokenizer = (model,), tokenizer
 
     def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """log p(yes) - log p(no), or p(yes), (B,). Raises RuntimeError before `attach`."""
-        if self._tokenizer is None:
-            raise RuntimeError("BagelReward has no model to ask: give it `model`, or use it in a stage")
-        model = self.judge or self._shared[0]
-        yes, no = (self._tokenizer.encode(answer)[:1] for answer in self.answers)
-        documents: list[list[Segment]] = [
-            [
-                ViTSegment(encoder_view(image, model.config.vit_transform)),
-                TextSegment(self._tokenizer.encode(self._question(prompt))),
-                TextSegment(yes, loss=True),
-            ]
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
-        layout = model.layout(documents)
-        hidden = model.understanding.norm(model.run(layout).streams.und)
+        model, tokenizer = self.asked
+        yes, no = (tokenizer.encode(answer)[:1] for answer in self.answers)
+        states, labels = self.read(images, [self._question(prompt) for prompt in prompts], [yes] * len(images))
         # The first label of an answer stands where the answer begins: its next token is "yes" or "no".
-        begins = layout.labels.ne(IGNORED).int().argmax(1)
-        answer = hidden[torch.arange(len(images), device=hidden.device), begins]
-        pair = model.understanding.lm_head.weight[torch.cat([yes, no]).to(hidden.device)]
+        begins = labels.ne(IGNORED).int().argmax(1)
+        answer = states[torch.arange(len(images), device=states.device), begins]
+        pair = model.understanding.lm_head.weight[torch.cat([yes, no]).to(states.device)]
         logits = (answer @ pair.T).float()
         odds = logits[:, 0] - logits[:, 1]
         return odds.sigmoid() if self.probability else odds
@@ -82,3 +107,29 @@ class BagelReward(Reward):
         for prefix in self.drop_prefixes:
             prompt = prompt.removeprefix(prefix)
         return self.question.format(prompt=prompt.strip().rstrip("."))
+
+
+class CaptionReward(UnderstandingReward):
+    """Mean log-probability, a token, that the model's own understanding describes the picture as it should be.
+
+    It takes whole captions for prompts (a document's meta may have one, see `RewardTerm.prompt_key`), and sees
+    everything that they say, where a question with yes or no for an answer sees one thing.
+
+    Args:
+        question: what asks for a description.
+        model: folder of another BAGEL to ask; None asks the one that is trained.
+    """
+
+    def __init__(self, question: str = "Describe the picture in detail.", model: str | None = None) -> None:
+        super().__init__(model)
+        self.question = question
+
+    def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """Mean log p of the tokens of each caption and its end, (B,), at most 0. RuntimeError before `attach`."""
+        model, tokenizer = self.asked
+        answers = [tokenizer.encode(caption) for caption in prompts]
+        states, labels = self.read(images, [self.question] * len(images), answers)
+        told = labels.ne(IGNORED)
+        logits = states[told] @ model.understanding.lm_head.weight.T
+        log_p = -F.cross_entropy(logits.float(), labels[told], reduction="none")
+        return log_p.new_zeros(len(images)).index_add(0, told.nonzero()[:, 0], log_p) / told.sum(1)

@@ -98,10 +98,11 @@ def _all_of(scene: Scene, rng: Random) -> str:
 def _edits(turns: int, split: str, rng: Random, languages: Sequence[str] = LANGUAGES) -> _Content:
     edits = random_edits(turns, split, rng)
     language = rng.choice(languages)
-    meta = {
+    meta = {  # with what is to be seen in the end, which an instruction does not say
         "language": language,
         "edits": [edit.to_dict() for edit in edits],
-        "reward_prompt": whole_claim(edits[-1].target).text(),  # an instruction does not say what is to be seen
+        "caption": caption(edits[-1].target),
+        "reward_prompt": whole_claim(edits[-1].target).text(),
     }
     return _Content(edit_document(edits, language), meta)
 
