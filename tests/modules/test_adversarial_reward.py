@@ -20,7 +20,6 @@ from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
 from hyperbagel.modules.base import StageSettings
 from hyperbagel.modules.batches import prepare
-from hyperbagel.modules.pair_filter import PairFilter
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.bagel import BagelReward
 from hyperbagel.rewards.base import Reward
@@ -158,27 +157,6 @@ def test_echoes_are_updates_on_the_same_pairs_with_other_fine_noise(
         torch.testing.assert_close(step.x_t.mean(1), first.x_t.mean(1))
     with pytest.raises(ValueError, match="echoes >= 1"):
         ADPSettings(echoes=0)
-
-
-def test_only_pictures_that_a_reward_finds_right_are_regressed_on(
-    nano_folder: str, nano_branch: str, tmp_path: Path
-) -> None:
-    """The brighter half of each batch of pictures; edits are not judged."""
-    settings = ADPSettings(pair_weight=1, latent_weight=0, pixel_weight=0)
-    plain = ADP(nano_folder, nano_branch, student=sgd(0.0), adp=settings)
-    steps = steps_of(plain, 2, tmp_path)
-    assert steps[0].target is not None
-    bright = [p.mean() for p in plain.model.decode_latents(steps[0].target, steps[0].grid)]
-    threshold = float(sum(bright) / 2)
-    judged = PairFilter(Brightness(), threshold, sources=["generation"])
-    stage = ADP(nano_folder, nano_branch, filters=[judged], student=sgd(0.0), adp=settings)
-    seen = steps_of(stage, 2, tmp_path)
-    assert seen[0].kept is not None and seen[0].kept.tolist() == [float(b) >= threshold for b in bright]
-    assert seen[1].kept is not None and bool(seen[1].kept.all())
-    error = (seen[0].output - seen[0].target).square().mean((1, 2))  # type: ignore[operator]
-    (term,) = stage.loss_terms
-    torch.testing.assert_close(term(seen[0]), (error * seen[0].kept).sum() / 2)
-    torch.testing.assert_close(term(seen[1]), plain.loss_terms[0](steps[1]))
 
 
 @pytest.mark.parametrize("editing", [False, True])

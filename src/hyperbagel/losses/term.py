@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GuidanceScales
@@ -81,8 +80,8 @@ class Step:
         """The tokens at which `output` is to be like `target`, (B, n) bool; None: all."""
         if self.kept is None:
             return self.grid.valid
-        valid = torch.ones_like(self.grid.position_ids, dtype=torch.bool) if self.grid.valid is None else self.grid.valid
-        return valid & self.kept[:, None]
+        kept = self.kept[:, None].expand(-1, self.x_t.shape[1])
+        return kept if self.grid.valid is None else kept & self.grid.valid
 
     @property
     def x0_hat(self) -> Tensor:

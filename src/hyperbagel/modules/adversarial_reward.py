@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperbagel.bagel.branch import GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
@@ -19,8 +19,8 @@ from hyperbagel.losses.terms import Adversarial, Discrimination, Regression
 from hyperbagel.modules.adversarial import AdversarialSettings
 from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, branch_velocity, paired_x0
-from hyperbagel.modules.pair_filter import PairFilter
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, frozen
+from hyperbagel.modules.pair_filter import PairFilter, PairFilters
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.base import Reward
 
@@ -142,10 +142,9 @@ class ADP(DistillationStage):
         self.adp = adp
         self.pair_branch = self.initial_branch(adp.pairs_from)
         self.leave_out("pair_branch")
-        self.filters = nn.ModuleList(filters)
+        self.filters = PairFilters(filters)
+        self.filters.attach(self.model, model)
         self.leave_out("filters")
-        for pair_filter in filters:
-            pair_filter.attach(self.model, model)
         self.critic: LatentCritic | None = None
         self.pixel_critic: PixelCritic | None = None
         if adp.pair_weight:
@@ -171,7 +170,9 @@ class ADP(DistillationStage):
         noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
         with self.timed("trajectory"):
             x_0 = self.pairs(prepared, scales, noise)
-            kept = self.keep(prepared, x_0)
+            kept = self.filters(x_0, prepared.grid, batch)
+        if kept is not None:
+            self.log_at_step({f"kept/{batch.source}": kept.float().mean()}, len(prepared))
         for echo in range(self.adp.echoes):
             if echo and self.adp.shared_noise is not None:
                 noise = self.adp.shared_noise.other(noise, self.draw_noise(prepared, generator), prepared.grid.sizes)
@@ -207,14 +208,6 @@ class ADP(DistillationStage):
         grid_t = timesteps(self.adp.pair_steps, self.settings.shift)
         velocity = branch_velocity(self.model, prepared, self.pair_branch, scales)
         return paired_x0(velocity, noise, prepared.grid, grid_t, self.adp.shared_noise)
-
-    def keep(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor | None:
-        """Which pictures x_0 (B, n, C) all filters keep, (B,) bool; None without filters. Logs their share."""
-        if not self.filters:
-            return None
-        kept = torch.stack([keeps(self.model, prepared, x_0) for keeps in self.filters]).all(0)
-        self.log_at_step({f"kept/{prepared.batch.source}": kept.float().mean()}, len(prepared))
-        return kept
 
     def draw_renoising(self, prepared: PreparedBatch, scales: GuidanceScales, generator: torch.Generator) -> Renoising:
         """Time t' and fresh noise at which the latent critic judges this batch."""

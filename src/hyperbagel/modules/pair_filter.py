@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.modules.batches import PreparedBatch
 from hyperbagel.modules.reward_term import reward_prompts
 from hyperbagel.rewards.base import Reward
 
@@ -35,17 +36,37 @@ class PairFilter(nn.Module):
         super().__init__()
         self.reward = reward.requires_grad_(False)
         self.threshold, self.prompt_key, self.sources = threshold, prompt_key, sources
+        self._model: tuple[Bagel, ...] = ()  # in a tuple, so that it is not registered again
         self._tokenizer: Tokenizer | None = None
 
     def attach(self, model: Bagel, folder: str) -> None:
-        """Give the reward the stage's model, and take the tokenizer of its folder to read prompts with."""
-        self._tokenizer = Tokenizer.from_pretrained(folder)
+        """Take the stage's model, and the tokenizer of its folder to read prompts with; the reward gets both."""
+        self._model, self._tokenizer = (model,), Tokenizer.from_pretrained(folder)
         self.reward.attach(model, self._tokenizer)
 
     @torch.no_grad()
-    def forward(self, model: Bagel, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
-        """Whether each picture of latents x_0 (B, n, C) is kept: (B,) bool. ValueError for a document without a text."""
-        if self.sources is not None and prepared.batch.source not in self.sources:
-            return torch.ones(len(prepared), dtype=torch.bool, device=x_0.device)
-        prompts = reward_prompts(prepared.batch, self._tokenizer, self.prompt_key)
-        return self.reward.score(model.decode_latents(x_0, prepared.grid), prompts) >= self.threshold
+    def forward(self, x_0: Tensor, grid: LatentGrid, batch: DocumentBatch) -> Tensor:
+        """Whether each picture of latents x_0 (B, n, C) is kept, (B,) bool. ValueError for a document without text."""
+        if self.sources is not None and batch.source not in self.sources:
+            return torch.ones(len(batch), dtype=torch.bool, device=x_0.device)
+        (model,) = self._model
+        prompts = reward_prompts(batch, self._tokenizer, self.prompt_key)
+        return self.reward.score(model.decode_latents(x_0, grid), prompts) >= self.threshold
+
+
+class PairFilters(nn.ModuleList):
+    """Any number of filters, all of which must keep a picture."""
+
+    def __init__(self, filters: Sequence[PairFilter] = ()) -> None:
+        super().__init__(filters)
+        self._filters = tuple(filters)
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Attach each filter."""
+        for one in self._filters:
+            one.attach(model, folder)
+
+    def forward(self, x_0: Tensor, grid: LatentGrid, batch: DocumentBatch) -> Tensor | None:
+        """Which pictures of latents x_0 (B, n, C) are kept, (B,) bool; None without filters."""
+        kept = [keeps(x_0, grid, batch) for keeps in self._filters]
+        return torch.stack(kept).all(0) if kept else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.reduction import regression_error
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.batches import branch_velocity, paired_x0
+from hyperbagel.modules.pair_filter import PairFilter, PairFilters
 
 
 class PairRegression(LossTerm):
@@ -30,11 +32,12 @@ class PairRegression(LossTerm):
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
         sources: names of the data sources whose batches it concerns; None: all.
+        filters: which pairs to regress on; none: all. The share that they keep is logged as `kept/<name>`.
 
     Raises ValueError for a scale that is not above 0.
     """
 
-    unsaved = ("branch",)
+    unsaved = ("branch", "filters")
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class PairRegression(LossTerm):
         weight: float = 1.0,
         name: str = "pairs",
         sources: Sequence[str] | None = None,
+        filters: Sequence[PairFilter] = (),
     ) -> None:
         super().__init__(name, weight, sources=sources)
         if scale is not None and scale <= 0:
@@ -52,17 +56,22 @@ class PairRegression(LossTerm):
         self.file, self.steps, self.shared_noise, self.scale = branch, steps, shared_noise, scale
         self.branch: GenerationBranch | None = None
         self.info: BranchInfo | None = None
+        self.filters = PairFilters(filters)
 
     def attach(self, model: Bagel, folder: str) -> None:
         """Load the branch. Raises CheckpointError for an unusable file or one of another model."""
         self.branch, self.info = load_branch(self.file, model)
         self.branch.requires_grad_(False)
+        self.filters.attach(model, folder)
 
     def forward(self, step: Step) -> Tensor:
         """The loss of a step from pure noise; ValueError for any other, such as a step of a student of several."""
         if not bool((step.t == 1).all()):
             raise ValueError("PairRegression compares pictures made from pure noise: train a student with `steps: 1`")
-        return regression_error(step.x0_hat, self.pairs(step), self.scale, step.grid.valid)
+        x_0 = self.pairs(step)
+        kept = self.filters(x_0, step.grid, step.batch)
+        self.metrics = {} if kept is None else {f"kept/{self.name}": kept.float().mean()}
+        return regression_error(step.x0_hat, x_0, self.scale, replace(step, kept=kept).compared)
 
     def pairs(self, step: Step) -> Tensor:
         """What the branch makes of the step's x_T (B, n, C), or of what `shared_noise` leaves of it: (B, n, C)."""

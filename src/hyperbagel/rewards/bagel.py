@@ -47,7 +47,9 @@ class UnderstandingReward(Reward):
             raise RuntimeError(f"{type(self).__name__} has no model to ask: give it `model`, or use it in a stage")
         return self.judge or self._shared[0], self._tokenizer
 
-    def read(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def read(
+        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Pictures (3, H, W), each with a question and the ids of its answer -> states (B, n, D) and labels (B, n).
 
         The state at a place predicts its label, which is `IGNORED` but for the answer and the eos behind it.
