@@ -59,7 +59,7 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
-	for stage in cfg tscd tscd_on_policy tuning dmdo adp dmdo1 dmdo1_edits refl; do \
+	for stage in cfg tscd tscd_on_policy tuning dmdo adp dmdo1 refl; do \
 		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
 
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
