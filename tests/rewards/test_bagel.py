@@ -72,7 +72,11 @@ def test_is_the_likelihood_of_the_caption_token_by_token(model: Bagel, tokenizer
         log_p = model.next_logits(streams).log_softmax(-1)
     following = torch.cat([caption, torch.tensor([tokens.eos])])
     expected = log_p[torch.arange(len(ids)), following].mean()
-    torch.testing.assert_close(reward.score([picture(0)], ["a red circle on white"])[0], expected, atol=1e-4, rtol=1e-4)
+    (score,) = reward.score([picture(0)], ["a red circle on white"])
+    torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)
+    reward.temperature = 20.0
+    (power,) = reward.score([picture(0)], ["a red circle on white"])
+    torch.testing.assert_close(power, (len(ids) * expected / 20).exp(), atol=1e-4, rtol=1e-3)
 
 
 def test_each_picture_by_itself(any_reward: UnderstandingReward) -> None:
@@ -115,3 +119,5 @@ def test_unusable_settings_are_refused() -> None:
         BagelReward().score([picture(0)], ["a circle"])
     with pytest.raises(RuntimeError, match="CaptionReward has no model to ask"):
         CaptionReward().score([picture(0)], ["a circle"])
+    with pytest.raises(ValueError, match="temperature > 0"):
+        CaptionReward(temperature=0)

@@ -119,19 +119,31 @@ class CaptionReward(UnderstandingReward):
 
     Args:
         question: what asks for a description.
+        temperature: score p(caption)^(1 / temperature) instead, between 0 and 1. Its gradient is that of pictures
+            which are nearly right, while the log-probability's is that of hopeless ones.
         model: folder of another BAGEL to ask; None asks the one that is trained.
+
+    Raises ValueError for a temperature that is not above 0.
     """
 
-    def __init__(self, question: str = "Describe the picture in detail.", model: str | None = None) -> None:
+    def __init__(
+        self,
+        question: str = "Describe the picture in detail.",
+        temperature: float | None = None,
+        model: str | None = None,
+    ) -> None:
         super().__init__(model)
-        self.question = question
+        if temperature is not None and temperature <= 0:
+            raise ValueError(f"CaptionReward needs temperature > 0, or null for log-probabilities, got {temperature}")
+        self.question, self.temperature = question, temperature
 
     def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """Mean log p of the tokens of each caption and its end, (B,), at most 0. RuntimeError before `attach`."""
+        """Mean log p of the tokens of each caption and its end, or a power of p, (B,). RuntimeError before `attach`."""
         model, tokenizer = self.asked
         answers = [tokenizer.encode(caption) for caption in prompts]
         states, labels = self.read(images, [self.question] * len(images), answers)
         told = labels.ne(IGNORED)
         logits = states[told] @ model.understanding.lm_head.weight.T
         log_p = -F.cross_entropy(logits.float(), labels[told], reduction="none")
-        return log_p.new_zeros(len(images)).index_add(0, told.nonzero()[:, 0], log_p) / told.sum(1)
+        sums = log_p.new_zeros(len(images)).index_add(0, told.nonzero()[:, 0], log_p)
+        return sums / told.sum(1) if self.temperature is None else (sums / self.temperature).exp()
