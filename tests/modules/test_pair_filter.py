@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
@@ -20,7 +23,7 @@ from hyperbagel.modules.pair_filter import PairFilter, PairFilters
 from hyperbagel.modules.pair_term import PairRegression
 from hyperbagel.rewards.base import Reward
 
-from .distillation import adam, documents, fit, sgd, steps_of
+from .distillation import adam, documents, fit, sgd, steps_of, trainer
 
 PAIRS_ALONE = ADPSettings(pair_weight=1, latent_weight=0, pixel_weight=0)
 
@@ -54,16 +57,36 @@ def test_keeps_what_every_filter_finds_good_enough(nano_folder: str) -> None:
     x_0 = torch.zeros(3, 4, model.config.latent_token_dim)
     low, high = PairFilter(Asked(), 2.0), PairFilter(Asked(), -2.0, prompt_key="worth")
     assert attached(model, nano_folder)(x_0, grid, batch) is None
-    assert attached(model, nano_folder, low)(x_0, grid, batch).tolist() == [False, True, True]  # type: ignore[union-attr]
-    assert attached(model, nano_folder, low, high)(x_0, grid, batch).tolist() == [False, True, False]  # type: ignore[union-attr]
+    assert attached(model, nano_folder, low)(x_0, grid, batch).tolist() == [False, True, True]
+    assert attached(model, nano_folder, low, high)(x_0, grid, batch).tolist() == [False, True, False]
 
 
 def test_other_sources_are_not_judged(nano_folder: str) -> None:
     model = Bagel.from_pretrained(nano_folder)
     judge = attached(model, nano_folder, PairFilter(Asked(), 9.0, sources=["generation"]))
     x_0, grid = torch.zeros(2, 4, model.config.latent_token_dim), model.latent_grid([(16, 16)] * 2)
-    assert judge(x_0, grid, batch_of(1, 2)).tolist() == [False, False]  # type: ignore[union-attr]
-    assert judge(x_0, grid, batch_of(1, 2, source="editing")).tolist() == [True, True]  # type: ignore[union-attr]
+    assert judge(x_0, grid, batch_of(1, 2)).tolist() == [False, False]
+    assert judge(x_0, grid, batch_of(1, 2, source="editing")).tolist() == [True, True]
+
+
+def test_a_missing_caption_is_not_replaced_by_another_text(nano_folder: str) -> None:
+    model = Bagel.from_pretrained(nano_folder)
+    judge = attached(model, nano_folder, PairFilter(Asked(), 0.0, prompt_key="caption"))
+    x_0, grid = torch.zeros(1, 4, model.config.latent_token_dim), model.latent_grid([(16, 16)])
+    with pytest.raises(ValueError, match="document 0-0 of source 'generation' has no 'caption' in its meta"):
+        judge(x_0, grid, batch_of(1))
+
+
+def test_sources_that_the_data_lacks_are_refused(nano_folder: str, tmp_path: Path) -> None:
+    class Data(L.LightningDataModule):
+        sources = {"train": [SimpleNamespace(name="generation")]}  # noqa: RUF012
+
+        def train_dataloader(self) -> DataLoader[DocumentBatch]:
+            return DataLoader([batch_of(1)], batch_size=None)  # type: ignore[arg-type]
+
+    stage = ADP(nano_folder, student=adam(), adp=PAIRS_ALONE, filters=[PairFilter(Asked(), 1.0, sources=["pictures"])])
+    with pytest.raises(ValueError, match=r"pair filter: no source of `data.train` is named pictures"):
+        trainer(tmp_path).fit(stage, datamodule=Data())
 
 
 @pytest.mark.parametrize("rewards", [(1, 5), (1, 1)])
@@ -92,7 +115,7 @@ def test_a_term_beside_distribution_matching_does_so_too(nano_folder: str, nano_
     run = fit(stage, [batch_of(1, 5)], tmp_path)
     assert run.logged_metrics["kept/pairs"] == 0.5
     assert not [key for key in stage.state_dict() if "reward" in key]
-    stage.total = lambda step, update: seen.append(step) or original(step, update)  # type: ignore[method-assign, func-returns-value]
+    stage.total = lambda step, update: seen.append(step) or original(step, update)
     seen: list = []  # type: ignore[type-arg]
     original = DMDO.total.__get__(stage)
     fit(stage, [batch_of(1, 5)], tmp_path)

@@ -19,7 +19,7 @@ class EMA(Callback):
     updates is min(decay, (1 + n) / (10 + n)).
 
     Args:
-        decay: share of the old average that is kept in an update.
+        decay: share of the old average that is kept at a batch with an update, or several.
         module: path of the submodule in the stage, such as `model` or `student`.
     """
 

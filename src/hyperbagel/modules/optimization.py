@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hyperbagel.losses.term import Step, Update
 from hyperbagel.modules.loss_terms import TakesLossTerms
 from hyperbagel.modules.networks import Training
+from hyperbagel.modules.pair_filter import PairFilter
 
 _MAX_NETWORKS = 4
 
@@ -149,13 +150,15 @@ class ManualOptimization(TakesLossTerms):
         self._ended = time.perf_counter()
 
     def _check_sources(self) -> None:
-        """Raises ValueError for a loss term of a source that the data module, where it names its sources, lacks."""
+        """Raises ValueError for a loss term or filter of a source that the data module, if it names its own, lacks."""
         data = getattr(self.trainer, "datamodule", None)
         known = {source.name for source in getattr(data, "sources", {}).get("train", ())}
-        for term in self.loss_terms:
-            if known and (unknown := set(term.sources or ()) - known):
+        named = [(f"loss term {term.name!r}", term.sources) for term in self.loss_terms]
+        named += [("pair filter", one.sources) for one in self.modules() if isinstance(one, PairFilter)]
+        for what, sources in named:
+            if known and (unknown := set(sources or ()) - known):
                 raise ValueError(
-                    f"loss term {term.name!r}: no source of `data.train` is named {', '.join(sorted(unknown))}; "
+                    f"{what}: no source of `data.train` is named {', '.join(sorted(unknown))}; "
                     f"choose its `sources` of {', '.join(sorted(known))}"
                 )
 

@@ -11,7 +11,7 @@ from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.modules.reward_term import reward_prompts
+from hyperbagel.modules.reward_term import PROMPT_KEY, reward_prompts
 from hyperbagel.rewards.base import Reward
 
 
@@ -21,8 +21,7 @@ class PairFilter(nn.Module):
     Args:
         reward: what scores the pictures.
         threshold: lowest reward of a picture that is kept.
-        prompt_key: entry of a document's meta that holds the text to score against; without it, the last text before
-            the image.
+        prompt_key: entry of a document's meta that holds the text to score against, as in `RewardTerm`.
         sources: names of the data sources whose pictures are judged; None: all.
     """
 
@@ -30,7 +29,7 @@ class PairFilter(nn.Module):
         self,
         reward: Reward,
         threshold: float,
-        prompt_key: str = "reward_prompt",
+        prompt_key: str = PROMPT_KEY,
         sources: Sequence[str] | None = None,
     ) -> None:
         super().__init__()

@@ -13,6 +13,9 @@ from hyperbagel.losses.reward import reward_feedback_loss
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.rewards.base import Reward
 
+PROMPT_KEY = "reward_prompt"
+"""The entry of a document's meta that says what its picture is to show, where the texts before it do not."""
+
 
 class RewardTerm(LossTerm):
     """ReFL: mean ReLU(threshold - reward) of the decoded estimate of x_0. Logs the mean reward as `reward/<name>`.
@@ -20,8 +23,8 @@ class RewardTerm(LossTerm):
     Args:
         reward: what scores the pictures.
         threshold: rewards above it give no gradient; 6.0 in the paper, for HPSv3. Each reward needs its own.
-        prompt_key: entry of a document's meta that holds the text to score against; without it, the last text before
-            the image (for edits: the instruction).
+        prompt_key: entry of a document's meta that holds the text to score against; a document without the default one
+            is scored against the last text before the image (for edits: the instruction).
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
         sources: names of the data sources whose pictures it scores; None: all.
@@ -33,7 +36,7 @@ class RewardTerm(LossTerm):
         self,
         reward: Reward,
         threshold: float = 6.0,
-        prompt_key: str = "reward_prompt",
+        prompt_key: str = PROMPT_KEY,
         weight: float = 1.0,
         name: str = "refl",
         sources: Sequence[str] | None = None,
@@ -59,16 +62,21 @@ class RewardTerm(LossTerm):
         return reward_prompts(batch, self._tokenizer, self.prompt_key)
 
 
-def reward_prompts(batch: DocumentBatch, tokenizer: Tokenizer | None, prompt_key: str = "reward_prompt") -> list[str]:
-    """What each document's picture is to show: the meta's `prompt_key`, or the last text before the picture.
+def reward_prompts(batch: DocumentBatch, tokenizer: Tokenizer | None, prompt_key: str = PROMPT_KEY) -> list[str]:
+    """What each document's picture is to show: the meta's `prompt_key`, or for the default one the last text before it.
 
-    Raises ValueError for a document without any text.
+    Raises ValueError for a document without such a text.
     """
     prompts = []
     for key, meta, document in zip(batch.keys, batch.metas, batch.documents, strict=True):
         if prompt_key in meta:
             prompts.append(str(meta[prompt_key]))
             continue
+        if prompt_key != PROMPT_KEY:
+            raise ValueError(
+                f"document {key} of source {batch.source!r} has no {prompt_key!r} in its meta to score its picture "
+                f"against: write one, name its sources only where all have one, or set `prompt_key`"
+            )
         last = max(i for i, s in enumerate(document) if isinstance(s, ImageSegment) and s.loss)
         texts = [s.ids for s in document[:last] if isinstance(s, TextSegment)]
         if not texts or tokenizer is None:
