@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -60,6 +61,17 @@ def sgd(lr: float = 0.05, **options: Any) -> Training:
 
 def adam(lr: float = 1e-3, **options: Any) -> Training:
     return Training(lambda parameters: torch.optim.AdamW(parameters, lr=lr), **options)
+
+
+class Batches(L.LightningDataModule):
+    """Batches of one data source, by its name."""
+
+    def __init__(self, data: list[DocumentBatch], source: str) -> None:
+        super().__init__()
+        self.data, self.sources = data, {"train": [SimpleNamespace(name=source)]}
+
+    def train_dataloader(self) -> DataLoader[DocumentBatch]:
+        return DataLoader(self.data, batch_size=None)  # type: ignore[arg-type]
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
@@ -23,7 +20,7 @@ from hyperbagel.modules.pair_filter import PairFilter, PairFilters
 from hyperbagel.modules.pair_term import PairRegression
 from hyperbagel.rewards.base import Reward
 
-from .distillation import adam, documents, fit, sgd, steps_of, trainer
+from .distillation import Batches, adam, documents, fit, sgd, steps_of, trainer
 
 PAIRS_ALONE = ADPSettings(pair_weight=1, latent_weight=0, pixel_weight=0)
 
@@ -78,15 +75,9 @@ def test_a_missing_caption_is_not_replaced_by_another_text(nano_folder: str) -> 
 
 
 def test_sources_that_the_data_lacks_are_refused(nano_folder: str, tmp_path: Path) -> None:
-    class Data(L.LightningDataModule):
-        sources = {"train": [SimpleNamespace(name="generation")]}  # noqa: RUF012
-
-        def train_dataloader(self) -> DataLoader[DocumentBatch]:
-            return DataLoader([batch_of(1)], batch_size=None)  # type: ignore[arg-type]
-
     stage = ADP(nano_folder, student=adam(), adp=PAIRS_ALONE, filters=[PairFilter(Asked(), 1.0, sources=["pictures"])])
     with pytest.raises(ValueError, match=r"pair filter: no source of `data.train` is named pictures"):
-        trainer(tmp_path).fit(stage, datamodule=Data())
+        trainer(tmp_path).fit(stage, datamodule=Batches([batch_of(1)], "generation"))
 
 
 @pytest.mark.parametrize("rewards", [(1, 5), (1, 1)])

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.checkpoint import CheckpointError
-from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.sampler import Sampler
@@ -21,7 +17,7 @@ from hyperbagel.modules.batches import prepare
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 from hyperbagel.modules.pair_term import PairRegression
 
-from .distillation import adam, batches, changed, fit, sgd, snapshot, steps_of, trainer
+from .distillation import Batches, adam, batches, changed, fit, sgd, snapshot, steps_of, trainer
 
 ONE = StageSettings(steps=1, text_scale=(3.0, 3.0), image_scale=(2.0, 2.0))
 
@@ -89,17 +85,9 @@ def test_documents_that_no_loss_concerns_are_refused(nano_folder: str, tmp_path:
 
 
 def test_sources_that_the_data_lacks_are_refused(nano_folder: str, tmp_path: Path) -> None:
-    class Data(L.LightningDataModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.sources = {"train": [SimpleNamespace(name="editing")]}
-
-        def train_dataloader(self) -> DataLoader[DocumentBatch]:
-            return DataLoader(batches(2), batch_size=None)  # type: ignore[arg-type]
-
     stage = DMDO(nano_folder, None, adam(), adam(), DMDOSettings(sources=("edits",)), ONE)
     with pytest.raises(ValueError, match=r"'dmd': no source of `data.train` is named edits; choose .* of editing"):
-        trainer(tmp_path).fit(stage, datamodule=Data())
+        trainer(tmp_path).fit(stage, datamodule=Batches(batches(2), "editing"))
 
 
 def test_a_scale_must_be_positive() -> None:

@@ -56,16 +56,13 @@ class PairFilter(nn.Module):
 class PairFilters(nn.ModuleList):
     """Any number of filters, all of which must keep a picture."""
 
-    def __init__(self, filters: Sequence[PairFilter] = ()) -> None:
-        super().__init__(filters)
-        self._filters = tuple(filters)
-
     def attach(self, model: Bagel, folder: str) -> None:
         """Attach each filter."""
-        for one in self._filters:
+        for one in self:
+            assert isinstance(one, PairFilter)
             one.attach(model, folder)
 
     def forward(self, x_0: Tensor, grid: LatentGrid, batch: DocumentBatch) -> Tensor | None:
         """Which pictures of latents x_0 (B, n, C) are kept, (B,) bool; None without filters."""
-        kept = [keeps(x_0, grid, batch) for keeps in self._filters]
+        kept = [keeps(x_0, grid, batch) for keeps in self]
         return torch.stack(kept).all(0) if kept else None
