@@ -29,7 +29,7 @@ from hyperbagel.cli.loading import Device, load_branch_for, load_model
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sample, Sampler
-from hyperbagel.scenes.prompts import test_prompts
+from hyperbagel.scenes.prompts import geneval_prompts
 
 PARTS = ("prefill", "denoise", "decode")
 STEPS = (6, 1)
@@ -69,7 +69,7 @@ class Way:
 def documents_of(task: str, model: Bagel, tokenizer: Tokenizer, number: int) -> list[Document]:
     """The contexts of pictures: one prompt, or one edit, `number` times."""
     if task == "generation":
-        prompt = test_prompts()[-1]["prompt"]
+        prompt = geneval_prompts()[-1]["prompt"]
         return [[TextSegment(tokenizer.encode(prompt))] for _ in range(number)]
     sample = scene_edit_samples(1)[0]
     source, ids = model.config.vae_transform.resize(sample.source.convert("RGB")), tokenizer.encode(sample.instruction)

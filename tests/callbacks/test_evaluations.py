@@ -169,6 +169,16 @@ def test_bf16_mixed_precision_is_used_in_evaluation(stage: Pretraining, tmp_path
     assert "geneval/overall" in metrics
 
 
+def test_choices_are_made_on_prompts_and_edits_apart_from_the_test():
+    """The settings choose the split; by default it is the one that is reported."""
+    prompts = {split: GenEvalPrompts(split=split, limit=60).read() for split in ("val", "test")}
+    edits = {split: GEditData(split=split, per_kind=2).read()[0] for split in ("val", "test")}
+    assert "scenes val" in prompts["val"].name and prompts["val"].sha256 != prompts["test"].sha256
+    assert not {edit.key for edit in edits["val"]} & {edit.key for edit in edits["test"]}
+    assert GenEvalPrompts(limit=60).read().sha256 == prompts["test"].sha256
+    assert [edit.key for edit in GEditData(per_kind=2).read()[0]] == [edit.key for edit in edits["test"]]
+
+
 def test_a_stage_that_cannot_be_evaluated_is_refused(tmp_path: Path):
     class Other(LightningModule):
         pass

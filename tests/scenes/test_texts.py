@@ -20,13 +20,13 @@ from hyperbagel.scenes import (
     SceneObject,
     caption,
     caption_facts,
+    geneval_prompts,
     load_tokenizer,
     parse_caption,
     random_prompt,
     relations,
     sample,
     scene_of,
-    test_prompts,
     yes_no_question,
 )
 from hyperbagel.scenes.heldout import HELD_OUT_PAIRS
@@ -143,7 +143,7 @@ def test_counts_are_exact_and_near_relations_undecided() -> None:
     assert not between.is_true(Scene((a, b), "gray")) and not between.is_false(Scene((a, b), "gray"))
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_prompt_scenes_show_exactly_what_the_prompt_says(split: str) -> None:
     rng = Random(1)
     tags = Counter()
@@ -152,7 +152,7 @@ def test_prompt_scenes_show_exactly_what_the_prompt_says(split: str) -> None:
         tags[claim.tag] += 1
         assert claim.is_true(scene)
         assert len(scene.objects) == sum(noun.count for noun in claim.nouns)
-        assert not (split == "train" and claim.is_held_out())
+        assert not claim.is_held_out(split)
     assert set(tags) == {*GENEVAL_COUNTS, "caption"}
 
 
@@ -165,18 +165,31 @@ def test_contradictory_prompts_are_refused() -> None:
 
 
 def test_the_test_set_has_the_official_mix() -> None:
-    prompts = test_prompts()
+    prompts = geneval_prompts()
     assert Counter(p["tag"] for p in prompts) == GENEVAL_COUNTS and len(prompts) == 553
-    assert prompts == test_prompts() and prompts != test_prompts(seed=1)
+    assert prompts == geneval_prompts() and prompts != geneval_prompts(seed=1)
     texts = {tag: [p["prompt"] for p in prompts if p["tag"] == tag] for tag in GENEVAL_COUNTS}
     assert len(set(texts["position"])) == len(set(texts["color_attr"])) == 100
     assert {tag: len(set(texts[tag])) for tag in ("single_object", "two_object", "counting", "colors")} == {
         "single_object": 8, "two_object": 56, "counting": 24, "colors": 80,
     }  # fmt: skip
-    for color, shape in HELD_OUT_PAIRS:
+    for color, shape in HELD_OUT_PAIRS["test"]:
         assert any(f"{color} {shape}" in text for text in texts["colors"])
     with pytest.raises(ValueError, match="unknown GenEval task"):
-        test_prompts(counts={"poems": 3})
+        geneval_prompts(counts={"poems": 3})
+
+
+def test_validation_prompts_ask_for_nothing_that_is_kept_for_the_test() -> None:
+    prompts = geneval_prompts("val")
+    texts = {p["prompt"] for p in prompts}
+    assert Counter(p["tag"] for p in prompts) == GENEVAL_COUNTS
+    assert not any(f"{color} {shape}" in text for color, shape in HELD_OUT_PAIRS["test"] for text in texts)
+    for color, shape in HELD_OUT_PAIRS["val"]:
+        assert any(f"{color} {shape}" in text for text in texts)
+    tested = {p["prompt"] for p in geneval_prompts("test") if p["tag"] == "color_attr"}
+    assert len(texts & tested) < 10
+    with pytest.raises(ValueError, match="unknown split 'valid': use train, val or test"):
+        geneval_prompts("valid")
 
 
 def right_answers(topic: str, question: str, scene: Scene) -> set[str]:
@@ -215,7 +228,7 @@ def test_yes_no_questions_are_balanced_and_right() -> None:
         scene = understanding_scene("train", rng)
         question = yes_no_question(scene, "train", rng)
         answers[question.answer] += 1
-        for color, shape in HELD_OUT_PAIRS:
+        for color, shape in HELD_OUT_PAIRS["val"] | HELD_OUT_PAIRS["test"]:
             assert f"{color} {shape}" not in question.text
     assert answers["yes"] / 800 == pytest.approx(0.5, abs=0.06)
     assert set(answers) == {"yes", "no"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hyperbagel.scenes import BACKGROUNDS, COLORS, KINDS, RELATIONS, SHAPES, coverage, draw, relations, sample
-from hyperbagel.scenes.heldout import HELD_OUT_PAIRS, HELD_OUT_RELATIONS, in_training, is_held_out_relation
+from hyperbagel.scenes.heldout import HELD_OUT_PAIRS, HELD_OUT_RELATIONS, allows, lacks_pair, lacks_relation
 from hyperbagel.scenes.palette import LARGE_RADII, OPPOSITE, SMALL_RADII
 from hyperbagel.scenes.world import Scene, SceneObject, is_clear, relation, size_of
 
@@ -74,7 +74,7 @@ def test_the_stated_relation_is_one_of_genevals_and_has_its_opposite() -> None:
     assert relation(thing(12, 12), thing(50, 50)) is None, "a diagonal has no main axis"
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_all_drawn_scenes_are_clear(split: str) -> None:
     for scene in scenes(split, 60):
         assert 1 <= len(scene.objects) <= 4 and is_clear(scene.objects)
@@ -99,26 +99,31 @@ def test_unclear_scenes_are_seen(objects: list[SceneObject]) -> None:
     assert not is_clear(objects)
 
 
-def test_training_never_shows_what_is_held_out() -> None:
-    for scene in scenes("train", 80):
-        assert in_training(scene.objects)
-        for a, b in permutations(scene.objects, 2):
-            assert not any(is_held_out_relation(a.shape, name, b.shape) for name in relations(a, b))
-    shown = scenes("test", 80)
-    assert {(o.color, o.shape) for scene in shown for o in scene.objects} >= HELD_OUT_PAIRS
-    assert sum(not in_training(scene.objects) for scene in shown) > 50
+@pytest.mark.parametrize(("split", "later"), [("train", "val"), ("train", "test"), ("val", "test")])
+def test_a_split_never_shows_what_is_held_out_of_it(split: str, later: str) -> None:
+    pairs, facts = HELD_OUT_PAIRS[later], HELD_OUT_RELATIONS[later]
+    for scene in scenes(split, 80):
+        assert allows(split, scene.objects)
+        assert not {(o.color, o.shape) for o in scene.objects} & pairs
+        assert not {(a.shape, n, b.shape) for a, b in permutations(scene.objects, 2) for n in relations(a, b)} & facts
+    shown = scenes(later, 80)
+    assert {(o.color, o.shape) for scene in shown for o in scene.objects} >= pairs
+    assert sum(not allows(split, scene.objects) for scene in shown) > 50
 
 
-def test_held_out_combinations_are_few_and_spread() -> None:
-    assert {shape for _, shape in HELD_OUT_PAIRS} == set(SHAPES) and len({c for c, _ in HELD_OUT_PAIRS}) == 8
-    assert len(HELD_OUT_RELATIONS) == 12
-    assert len({frozenset((a, b)) for a, _, b in HELD_OUT_RELATIONS}) == 12
-    assert {s for a, _, b in HELD_OUT_RELATIONS for s in (a, b)} == set(SHAPES)
-    a, name, b = next(iter(HELD_OUT_RELATIONS))
-    assert is_held_out_relation(b, OPPOSITE[name], a)
-    assert not is_held_out_relation(a, OPPOSITE[name], b)
-    held = sum(is_held_out_relation(a, r, b) for a, b in permutations(SHAPES, 2) for r in RELATIONS)
+def test_held_out_combinations_are_few_spread_and_of_one_split() -> None:
+    pairs, facts = HELD_OUT_PAIRS["test"], HELD_OUT_RELATIONS["test"]
+    assert {shape for _, shape in pairs} == set(SHAPES) and len({c for c, _ in pairs}) == 8
+    assert len(facts) == len({frozenset((a, b)) for a, _, b in facts}) == 12
+    assert {s for a, _, b in facts for s in (a, b)} == set(SHAPES)
+    a, name, b = next(iter(facts))
+    assert lacks_relation("train", b, OPPOSITE[name], a) and lacks_relation("val", a, name, b)
+    assert not lacks_relation("train", a, OPPOSITE[name], b) and not lacks_relation("test", a, name, b)
+    held = sum(lacks_relation("val", a, r, b) for a, b in permutations(SHAPES, 2) for r in RELATIONS)
     assert held == 24
+    assert len(HELD_OUT_PAIRS["val"]) == 4 and not HELD_OUT_PAIRS["val"] & pairs
+    assert 4 <= len(HELD_OUT_RELATIONS["val"]) <= 6 and not HELD_OUT_RELATIONS["val"] & facts
+    assert all(lacks_pair("train", *pair) and not lacks_pair("val", *pair) for pair in HELD_OUT_PAIRS["val"])
 
 
 def test_all_colors_and_backgrounds_are_well_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from PIL import Image
 from torch import Tensor
@@ -22,11 +23,13 @@ from hyperbagel.evaluation.inference import Cost, Painter
 class GEditData:
     """What is to be edited.
 
-    data: the published benchmark, file or folder, None for edits of the scenes world; per_kind: edits of each kind of
-    the latter; languages: of the instructions; shown: pictures in the logged grid.
+    data: the published benchmark, file or folder, None for edits of the scenes world; split: of the latter, val for
+    choices and test for what is reported; per_kind: edits of each kind of the latter; languages: of the instructions;
+    shown: pictures in the logged grid.
     """
 
     data: str | None = None
+    split: Literal["val", "test"] = "test"
     per_kind: int = 20
     languages: tuple[str, ...] = LANGUAGES
     shown: int = 8
@@ -37,7 +40,7 @@ class GEditData:
             raise ValueError(f"gedit: languages {sorted(unknown)} are unknown, use some of {LANGUAGES}")
         if self.data is not None:
             return GEditBench(self.data, self.languages), OFFICIAL_CATEGORIES
-        samples = scene_edit_samples(self.per_kind)
+        samples = scene_edit_samples(self.per_kind, split=self.split)
         return [sample for sample in samples if sample.language in self.languages], tuple(SCENE_CATEGORIES)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -27,19 +27,21 @@ from hyperbagel.evaluation.geneval import (
 from hyperbagel.evaluation.geneval.report import ImageResult
 from hyperbagel.evaluation.geneval.runner import Job
 from hyperbagel.evaluation.inference import Painter, batches_of_equals
-from hyperbagel.scenes.prompts import test_prompts
+from hyperbagel.scenes.prompts import geneval_prompts
 
 
 @dataclass(frozen=True)
 class GenEvalPrompts:
     """What is asked for.
 
-    file: official metadata file (JSON lines), None for the test prompts of the scenes world in the official mix;
-    limit: about so many of them, evenly spread over the tasks; size: height and width of a picture in pixels, None
-    for the model's largest square; shown: pictures in the logged grid, one each of evenly spread prompts.
+    file: official metadata file (JSON lines), None for prompts of the scenes world in the official mix; split: of the
+    latter, val for choices and test for what is reported; limit: about so many of them, evenly spread over the tasks;
+    size: height and width of a picture in pixels, None for the model's largest square; shown: pictures in the logged
+    grid, one each of evenly spread prompts.
     """
 
     file: str | None = None
+    split: Literal["val", "test"] = "test"
     limit: int | None = None
     size: tuple[int, int] | None = None
     shown: int = 16
@@ -47,7 +49,7 @@ class GenEvalPrompts:
     def read(self) -> PromptSet:
         """The prompts. Raises FileNotFoundError or PromptError for an unusable file."""
         if self.file is None:
-            prompts = PromptSet.from_metadata(test_prompts(), "scenes test prompts")
+            prompts = PromptSet.from_metadata(geneval_prompts(self.split), f"scenes {self.split} prompts")
         else:
             prompts = read_prompts(self.file)
         return prompts if self.limit is None else prompts.thinned(self.limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchvision.utils import make_grid
 
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
-from hyperbagel.scenes.prompts import test_prompts
+from hyperbagel.scenes.prompts import geneval_prompts
 
 
 class ImageGrid(Evaluation):
@@ -23,7 +23,7 @@ class ImageGrid(Evaluation):
     ) -> None:
         super().__init__(every_n_updates)
         if prompts is None:
-            available = test_prompts()
+            available = geneval_prompts()
             prompts = [available[slot * len(available) // number]["prompt"] for slot in range(number)]
         self.prompts, self.seed = prompts, seed
 

@@ -37,7 +37,7 @@ def scenes(
 
     Args:
         out: folder for the shards.
-        split: train or test; some combinations of shapes, colours and relations appear in test only.
+        split: train, val or test; some combinations of shapes, colours and relations appear in val or test only.
         size: number of samples.
         seed: another seed draws other samples.
         weights: share of each kind of document, as in {caption: 2, dialogue: 1}; default a mix of all kinds.

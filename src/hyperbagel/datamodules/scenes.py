@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hyperbagel.scenes import KINDS, sample
+from hyperbagel.scenes.heldout import check_split
 
 DEFAULT_WEIGHTS: Final[dict[str, float]] = {
     "generation": 2, "detailed": 2, "editing": 2, "multi_turn": 1,
@@ -29,7 +30,8 @@ class SceneSource:
     decoded WebDataset sample of `write_scenes` holds, without the cost of PNG.
 
     Args:
-        split: "train" or "test"; some combinations are held out of train (see `hyperbagel.scenes.heldout`).
+        split: "train", "val" or "test"; train lacks some combinations of the others, which are held out for them (see
+            `hyperbagel.scenes.heldout`).
         size: number of samples.
         seed: another seed gives other samples.
         weights: share of each kind of document (one or more of `hyperbagel.scenes.KINDS`), not necessarily summing
@@ -40,8 +42,7 @@ class SceneSource:
         self, split: str = "train", size: int = 1_000_000, seed: int = 0, weights: Mapping[str, float] | None = None
     ) -> None:
         weights = DEFAULT_WEIGHTS if weights is None else weights
-        if split not in ("train", "test"):
-            raise ValueError(f"unknown split {split!r}: use train or test")
+        check_split(split)
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
         if unknown := set(weights) - set(KINDS):

@@ -6,7 +6,7 @@ from hyperbagel.scenes.documents import CAPTION_PROMPT, KINDS, Sample, sample
 from hyperbagel.scenes.drawing import coverage, draw
 from hyperbagel.scenes.edits import EDIT_KINDS, Edit, random_edit
 from hyperbagel.scenes.palette import BACKGROUNDS, COLORS, PLACES, RELATIONS, SHAPES, SIZES
-from hyperbagel.scenes.prompts import GENEVAL_COUNTS, random_prompt, scene_of, test_prompts
+from hyperbagel.scenes.prompts import GENEVAL_COUNTS, geneval_prompts, random_prompt, scene_of
 from hyperbagel.scenes.questions import Question, random_question, yes_no_question
 from hyperbagel.scenes.vocabulary import SPECIAL_TOKENS, load_tokenizer, tokenizer_folder
 from hyperbagel.scenes.world import Scene, SceneObject, relation, relations, size_of
@@ -35,6 +35,7 @@ __all__ = [
     "caption_facts",
     "coverage",
     "draw",
+    "geneval_prompts",
     "load_tokenizer",
     "parse_caption",
     "random_edit",
@@ -45,7 +46,6 @@ __all__ = [
     "sample",
     "scene_of",
     "size_of",
-    "test_prompts",
     "tokenizer_folder",
     "yes_no_question",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from hyperbagel.scenes.heldout import HELD_OUT_PAIRS, is_held_out_relation
+from hyperbagel.scenes.heldout import lacks_pair, lacks_relation
 from hyperbagel.scenes.layout import Spec
 from hyperbagel.scenes.palette import NUMBERS, plural, with_article
 from hyperbagel.scenes.world import Scene, SceneObject, relation, relations
@@ -97,11 +97,11 @@ class Claim:
         data["prompt"] = f"a photo of {self.text()}"
         return data
 
-    def is_held_out(self) -> bool:
-        """Whether the words themselves name a combination that is held out of training."""
-        named = any((noun.color, noun.shape) in HELD_OUT_PAIRS for noun in self.nouns)
+    def is_held_out(self, split: str) -> bool:
+        """Whether the words themselves name a combination that is held out of `split`."""
+        named = any(lacks_pair(split, noun.color, noun.shape) for noun in self.nouns)
         return named or bool(
-            self.relation and is_held_out_relation(self.nouns[0].shape, self.relation, self.nouns[1].shape)
+            self.relation and lacks_relation(split, self.nouns[0].shape, self.relation, self.nouns[1].shape)
         )
 
     def is_true(self, scene: Scene) -> bool:

@@ -15,6 +15,7 @@ from hyperbagel.scenes.captions import caption
 from hyperbagel.scenes.claims import Claim, Noun, whole_claim
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import LANGUAGES, Edit, random_edits
+from hyperbagel.scenes.heldout import check_split
 from hyperbagel.scenes.prompts import random_prompt
 from hyperbagel.scenes.questions import Question, random_question, understanding_scene, yes_no_question
 from hyperbagel.scenes.world import Scene
@@ -47,12 +48,11 @@ class _Content:
 def sample(split: str, seed: int, index: int, kind: str) -> Sample:
     """The sample number `index` of a kind; a pure function of its arguments.
 
-    split: "train" or "test" (see `heldout`); kind: one of `KINDS`. Raises ValueError for other values.
+    split: "train", "val" or "test" (see `heldout`); kind: one of `KINDS`. Raises ValueError for other values.
     """
     if kind not in _KINDS:
         raise ValueError(f"unknown kind of document {kind!r}: use one of {', '.join(_KINDS)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: use train or test")
+    check_split(split)
     key = f"{split}-{seed}-{kind}-{index:08d}"
     content = _KINDS[kind](split, Random(int.from_bytes(blake2b(key.encode(), digest_size=8).digest())))
     segments: list[dict[str, Any]] = []

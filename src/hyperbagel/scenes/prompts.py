@@ -1,4 +1,4 @@
-"""Prompts of the generation task: the training mix with its scenes, and the test set in GenEval's official mix."""
+"""Prompts of the generation task: the training mix with its scenes, and those of a split in GenEval's official mix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Final
 
 from hyperbagel.scenes.claims import Claim, Noun
+from hyperbagel.scenes.heldout import check_split
 from hyperbagel.scenes.layout import random_scene
 from hyperbagel.scenes.palette import BACKGROUNDS, COLORS, PLACES, RELATIONS, SHAPES, SIZES
 from hyperbagel.scenes.world import Scene, SceneObject, relation
@@ -87,18 +88,20 @@ def random_prompt(split: str, rng: Random, tag: str | None = None) -> tuple[Clai
     tag = tag or rng.choices(tuple(_TRAINING_WEIGHTS), tuple(_TRAINING_WEIGHTS.values()))[0]
     while True:
         claim = rich_claim(rng) if tag == "caption" else geneval_claim(tag, rng)
-        if split == "train" and claim.is_held_out():
+        if claim.is_held_out(split):
             continue
         with suppress(ValueError):  # e.g. places that imply a held-out relation: ask for something else
             return claim, scene_of(claim, split, rng)
 
 
-def test_prompts(seed: int = 0, counts: dict[str, int] | None = None) -> list[dict[str, Any]]:
-    """GenEval metadata of a test set, grouped by task: the official mix of 553 prompts by default.
+def geneval_prompts(split: str = "test", seed: int = 0, counts: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """GenEval metadata of a split, grouped by task: the official mix of 553 prompts by default.
 
-    Held-out combinations are in it at their natural share. A task asks for all its different prompts in random order
-    before it repeats one (single_object has 8 of them, counting 24, two_object 56, colors 80).
+    Combinations that are held out for the split are in it at their natural share. A task asks for all its different
+    prompts in random order before it repeats one (of the test split, single_object has 8 of them, counting 24,
+    two_object 56, colors 80). Raises ValueError for an unknown split or task.
     """
+    check_split(split)
     pools: dict[str, list[Claim]] = {
         "single_object": [Claim((Noun(a),)) for a in SHAPES],
         "two_object": [Claim((Noun(a), Noun(b))) for a, b in permutations(SHAPES, 2)],
@@ -114,11 +117,8 @@ def test_prompts(seed: int = 0, counts: dict[str, int] | None = None) -> list[di
     for tag, count in (counts or GENEVAL_COUNTS).items():
         if tag not in pools:
             raise ValueError(f"unknown GenEval task {tag!r}: use one of {', '.join(pools)}")
-        pool = pools[tag]
-        Random(f"{seed}/{tag}").shuffle(pool)
+        pool = [claim for claim in pools[tag] if not claim.is_held_out(split)]
+        Random(f"{seed}/{tag}" if split == "test" else f"{split}/{seed}/{tag}").shuffle(pool)
         for claim in islice(cycle(pool), count):
             prompts.append(Claim(claim.nouns, claim.relation, claim.background, tag).metadata())
     return prompts
-
-
-test_prompts.__test__ = False  # type: ignore[attr-defined]  # keeps pytest from collecting it where it is imported

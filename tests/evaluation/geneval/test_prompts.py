@@ -11,7 +11,7 @@ import pytest
 
 from hyperbagel.evaluation.geneval.prompt_generator import OFFICIAL_MIX, Vocabulary, generate_prompts
 from hyperbagel.evaluation.geneval.prompts import PromptError, PromptSet, parse_prompt, read_prompts
-from hyperbagel.scenes.prompts import test_prompts
+from hyperbagel.scenes.prompts import geneval_prompts
 
 from .golden import CASES, read_cases
 
@@ -83,7 +83,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_thinned_set_keeps_the_shares_of_the_tasks() -> None:
-    prompts = PromptSet.from_metadata(test_prompts(), "scenes test")
+    prompts = PromptSet.from_metadata(geneval_prompts(), "scenes test")
     few = prompts.thinned(60)
     assert len(few) == 60
     shares = Counter(prompt.tag for prompt in few.prompts)
