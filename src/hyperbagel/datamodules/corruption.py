@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperbagel.bagel.images import ImageError, ImageTooLargeError
+from hyperbagel.messages import clip
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ class SkippedSampleError(ValueError):
 def image_skip(error: ImageError) -> SkippedSampleError:
     """An unusable picture as the reason to skip its sample."""
     cause = Skip.IMAGE_TOO_LARGE if isinstance(error, ImageTooLargeError) else Skip.UNREADABLE_IMAGE
-    return SkippedSampleError(cause, str(error))
+    return SkippedSampleError(cause, clip(error))
 
 
-class TooManySkippedError(RuntimeError):
+class TooManySkippedError(ValueError):
     """More samples were skipped than the limit allows."""
 
 

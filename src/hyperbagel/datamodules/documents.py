@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hyperbagel.datamodules.corruption import Skip, SkippedSampleError
+from hyperbagel.messages import shown
 
 MAX_JSON_BYTES = 16 * 2**20
 """Longest `json` member that is parsed."""
@@ -78,14 +79,14 @@ def parse_document(
     """
     content = _parsed(data) if isinstance(data, bytes | str) else data
     if not isinstance(content, Mapping):
-        raise DocumentError(Skip.BAD_SCHEMA, f"a document is an object with `segments`, not {_short(content)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"a document is an object with `segments`, not {shown(content)}")
     segments, meta = content.get("segments"), content.get("meta", {})
     if not isinstance(segments, list) or not segments:
         raise DocumentError(
-            Skip.BAD_SCHEMA, f"`segments` must be a list of at least one segment, not {_short(segments)}"
+            Skip.BAD_SCHEMA, f"`segments` must be a list of at least one segment, not {shown(segments)}"
         )
     if not isinstance(meta, dict):
-        raise DocumentError(Skip.BAD_SCHEMA, f"`meta` must be an object, not {_short(meta)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"`meta` must be an object, not {shown(meta)}")
     if strict and (unknown := content.keys() - {"segments", "meta"}):
         raise DocumentError(Skip.BAD_SCHEMA, f"unknown field {sorted(unknown)[0]!r}; put it into `meta`")
     parts = tuple(_part(segment, f"segments[{i}]", files, strict) for i, segment in enumerate(segments))
@@ -104,12 +105,12 @@ def _parsed(data: bytes | str) -> object:
 def _part(segment: object, where: str, files: Collection[str], strict: bool) -> Part:
     """One checked segment; where: its place for error messages."""
     if not isinstance(segment, Mapping):
-        raise DocumentError(Skip.BAD_SCHEMA, f"{where} must be an object, not {_short(segment)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"{where} must be an object, not {shown(segment)}")
     kind, loss = segment.get("type"), segment.get("loss", False)
     if kind not in ("text", "image"):
-        raise DocumentError(Skip.BAD_SCHEMA, f'{where}: `type` must be "text" or "image", not {_short(kind)}')
+        raise DocumentError(Skip.BAD_SCHEMA, f'{where}: `type` must be "text" or "image", not {shown(kind)}')
     if not isinstance(loss, bool):
-        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `loss` must be true or false, not {_short(loss)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `loss` must be true or false, not {shown(loss)}")
     if strict and (unknown := segment.keys() - _FIELDS[kind]):
         raise DocumentError(
             Skip.BAD_SCHEMA, f"{where}: unknown field {sorted(unknown)[0]!r} of a segment of type {kind}"
@@ -119,7 +120,7 @@ def _part(segment: object, where: str, files: Collection[str], strict: bool) -> 
 
 def _text(text: object, where: str) -> str:
     if not isinstance(text, str):
-        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `text` must be a string, not {_short(text)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `text` must be a string, not {shown(text)}")
     if not text.strip():
         raise DocumentError(Skip.EMPTY_TEXT, f"{where}: `text` is empty")
     try:
@@ -132,7 +133,7 @@ def _text(text: object, where: str) -> str:
 def _image(segment: Mapping[str, Any], where: str, files: Collection[str], loss: bool) -> ImagePart:
     file = segment.get("file")
     if not isinstance(file, str) or not file:
-        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `file` must name a member, not {_short(file)}")
+        raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `file` must name a member, not {shown(file)}")
     if not safe_name(file):
         raise DocumentError(Skip.UNSAFE_NAME, f"{where}: {file!r} is not a plain file name")
     if file not in files:
@@ -148,8 +149,3 @@ def safe_name(name: str) -> bool:
 def safe_key(key: str) -> bool:
     """Whether a sample's key, which may have folders in it, stays inside the folder where it is unpacked."""
     return all(safe_name(part) for part in key.split("/"))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
