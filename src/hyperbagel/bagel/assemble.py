@@ -18,6 +18,7 @@ from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.parts import read_autoencoder, read_language_model, read_vision_tower
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.files import whole_folder
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 
 FRESH: Final = "fresh"
@@ -125,8 +126,9 @@ def assemble(parts: Parts, out: str | Path) -> Bagel:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: already exists and is not an empty folder; give another one")
     model, tokenizer = build(parts)
-    save_bagel(model, out)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as partial:
+        save_bagel(model, partial)
+        tokenizer.save_pretrained(partial)
     return model
 
 

@@ -131,6 +131,5 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
         check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})
         for key, value in tensors.items():
             mean[key] += value * paths[path]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, {"hyperbagel_branch": json.dumps(asdict(info))})
     return info

@@ -24,6 +24,7 @@ from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTCo
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
+from hyperbagel.files import whole_file, write_json
 
 WEIGHTS = "ema.safetensors"
 AUTOENCODER = "ae.safetensors"
@@ -208,12 +209,11 @@ def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> N
 def save_config(config: BagelConfig, folder: str | Path) -> None:
     """Write the configuration files of the official layout."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     llm = dataclasses.asdict(config.llm) | {"hidden_act": "silu", "tie_word_embeddings": False}
     vit = dataclasses.asdict(config.vit) | {"num_hidden_layers": config.vit.num_hidden_layers + 1}
     extras = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("llm", "vit")}
     for name, content in (("llm_config.json", llm), ("vit_config.json", vit), (EXTRAS, extras)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / name, content, indent=2)
 
 
 def save_bagel(model: Bagel, folder: str | Path) -> None:
@@ -226,13 +226,12 @@ def save_bagel(model: Bagel, folder: str | Path) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that a crash leaves either the old file or the new one, never half of one."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.touch()
-    mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-    partial.chmod(mode)
-    partial.replace(path)
+    """Write a safetensors file, so that a crash leaves either the old file or the new one. Raises WriteError."""
+    with whole_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+        partial.chmod(mode)
 
 
 def generation_keys(names: Iterable[str]) -> Iterator[str]:

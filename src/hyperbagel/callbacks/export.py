@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from hyperbagel.bagel.checkpoint import save_bagel
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
+from hyperbagel.files import whole_folder
 from hyperbagel.modules.networks import merged
 
 
@@ -51,14 +51,8 @@ class ExportModel(Callback):
 
 def write_model(model: Bagel, source: str, folder: Path, dtype: torch.dtype) -> None:
     """Write `model`, adapters merged, with the tokenizer of the folder `source`, completely or not at all."""
-    partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("tmp", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     # The generation weights are copied once, by `merged`.
     whole = copy.deepcopy(model, {id(model.generation): merged(model.generation)})
-    save_bagel(whole.to(dtype), partial)
-    Tokenizer.from_pretrained(source).save_pretrained(partial)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder) as partial:
+        save_bagel(whole.to(dtype), partial)
+        Tokenizer.from_pretrained(source).save_pretrained(partial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.evaluation import Evaluation
 from hyperbagel.callbacks.report import run_folder
+from hyperbagel.files import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "diffusers", "numpy")
 
@@ -49,9 +49,7 @@ class Provenance(Callback):
         folder = run_folder(trainer)  # ranks agree on it, so all of them have to ask
         if not trainer.is_global_zero or trainer.fast_dev_run or not self._begin:  # type: ignore[attr-defined]
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        record = self._record(pl_module)
-        (folder / "provenance.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "provenance.json", self._record(pl_module))
         self._summarize(trainer)
 
     def _record(self, pl_module: L.LightningModule) -> dict[str, Any]:

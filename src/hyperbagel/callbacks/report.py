@@ -17,6 +17,7 @@ from hyperbagel.callbacks.evaluation import OWN, Evaluation
 from hyperbagel.callbacks.pictures import side_by_side
 from hyperbagel.evaluation import geneval
 from hyperbagel.evaluation.gedit import report as gedit
+from hyperbagel.files import write_picture, write_text
 
 REPORT = "report.json"
 
@@ -53,7 +54,7 @@ class Report(Callback):
         write_report(report, folder)
         for name, callback in _benchmarks(trainer):
             if callback.findings.pictures:
-                side_by_side(callback.findings.pictures).save(folder / f"{name}.png")
+                write_picture(folder / f"{name}.png", side_by_side(callback.findings.pictures))
         if show:
             tqdm.write(f"{tables({folder.name: report})}\n{folder / REPORT}")
 
@@ -84,13 +85,10 @@ def _benchmarks(trainer: L.Trainer) -> Iterator[tuple[str, Evaluation]]:
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write both files; a crash leaves the old ones."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write both files; a crash leaves the old ones. Raises WriteError."""
     texts = {REPORT: json.dumps(report, indent=1, ensure_ascii=False), "report.md": tables({folder.name: report})}
     for name, text in texts.items():
-        partial = folder / f"{name}.tmp"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, text + "\n")
 
 
 def read_report(run: str | Path) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hyperbagel.callbacks.report import run_folder
+from hyperbagel.files import whole_file, write_json
 
 FAILURE = "failure.json"
 log = logging.getLogger(__name__)
@@ -32,22 +31,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write all of it, or raise OSError and leave what was there. Places that are no local files: as Lightning."""
+        """Write all of it, or raise WriteError and leave what was there. Places that are no files: as Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f"{final.name}.tmp")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(final)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
@@ -109,10 +98,9 @@ class Safeguard(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note a failure; save when the run was told to end."""
         if isinstance(exception, FloatingPointError):
-            self._folder.mkdir(parents=True, exist_ok=True)
             record = {"error": str(exception), "student_step": _step(pl_module), **self._batch}
             path = self._folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, record)
             log.error("%s; details in %s", exception, path)
         elif isinstance(exception, SIGTERMException):
             self._save(trainer)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hyperbagel.files import check_folder
+
 Preset = Literal["nano", "small", "scenes"]
 
 
@@ -42,6 +44,7 @@ def init(options: Init) -> None:
     """Run `hyperbagel init`."""
     from hyperbagel.bagel import assemble
 
+    check_folder(options.out)
     parts = assemble.Parts(
         llm=options.llm,
         vit=options.vit,

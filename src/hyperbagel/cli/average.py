@@ -29,6 +29,8 @@ def average(options: Average) -> None:
     import torch
 
     from hyperbagel.bagel.branch_checkpoint import average_branches
+    from hyperbagel.files import check_file
 
+    check_file(options.out)
     info = average_branches(options.branches, options.out, getattr(torch, options.dtype))
     print(f"{options.out}: mean of {len(options.branches)} branches, NFE {info.nfe}, {options.dtype}")

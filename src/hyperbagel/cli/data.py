@@ -16,6 +16,7 @@ from hyperbagel.datamodules.convert import (
 from hyperbagel.datamodules.inspect import inspect_shards
 from hyperbagel.datamodules.scenes import write_scenes
 from hyperbagel.draft.config import DraftConfig
+from hyperbagel.files import check_file, check_folder
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
@@ -43,6 +44,7 @@ def scenes(
         weights: share of each kind of document, as in {caption: 2, dialogue: 1}; default a mix of all kinds.
         shard_size: samples a shard.
     """
+    check_folder(out)
     shards = write_scenes(out, split, size, seed, weights, shard_size)
     print(f"{out}: {size} samples in {len(shards)} shards")
 
@@ -79,6 +81,7 @@ def regenerate(
     """
     from hyperbagel.datamodules import regenerate as answering
 
+    check_folder(out)
     bagel, builder = _with_builder(model, answer_prefix, device)
     settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
     return answering.regenerate(bagel, builder, shards, out, settings)
@@ -120,6 +123,7 @@ def features(
     from hyperbagel.datamodules.features import DocumentReader
     from hyperbagel.draft.store import write_features
 
+    check_folder(out)
     bagel, builder = _with_builder(model, answer_prefix, device)
     reader = DocumentReader(shards, builder, batch_size)
     tokens = write_features(bagel, reader, draft.entries(bagel.config.llm), out)
@@ -142,6 +146,7 @@ def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) 
     from hyperbagel.datamodules.vocabulary import answer_vocabulary
     from hyperbagel.draft.vocabulary import write_vocabulary
 
+    check_file(out)
     tokenizer = Tokenizer.from_pretrained(model_folder(model))
     ids, share = answer_vocabulary(shards, tokenizer, size)
     write_vocabulary(ids, out)

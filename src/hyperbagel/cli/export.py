@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperbagel.cli.loading import Device, DType, load_model
+from hyperbagel.files import check_folder
 
 
 def draft(
@@ -25,6 +26,7 @@ def draft(
     from hyperbagel.draft.checkpoint import load_draft
     from hyperbagel.draft.export import export_eagle3
 
+    check_folder(out)
     bagel, _ = load_model(model, Device("cpu", dtype))
     head = load_draft(draft, bagel)
     export_eagle3(head, bagel, out)

@@ -18,6 +18,7 @@ from hyperbagel.cli.assembly import Init, init
 from hyperbagel.cli.average import Average, average
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
 from hyperbagel.cli.text import Chat, chat
+from hyperbagel.files import check_folder
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -124,6 +125,8 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write report.json and report.md there")
     options = parser.parse_args(arguments)
     with one_line_errors("hyperbagel report"):
+        if options.out is not None:
+            check_folder(options.out)
         reports = {run: read_report(run) for run in options.runs}
         print(tables(reports))
         if options.out is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbagel.cli.loading import Device, load_branch_for, load_model
+from hyperbagel.files import check_picture, write_picture
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -80,6 +81,7 @@ def generate(options: Generate) -> None:
     from hyperbagel.bagel.segments import TextSegment
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
+    check_picture(options.out)
     bagel, tokenizer = load_model(options.model, options.device)
     config = bagel.config
     largest = min(config.max_latent_size * config.latent_stride, config.vae_transform.max_size)
@@ -98,6 +100,7 @@ def edit(options: Edit) -> None:
     from hyperbagel.bagel.segments import ImageSegment, TextSegment, ViTSegment
     from hyperbagel.flow.guidance import PAPER_EDITING
 
+    check_picture(options.out)
     picture = load_image(options.image)
     bagel, tokenizer = load_model(options.model, options.device)
     source = bagel.config.vae_transform.resize(picture)
@@ -147,8 +150,7 @@ def _run(bagel: Bagel, task: _Task) -> None:
         )
         picture = to_pil(bagel.decode_latents(sample.latents, grid)[0])
     seconds = time.perf_counter() - started
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(options.out)
+    write_picture(options.out, picture)
     print(f"{options.out}: {task.size[1]}x{task.size[0]} pixels, {sample.nfe} NFE, {seconds:.2f} s")
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from hyperbagel.bagel.images import ImageError, ImageTooLargeError, image_size
 from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, SkipRecord, image_skip
 from hyperbagel.datamodules.documents import TextPart, parse_document
 from hyperbagel.datamodules.shards import SampleSpan, find_samples
+from hyperbagel.files import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +147,6 @@ def _write_index(index: ShardIndex, cached: Path) -> None:
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in _ARRAYS}
     content = save(arrays, {"skipped": records})
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
-        unfinished.write_bytes(content)
-        os.replace(unfinished, cached)
+        write_bytes(cached, content)
     except OSError as error:
         log.warning("the index of a shard is not kept (%s); it is scanned again next time", error)

@@ -15,6 +15,7 @@ from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.index import index_shard
 from hyperbagel.datamodules.shards import Sample, find_shards
 from hyperbagel.datamodules.sources import ShardSamples
+from hyperbagel.files import check_picture, write_picture
 
 _CELL = 160
 _LINES = 4
@@ -67,9 +68,10 @@ def inspect_shards(
     """Read all samples of a shard list, and draw some of them, evenly picked.
 
     out_png: where the contact sheet goes; cache_dir: for copies of remote shards (default: beside the sheet);
-    cells: number of samples drawn. Raises FileNotFoundError for missing shards.
+    cells: number of samples drawn. Raises FileNotFoundError for missing shards, and as `check_picture`.
     """
     out = Path(out_png)
+    check_picture(out)
     paths = find_shards(shards, Path(cache_dir) if cache_dir else out.parent)
     indexes = [index_shard(path) for path in paths]
     samples = ShardSamples(paths, indexes, with_loss=False)
@@ -87,8 +89,7 @@ def inspect_shards(
         summary.text_lengths.append(sum(len(part.text) for part in document.parts if isinstance(part, TextPart)))
         if i in drawn:
             pictures.append(_draw(sample, document))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(pictures).save(out)
+    write_picture(out, _sheet(pictures))
     return summary
 
 

@@ -24,6 +24,7 @@ from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.files import naming, write_bytes
 from hyperbagel.modules.randomness import step_generator
 
 STATE = ".regeneration"
@@ -115,7 +116,7 @@ class Regenerator:
         unfinished = out / STATE / (path.stem + "-{:06d}.tar")
         for stale in unfinished.parent.glob(f"{path.stem}-*.tar*"):
             stale.unlink()
-        with ShardWriter(unfinished, 2**62, 2**62) as writer, journal.open("a") as log:
+        with ShardWriter(unfinished, 2**62, 2**62) as writer, naming(journal), journal.open("a") as log:
             samples = _samples(path, summary)
             progress = tqdm(desc=path.name, unit="document", leave=False)
             while batch := list(islice(samples, self.settings.batch_size)):
@@ -212,7 +213,7 @@ def _read_journal(path: Path) -> dict[str, list[str] | None]:
         lines = path.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
-            path.write_bytes(b"".join(whole))
+            write_bytes(path, b"".join(whole))
         for entry in map(json.loads, whole):
             known[entry["key"]] = entry["answers"]
     return known

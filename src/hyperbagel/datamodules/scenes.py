@@ -14,6 +14,7 @@ import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
+from hyperbagel.files import whole_file
 from hyperbagel.scenes import KINDS, sample
 from hyperbagel.scenes.heldout import check_split
 
@@ -86,25 +87,26 @@ def write_scenes(
     """Write the samples of `SceneSource` as WebDataset shards `<split>-000000.tar`, ... into the folder `out`.
 
     A shard appears under its name only when it is complete. Returns the shards' paths. Raises FileExistsError if a
-    shard of this split is already there, and ValueError as `SceneSource` does.
+    shard of this split is already there, WriteError for a full disk, and ValueError as `SceneSource` does.
     """
     source = SceneSource(split, size, seed, weights)
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, not {shard_size}")
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     if present := sorted(folder.glob(f"{split}-*.tar")):
         raise FileExistsError(f"{present[0]} already exists: remove the {split} shards or choose another folder")
     shards = []
     with tqdm(total=size, desc=f"{split} scenes", unit="sample") as progress:
         for number, start in enumerate(range(0, size, shard_size)):
             path = folder / f"{split}-{number:06d}.tar"
-            partial = path.with_suffix(".partial")
-            with wds.TarWriter(str(partial), encoder=False, mtime=0) as writer:
+            with (
+                whole_file(path) as partial,
+                partial.open("wb") as stream,
+                wds.TarWriter(stream, encoder=False, mtime=0) as writer,
+            ):
                 for index in range(start, min(start + shard_size, size)):
                     writer.write(_encode(source[index]))
                     progress.update()
-            partial.rename(path)
             shards.append(path)
     return shards
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from hyperbagel.datamodules.corruption import Skip, SkipRecord
 from hyperbagel.datamodules.documents import DocumentError, InterleavedDocument, parse_document, safe_key, safe_name
 from hyperbagel.datamodules.tar import TarDamage, TarMember, scan_tar
+from hyperbagel.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +99,13 @@ def _local(url: str, cache_dir: Path) -> Path:
     target = cache_dir / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
     if not target.exists():
         log.info("copying %s to %s", url, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            command = f"pipe:aws s3 cp {shlex.quote(url)} -" if scheme == "s3" else url
-            with gopen(command, "rb") as stream, unfinished.open("wb") as file:
-                shutil.copyfileobj(stream, file, 2**20)
-            os.replace(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        command = f"pipe:aws s3 cp {shlex.quote(url)} -" if scheme == "s3" else url
+        with (
+            whole_file(target, shared=True) as unfinished,
+            unfinished.open("wb") as file,
+            gopen(command, "rb") as stream,
+        ):
+            shutil.copyfileobj(stream, file, 2**20)
     return target
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ import webdataset as wds
 from hyperbagel.bagel.images import ImageError, image_size
 from hyperbagel.datamodules.corruption import Skip, image_skip
 from hyperbagel.datamodules.documents import DocumentError, InterleavedDocument, parse_document, safe_key
+from hyperbagel.files import whole_file
 
 
 class ShardWriter:
@@ -42,12 +43,14 @@ class ShardWriter:
         self._in_shard = 0
         self._bytes = 0
         self._tar: wds.TarWriter | None = None
+        self._unfinished = ExitStack()
 
     def write(self, key: str, document: Mapping[str, Any], images: Mapping[str, bytes]) -> InterleavedDocument:
         """Check one sample and append it.
 
         key: unique name without dots in its last component; images: file name -> encoded picture. Raises DocumentError
-        that names the key and the segment; nothing is written then, and the writer can go on.
+        that names the key and the segment; nothing is written then, and the writer can go on. A full disk raises
+        OSError, which becomes a WriteError where the `with` block ends.
         """
         checked = self._check(key, document, images)
         try:
@@ -84,24 +87,18 @@ class ShardWriter:
         path = Path(self.pattern.format(self._next))
         if path.exists():
             raise FileExistsError(f"{path} exists; remove it or write elsewhere")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opening:
+            stream = opening.enter_context(opening.enter_context(whole_file(path)).open("wb"))
+            # USTAR would refuse long names; a fixed time makes equal documents equal files.
+            writer = wds.TarWriter(stream, encoder=False, mtime=0, format="PAX_FORMAT")
+            self._tar = opening.enter_context(writer)
+            self._unfinished = opening.pop_all()
         self.shards.append(path)
-        # USTAR would refuse long names; a fixed time makes equal documents equal files.
-        self._tar = wds.TarWriter(str(self._unfinished), encoder=False, mtime=0, format="PAX_FORMAT")
         self._next += 1
 
-    @property
-    def _unfinished(self) -> Path:
-        return self.shards[-1].with_name(self.shards[-1].name + ".tmp")
-
     def close(self) -> None:
-        """Finish the current shard; writing again begins the next."""
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._tar = None
-        os.replace(self._unfinished, self.shards[-1])
-        self._in_shard = self._bytes = 0
+        """Finish the current shard; writing again begins the next. Raises WriteError."""
+        self._end(None, None, None)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -110,10 +107,14 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish the shard, or, after an error, drop the unfinished one."""
-        if error is None or self._tar is None:
-            self.close()
+        self._end(kind, error, trace)
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._tar is None:
             return
-        self._tar.close()
         self._tar = None
-        self._unfinished.unlink(missing_ok=True)
-        self.shards.pop()
+        self._in_shard = self._bytes = 0
+        shard = self.shards.pop()
+        self._unfinished.__exit__(kind, error, trace)
+        if error is None:
+            self.shards.append(shard)

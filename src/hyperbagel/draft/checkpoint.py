@@ -21,7 +21,6 @@ _METADATA = "hyperbagel_draft"
 def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
     """Write a draft head of `model`; its settings and the model's fingerprint become metadata."""
     content = {"config": dataclasses.asdict(head.config), "base": base_hash(model)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(head.state_dict(), Path(path), {_METADATA: json.dumps(content)})
 
 

@@ -20,7 +20,6 @@ A Hyper-Bagel head has the same keys where it has the same parts (norm, head, vo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.draft.head import DraftHead
+from hyperbagel.files import write_json
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 
@@ -45,12 +45,11 @@ def export_eagle3(head: DraftHead, model: Bagel, folder: str | Path) -> None:
         raise ValueError(
             f"serving engines load EAGLE-3 heads of 1 layer over 3 levels, not of {config.layers} over {config.queries}"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_config(head, model), indent=2) + "\n")
     tensors = {_key(name, head): value for name, value in head.state_dict().items() if name != "vocabulary"}
     embedding = model.understanding.embed_tokens.weight
-    write_tensors(tensors | _vocabulary(head) | {"embed_tokens.weight": embedding}, folder / "model.safetensors")
+    tensors |= _vocabulary(head) | {"embed_tokens.weight": embedding}
+    write_tensors(tensors, Path(folder) / "model.safetensors")
+    write_json(Path(folder) / "config.json", _config(head, model), indent=2)
 
 
 def _key(name: str, head: DraftHead) -> str:

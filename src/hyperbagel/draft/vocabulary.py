@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.segments import Document, TextSegment
+from hyperbagel.files import write_text
 
 
 def count_tokens(documents: Iterable[Document], vocab_size: int) -> Tensor:
@@ -39,8 +40,8 @@ def frequent_tokens(counts: Tensor, size: int, always: Sequence[int] = ()) -> li
 
 
 def write_vocabulary(ids: Sequence[int], path: str | Path) -> None:
-    """Write ids as a JSON list."""
-    Path(path).write_text(json.dumps(list(ids)) + "\n")
+    """Write ids as a JSON list. Raises WriteError."""
+    write_text(path, json.dumps(list(ids)) + "\n")
 
 
 def read_vocabulary(path: str | Path, vocab_size: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
 from hyperbagel.datamodules.convert.pictures import plain_name
 from hyperbagel.datamodules.convert.rows import Row, RowSource
 from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.files import WriteError, whole_file
 
 NameOf = Callable[[Mapping[str, Any]], object]
 """Gives the picture's name of an annotation."""
@@ -36,9 +36,14 @@ class AnnotationIndex:
         """Read all annotations, unless that was done."""
         if self.path.is_file():
             return
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)
+        with whole_file(self.path) as unfinished:
+            unfinished.unlink(missing_ok=True)
+            try:
+                self._fill(unfinished, sources, name_of)
+            except sqlite3.OperationalError as error:  # a full disk, which SQLite does not report as an OSError
+                raise WriteError(f"{self.path}: not written: {error}; make room, or write elsewhere") from error
+
+    def _fill(self, unfinished: Path, sources: Iterable[RowSource], name_of: NameOf) -> None:
         with closing(sqlite3.connect(unfinished)) as base, base:
             base.execute("CREATE TABLE good (name TEXT PRIMARY KEY, folder TEXT, place TEXT, data TEXT) WITHOUT ROWID")
             base.execute("CREATE TABLE bad (place TEXT, cause TEXT, message TEXT)")
@@ -46,7 +51,6 @@ class AnnotationIndex:
             for row in tqdm(rows, "index annotations", unit="row"):
                 self._insert(base, row, name_of)
             base.execute("CREATE INDEX folders ON good (folder)")
-        os.replace(unfinished, self.path)
 
     def _insert(self, base: sqlite3.Connection, row: Row, name_of: NameOf) -> None:
         try:

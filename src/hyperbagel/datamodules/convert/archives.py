@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from hyperbagel.datamodules.convert.errors import FormatError
 from hyperbagel.datamodules.documents import safe_key
+from hyperbagel.files import naming
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Unpacking:
                     continue
                 path = self.target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
+                with naming(path), path.open("wb") as file:
                     shutil.copyfileobj(content, file)
         self.target.mkdir(parents=True, exist_ok=True)
         done.touch()

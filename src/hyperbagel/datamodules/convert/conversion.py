@@ -27,11 +27,12 @@ from hyperbagel.datamodules.convert.archives import Unpacking
 from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError, TooManyBadRowsError
 from hyperbagel.datamodules.convert.options import ConvertOptions
 from hyperbagel.datamodules.convert.pictures import Draft
-from hyperbagel.datamodules.convert.reports import ConversionSummary, ShardReport, save_json, total
+from hyperbagel.datamodules.convert.reports import ConversionSummary, ShardReport, total
 from hyperbagel.datamodules.convert.rows import Row, RowSource
 from hyperbagel.datamodules.convert.workplace import Workplace
 from hyperbagel.datamodules.documents import DocumentError
 from hyperbagel.datamodules.writer import ShardWriter
+from hyperbagel.files import write_json
 
 _JUDGED_FROM = 1000
 
@@ -107,7 +108,7 @@ def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSumma
     if not summary.written:
         raise TooManyBadRowsError(f"not one row could be converted: {summary}")
     result = {key: value for key, value in asdict(summary).items() if key not in ("out", "kept")}
-    save_json(place.out / "conversion.json", {"settings": plan.fingerprint(options), **result})
+    write_json(place.out / "conversion.json", {"settings": plan.fingerprint(options), **result})
     place.end()
     return summary
 

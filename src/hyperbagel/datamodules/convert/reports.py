@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError
+from hyperbagel.files import write_json
 
 _EXAMPLES = 3
 
@@ -35,7 +35,7 @@ class ShardReport:
 
     def save(self, path: Path) -> None:
         """Write the file, all or nothing."""
-        save_json(path, asdict(self))
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> ShardReport | None:
@@ -92,10 +92,3 @@ def total(reports: Iterable[ShardReport], out: Path, kept: int) -> ConversionSum
     for report in reports:
         summary.add(report)
     return summary
-
-
-def save_json(path: Path, content: object) -> None:
-    """Write a JSON file, all or nothing."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)

@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hyperbagel.datamodules.convert.reports import ShardReport, save_json
+from hyperbagel.datamodules.convert.reports import ShardReport
 from hyperbagel.datamodules.convert.rows import RowSource
+from hyperbagel.files import write_json
 
 STATE = ".conversion"
 """Folder inside the output folder for what a conversion has to remember."""
@@ -61,7 +62,7 @@ class Workplace:
             return
         temporary_folder(self.out)
         self.state.mkdir(parents=True, exist_ok=True)
-        save_json(settings, fingerprint)
+        write_json(settings, fingerprint)
 
     def shard(self, unit: int, source: RowSource, part: int) -> str:
         """Name of a shard without extension."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hyperbagel.evaluation.gedit.aggregate import SampleResult
+from hyperbagel.files import naming
 
 
 class Journal:
@@ -50,8 +51,10 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._file.flush()
+            assert self.path is not None
+            with naming(self.path):
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self._file.flush()
 
     def _read(self) -> list[bytes]:
         """Fill `rows`; the lines (bytes) that are complete."""

@@ -26,6 +26,7 @@ from hyperbagel.evaluation.gedit.samples import (
     Judge,
     JudgeScore,
 )
+from hyperbagel.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -149,4 +150,4 @@ def _verdict(judge: Judge | ExactJudge, sample: EditSample, image: Image.Image) 
 def save_report(result: GEditReport, path: Path) -> None:
     """Write the report as JSON, readable with any JSON parser (absent figures are null, never NaN)."""
     text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")

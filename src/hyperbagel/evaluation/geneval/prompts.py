@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperbagel.files import write_text
+
 COUNTING = "counting"
 TASKS = ("single_object", "two_object", COUNTING, "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -101,7 +103,7 @@ class PromptSet:
 
     def save(self, path: Path | str) -> None:
         """Write the prompts as an official metadata file (JSON lines)."""
-        Path(path).write_text("".join(prompt.metadata + "\n" for prompt in self.prompts), encoding="utf-8")
+        write_text(path, "".join(prompt.metadata + "\n" for prompt in self.prompts))
 
 
 def read_prompts(path: Path | str) -> PromptSet:

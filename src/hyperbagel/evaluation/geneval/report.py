@@ -11,6 +11,7 @@ from typing import Any
 
 from hyperbagel.evaluation.geneval.summary import ScoredImage, Summary, summarize
 from hyperbagel.evaluation.statistics import DEFAULT, BootstrapSettings, Interval, mean_interval
+from hyperbagel.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class GenEvalReport:
 
     def save(self, path: Path | str) -> None:
         """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path | str) -> GenEvalReport:
