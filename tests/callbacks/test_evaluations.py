@@ -1,6 +1,7 @@
 """The evaluating callbacks on a nano stage: when they run, what they log, and that work is shared without overlap."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretrain import Pretraining
-from hyperbagel.modules.stage import Samplers
+from hyperbagel.modules.stage import Compute, Samplers
 from tests.runs import nano_folder, scenes, trainer
 
 GUIDED = Guidance(interval=(0.0, 1.0))
@@ -94,6 +95,20 @@ def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretrain
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["stage"].endswith("Pretraining")
     assert provenance["versions"]["torch"] in torch.__version__
+
+
+def test_everything_is_measured_in_bfloat16_too(folder: str, tmp_path: Path):
+    callbacks = [
+        geneval(),
+        GEdit(SceneJudge(), GEditData(per_kind=1, shown=2), settings=GEditRun(batch_size=8)),
+        Understanding(SceneSource("test", 4, weights={"caption": 1.0, "yes_no": 1.0}), max_tokens=4),
+        ImageGrid(number=2),
+    ]
+    stage = Pretraining(folder, samplers=SAMPLERS, compute=Compute(dtype="bfloat16"))
+    runner = trainer(tmp_path, callbacks=callbacks)
+    (metrics,) = runner.test(stage, scenes({"generation": 1.0, "caption": 1.0}), verbose=False)
+    assert {"geneval/overall", "gedit/sc", "understanding/caption", "nfe"} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
 def test_results_do_not_depend_on_the_number_of_processes(stage: Pretraining, monkeypatch):

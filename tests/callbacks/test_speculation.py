@@ -15,6 +15,7 @@ from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.modules.draft_head import DraftTraining, Unroll
 from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.stage import Compute
 from tests.runs import nano_folder, scenes, trainer
 
 WAYS = {"chain": SpeculationSettings(3), "tree": SpeculationSettings(2, tree=TreeSettings(2, 4))}
@@ -36,6 +37,14 @@ def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
     rows = read_report(tmp_path)["results"]["speculation"]["rows"]
     assert next(iter(rows)) == "chain" and {"tree", *(f"tree, {kind}" for kind in kinds)} <= set(rows)
     assert rows["tree"]["speculation/questions"] == 5
+
+
+def test_bfloat16_is_measured_too(tmp_path: Path) -> None:
+    compute = Compute(dtype="bfloat16")
+    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1), compute=compute)
+    data = scenes({"caption": 1.0, "question": 1.0}, held_out=4)
+    (logged,) = trainer(tmp_path, callbacks=[CALLBACK]).test(module, data, verbose=False)
+    assert 1 <= logged["speculation/acceptance_length"] <= 4 and logged["tree/speculation/questions"] >= 1
 
 
 def test_every_answer_is_a_question_of_its_kind() -> None:

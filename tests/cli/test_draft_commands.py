@@ -66,6 +66,23 @@ def test_regenerated_shards_hold_the_models_own_answers(
     main(["data", "inspect", str(answered), "--out", str(tmp_path / "sheet.png")])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_come_in_every_type(
+    nano: str, draft: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    """`chat`, with and without a draft head, and `data regenerate` are the commands that decode."""
+    chat = ["chat", "-", "what is this?", "--model", nano, "--max-tokens", "8", "--device.dtype", dtype]
+    for options in ([], ["--draft", draft], ["--temperature", "0.7", "--top-p", "0.9"]):
+        main([*chat, *options])
+        shown = capsys.readouterr()
+        assert shown.out.strip() and "tokens/s]" in shown.err
+    asked, answered = tmp_path / "asked", tmp_path / "answered"
+    main(["data", "scenes", str(asked), "--size", "4", "--weights", "{caption: 1, question: 1}"])
+    command = ["data", "regenerate", str(asked), str(answered), "--model", nano, "--device.dtype", dtype]
+    main([*command, "--max-tokens", "100", "--keep-long", "true"])
+    assert "\n0 documents" not in capsys.readouterr().out
+
+
 def test_long_answers_are_dropped_or_cut(nano: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = tmp_path / "asked"
     main(["data", "scenes", str(asked), "--size", "4", "--weights", "{caption: 1}"])

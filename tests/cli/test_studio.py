@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from hyperbagel.bagel.images import ImageError
@@ -52,6 +53,15 @@ def test_pictures_come_with_what_they_cost(studio: Studio, picture: Path, networ
     assert studio.generate("a red circle", network, seed=4).picture.tobytes() != drawn.picture.tobytes()
     edited = studio.edit(picture, "make it blue", network)
     assert edited.nfe == editing
+
+
+def test_everything_works_in_bfloat16(studio_folder: Path, picture: Path) -> None:
+    studio = load_studio(App(model=str(studio_folder), steps=2, device=Device(dtype="bfloat16")))
+    assert studio.model.dtype == torch.bfloat16
+    for network in studio.networks:
+        assert studio.generate("a red circle", network).picture.size == (64, 64)
+        assert studio.edit(picture, "make it blue", network).picture.size == (64, 48)
+    assert list(studio.ask(picture, "what is this?", max_tokens=3))[-1].tokens <= 3
 
 
 def test_answers_are_those_of_plain_decoding_and_marked(studio: Studio, studio_folder: Path, picture: Path) -> None:

@@ -1,5 +1,7 @@
 """Drawing, editing and answering in batches: seeds decide, company does not."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +61,23 @@ def test_a_distilled_branch_draws_in_one_pass_a_step(tokenizer: Tokenizer):
     draw.generate(["a red circle"], [1], (16, 16))
     draw.edit([Image.new("RGB", (16, 16))], ["add a star"], [1])
     assert draw.cost.nfe == 2
+
+
+def test_bfloat16_draws_almost_the_same(tokenizer: Tokenizer):
+    """Teacher and branch, pictures and edits: within 1 % of the range of the float32 model of the same weights."""
+    pictures = {}
+    rounded = nano_bagel().eval().bfloat16()
+    for model in (rounded, copy.deepcopy(rounded).float()):
+        branch = model.generation.copy()
+        branch.add_guidance_embedders()
+        drawn = pictures[model.dtype] = []
+        for used in (None, branch):
+            text, both = (Painter(model, tokenizer, Sampler(2, 3.0, guidance), used) for guidance in (TEXT, BOTH))
+            drawn += text.generate(["a red circle"], [1], (16, 16))
+            drawn += both.edit([Image.new("RGB", (16, 16), "red")], ["add a star"], [1])
+        assert answer(model, tokenizer, [(Image.new("RGB", (16, 16)), "What is it?")], max_tokens=3)
+    for one, other in zip(*pictures.values(), strict=True):
+        assert float((one.float() - other.float()).abs().mean()) < 2.5
 
 
 def test_answers_do_not_depend_on_the_batch(tokenizer: Tokenizer):

@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.decoding.autoregressive import DecodingSettings, next_token_probabilities
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.fused import FusedStack, LogitsHead, Projection, Rope, RopeTable, rms_norm
+from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, Projection, Rope, RopeTable
 from hyperbagel.draft.head import DraftHead
 
 
@@ -82,12 +82,12 @@ class Drafter:
         self.head = head
         self.embed = model.understanding.embed_tokens.weight
         self.stack = FusedStack(list(head.layers), head.llm, fuse)
-        self.logits = LogitsHead(head.norm, head.lm_head, fuse)
+        self.logits = LogitsHead(Norm(head.norm.weight, head.llm.rms_norm_eps), head.lm_head, fuse)
         intermediate, fusion = head.features, head.fusion
         with torch.no_grad():
             self.fc1 = Projection([intermediate.fc1], fuse)
             self.fc2 = None if fusion is None else Projection([fusion.fc2], fuse)
-        self.norm = None if fusion is None else fusion.norm.weight
+        self.norm = None if fusion is None else Norm(fusion.norm.weight, head.llm.rms_norm_eps)
         self.entries = head.config.entries(head.llm)
         self.decoder: FusedStack | None = None
         if intermediate.decoder is not None:
@@ -126,7 +126,7 @@ class Drafter:
         """One draft step for rows (B, n, D), written where the cache was told to: the features for the next."""
         if self.fc2 is None or self.norm is None:
             return self.stack(feature, rope, mask, cache, read=torch.cat([embedded, feature], dim=-1))
-        pair = torch.cat([rms_norm(embedded, self.norm, self.stack.eps), feature], dim=-1)
+        pair = torch.cat([self.norm(embedded), feature], dim=-1)
         x = self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
         return self.stack(x, rope, mask, cache)
 

@@ -48,12 +48,26 @@ class RopeTable:
         return Rope(self._cos[positions], self._sin[positions])
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """As `F.rms_norm`, in operations that cost half as much for a few rows in float32. eps: a scalar tensor."""
-    if x.dtype != torch.float32:  # there the operator computes in float32 inside
-        return F.rms_norm(x, x.shape[-1:], weight, float(eps))
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_() * weight
+class Norm:
+    """`nn.RMSNorm` in operations that cost half as much for a few rows in float32.
+
+    weight: (D,), or (heads, D) with one for each head of inputs (..., heads, D).
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, eps
+        self._eps = torch.tensor(eps, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., D), or (..., heads, D)."""
+        width = x.shape[-1:]
+        if x.dtype == torch.float32:
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x * torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_() * self.weight
+        if self.weight.ndim == 1:
+            return F.rms_norm(x, width, self.weight.to(x.dtype), self.eps)
+        # As the operator does inside: in float32, and rounded once. It takes no weights of several heads.
+        return (F.rms_norm(x.float(), width, None, self.eps) * self.weight).to(x.dtype)
 
 
 class Projection:
@@ -104,13 +118,13 @@ class LogitsHead:
     """Final norm and LM head."""
 
     @torch.no_grad()
-    def __init__(self, norm: nn.RMSNorm, lm_head: nn.Linear, fuse: bool) -> None:
-        self.weight, self.eps = norm.weight, norm.weight.new_tensor(norm.eps)
+    def __init__(self, norm: Norm, lm_head: nn.Linear, fuse: bool) -> None:
+        self.norm = norm
         self.projection = Projection([lm_head], fuse)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (B, n, D) -> logits (B, n, V)."""
-        return self.projection(rms_norm(x, self.weight, self.eps).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.projection(self.norm(x).flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class _Layer:
@@ -118,15 +132,16 @@ class _Layer:
 
     def __init__(self, layer: Any, llm: LLMConfig, fuse: bool) -> None:
         entry, out = layer.input, layer.output
-        self.norm: Tensor = entry.input_layernorm.weight
-        self.second_norm: Tensor | None = entry.hidden_norm.weight if isinstance(entry, PairInput) else None
+        eps = llm.rms_norm_eps
+        self.norm = Norm(entry.input_layernorm.weight, eps)
+        self.second_norm = Norm(entry.hidden_norm.weight, eps) if isinstance(entry, PairInput) else None
         self.qkv = Projection([entry.q_proj, entry.k_proj, entry.v_proj], fuse)
-        self.qk_scale: Tensor | None = None
+        self.qk_norm: Norm | None = None
         if isinstance(getattr(entry, "q_norm", None), nn.RMSNorm):
             heads = ((entry.q_norm, llm.num_attention_heads), (entry.k_norm, llm.num_key_value_heads))
-            self.qk_scale = torch.cat([norm.weight.expand(count, -1) for norm, count in heads])
+            self.qk_norm = Norm(torch.cat([norm.weight.expand(count, -1) for norm, count in heads]), eps)
         self.out = Projection([out.o_proj], fuse)
-        self.mlp_norm: Tensor = out.post_attention_layernorm.weight
+        self.mlp_norm = Norm(out.post_attention_layernorm.weight, eps)
         self.gate_up = Projection([out.gate_proj, out.up_proj], fuse)
         self.down = Projection([out.down_proj], fuse)
 
@@ -143,7 +158,6 @@ class FusedStack:
         self.llm = llm
         self.groups = llm.num_attention_heads // llm.num_key_value_heads
         self.layers = [_Layer(layer, llm, fuse) for layer in layers]
-        self.eps = self.layers[0].norm.new_tensor(llm.rms_norm_eps)
 
     def cache(self, batch: int, capacity: int, like: Tensor) -> RowCache:
         """An empty cache for these layers."""
@@ -172,7 +186,7 @@ class FusedStack:
             h = x if read is None or i else read.reshape(batch * new, -1)
             attended = self._attention(i, layer, self._read(layer, h), (rope, mask, cache))
             x = layer.out.add_to(x, attended)
-            gate, up = layer.gate_up(rms_norm(x, layer.mlp_norm, self.eps)).chunk(2, -1)
+            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
             x = layer.down.add_to(x, F.silu(gate).mul_(up))
             if record is not None:
                 record.append(x.view(batch, new, width))
@@ -180,10 +194,9 @@ class FusedStack:
 
     def _read(self, layer: _Layer, h: Tensor) -> Tensor:
         if layer.second_norm is None:
-            return rms_norm(h, layer.norm, self.eps)
+            return layer.norm(h)
         embedded, feature = h.chunk(2, dim=-1)
-        norms = (embedded, layer.norm), (feature, layer.second_norm)
-        return torch.cat([rms_norm(part, weight, self.eps) for part, weight in norms], dim=-1)
+        return torch.cat([layer.norm(embedded), layer.second_norm(feature)], dim=-1)
 
     def _attention(self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, RowCache]) -> Tensor:
         """Normed input (B * n, ·) -> attention result of all heads (B * n, heads * head_dim)."""
@@ -192,8 +205,8 @@ class FusedStack:
         heads, kv, dim = self.llm.num_attention_heads, self.llm.num_key_value_heads, self.llm.head_dim
         qkv = layer.qkv(h).view(batch, new, heads + 2 * kv, dim)
         qk = qkv[:, :, : heads + kv]
-        if layer.qk_scale is not None:
-            qk = rms_norm(qk, layer.qk_scale, self.eps)
+        if layer.qk_norm is not None:
+            qk = layer.qk_norm(qk)
         qk = torch.addcmul(qk * rope.cos, qk.roll(dim // 2, dims=-1), rope.sin)
         keys, values = cache.extend(index, qk[:, :, heads:], qkv[:, :, heads + kv :])
         q = qk[:, :, :heads]

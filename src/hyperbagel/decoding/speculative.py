@@ -16,7 +16,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
 from hyperbagel.decoding.drafter import Drafter, DraftState, Rows
-from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
+from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, RopeTable
 from hyperbagel.decoding.rounds import DecodingRun, DraftedContext, Engine, SpeculationSettings
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
@@ -45,8 +45,9 @@ class Speculator:
         self.model = model
         self.speculation = speculation or ADAPTIVE
         fuse = model.device.type == "cpu" if fuse is None else fuse
-        self.target = FusedStack(list(model.understanding.layers), model.config.llm, fuse)
-        self.logits = LogitsHead(model.understanding.norm, model.understanding.lm_head, fuse)
+        und, llm = model.understanding, model.config.llm
+        self.target = FusedStack(list(und.layers), llm, fuse)
+        self.logits = LogitsHead(Norm(und.norm.weight, llm.rms_norm_eps), und.lm_head, fuse)
         self.drafter = None if draft is None else Drafter(draft, model, fuse)
         self.statistics = SpeculationStatistics()
 
