@@ -1,9 +1,11 @@
 # `make` lists the targets. Each of them first does the set-up it needs.
-# Overrides: PYTHON (3.11 or newer), VENV (folder of the virtual environment), WORKERS (test processes).
+# Overrides: PYTHON (3.11 or newer), VENV (folder of the virtual environment), WORKERS (test processes),
+# TEACHER (the model that `distill` starts from: a folder, or the name of one in the package).
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+TEACHER ?= scenes
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -45,29 +47,33 @@ endef
 demo: setup ## Train all stages of acceleration briefly, and measure them (resumes where it stopped)
 	$(call answers,runs/demo,2000,scenes)
 	for stage in draft cfg tscd dmdo tuning adp dmdo1 refl; do \
-		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --config configs/demo/$$stage.yaml \
+		$(BIN)/hyperbagel fit --config scenes/$$stage --config demo/$$stage \
 			--ckpt_path last || exit 1; done
-	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --config configs/demo/speculation.yaml
-	$(BIN)/hyperbagel test --config configs/demo/test.yaml
+	$(BIN)/hyperbagel test --config scenes/speculation --config demo/speculation
+	$(BIN)/hyperbagel test --config demo/test
 	$(BIN)/hyperbagel report runs/demo/test runs/demo/speculation --out runs/demo
 	@echo 'The same prompts and edits by each of them: runs/demo/test/geneval.png, runs/demo/test/gedit.png'
 	@echo 'Curves and pictures of the trainings: $(BIN)/tensorboard --logdir runs/demo'
 
 pretrain: setup ## Train the embedded model anew (hours; resumes where it stopped)
-	[ -d runs/scenes/fresh ] || $(BIN)/hyperbagel init runs/scenes/fresh --preset scenes
-	for stage in autoencoder understanding generation joint drawing; do \
-		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
+	$(BIN)/hyperbagel fit --config scenes/autoencoder --ckpt_path last
+	for stage in understanding generation joint drawing; do \
+		$(BIN)/hyperbagel fit --config scenes/$$stage --config scenes/chain/$$stage --ckpt_path last || exit 1; done
 
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
-	for stage in cfg tscd tscd_on_policy tuning dmdo adp dmdo1 refl; do \
-		$(BIN)/hyperbagel fit --config configs/scenes/$$stage.yaml --ckpt_path last || exit 1; done
+	$(BIN)/hyperbagel fit --config scenes/cfg --model.init_args.model $(TEACHER) --ckpt_path last
+	for stage in tscd tscd_on_policy tuning dmdo adp dmdo1 refl; do \
+		$(BIN)/hyperbagel fit --config scenes/$$stage --config scenes/chain/$$stage \
+			--model.init_args.model $(TEACHER) --ckpt_path last || exit 1; done
 
+reproduce: TEACHER := runs/scenes/teacher
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
-	$(call answers,runs/scenes,10000,runs/scenes/teacher)
-	$(BIN)/hyperbagel fit --config configs/scenes/draft.yaml --ckpt_path last
-	$(BIN)/hyperbagel test --config configs/scenes/speculation.yaml --model.init_args.model runs/scenes/teacher \
+	$(call answers,runs/scenes,10000,$(TEACHER))
+	$(BIN)/hyperbagel fit --config scenes/draft --model.init_args.model $(TEACHER) --ckpt_path last
+	$(BIN)/hyperbagel test --config scenes/speculation --model.init_args.model $(TEACHER) \
 		--model.init_args.init_from runs/scenes/draft/draft.safetensors
-	for tested in pretrain nfe6 nfe1; do $(BIN)/hyperbagel test --config configs/scenes/$$tested.yaml || exit 1; done
+	for tested in pretrain nfe6 nfe1; do \
+		$(BIN)/hyperbagel test --config scenes/$$tested --model.init_args.model $(TEACHER) || exit 1; done
 	$(BIN)/hyperbagel report runs/scenes/pretrain runs/scenes/nfe6 runs/scenes/nfe1 runs/scenes/speculation \
 		--out runs/scenes/report
 

@@ -39,21 +39,21 @@ trainer:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return nano_folder(tmp_path_factory.mktemp("work") / "runs" / "nano" / "fresh")
+    return nano_folder(tmp_path_factory.mktemp("work") / "fresh" / "nano")
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_configuration_parses(config: Path):
-    """Those in `lora` and `demo` are laid over the full ones, where there are such."""
-    below = {"lora": config.parents[1], "demo": CONFIGS / "scenes"}.get(config.parent.name)
+    """Those in `lora`, `chain` and `demo` are laid over the full ones, where there are such."""
+    below = {"lora": config.parents[1], "chain": config.parents[1], "demo": CONFIGS / "scenes"}.get(config.parent.name)
     files = [config] if below is None or not (below / config.name).exists() else [below / config.name, config]
     assert read_config(files).model.class_path.startswith("hyperbagel.modules.")
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_nano_stage_trains(stage: str, fresh: str, monkeypatch: pytest.MonkeyPatch):
-    """In a folder of its own, where `runs/nano/fresh` is a nano model."""
-    root = Path(fresh).parents[2]
+    """In a folder of its own, where `fresh/nano` is a nano model."""
+    root = Path(fresh).parents[1]
     monkeypatch.chdir(root)
     main(["fit", "--config", str(CONFIGS / "nano" / f"{stage}.yaml")])
     exported = {"autoencoder": "with_autoencoder", "understanding": "with_understanding", "generation": "teacher"}
@@ -64,7 +64,7 @@ def test_a_nano_stage_trains(stage: str, fresh: str, monkeypatch: pytest.MonkeyP
 
 def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyPatch):
     """As configured, and the plain baseline by an option of the command line."""
-    root = Path(fresh).parents[2]
+    root = Path(fresh).parents[1]
     monkeypatch.chdir(root)
     if not (root / "runs" / "nano" / "draft" / "draft.safetensors").is_file():
         fit("draft")
@@ -80,7 +80,7 @@ def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyP
 
 def test_the_nano_model_is_measured(fresh: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`hyperbagel test` shows a table with a row for each sampler and leaves a report beside the run."""
-    root = Path(fresh).parents[2]
+    root = Path(fresh).parents[1]
     monkeypatch.chdir(root)
     main(["test", "--config", str(CONFIGS / "nano" / "pretrain.yaml")])
     shown = capsys.readouterr().out
@@ -98,7 +98,7 @@ def fit(config: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def distilled(fresh: str) -> Path:
     """A folder in which the stages of nano size ran one after the other."""
-    root = Path(fresh).parents[2]
+    root = Path(fresh).parents[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for stage in DISTILLATION:
@@ -108,7 +108,7 @@ def distilled(fresh: str) -> Path:
 
 def test_the_nano_stages_of_distillation_follow_each_other(distilled: Path, monkeypatch: pytest.MonkeyPatch):
     """Each starts from the branch before, and leaves one made for its number of evaluations."""
-    model = Bagel.from_pretrained(distilled / "runs" / "nano" / "fresh")
+    model = Bagel.from_pretrained(distilled / "fresh" / "nano")
     found = {}
     for stage, name in DISTILLATION.items():
         branch, info = load_branch(distilled / "runs" / "nano" / "branches" / f"{name}.safetensors", model)

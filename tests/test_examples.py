@@ -21,10 +21,9 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.yaml"))
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command in the first line of an example's YAML, in a folder of its own; returns what it logged."""
-    nano_folder(tmp_path / "runs" / "nano" / "fresh")
-    for name in ("configs", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """Runs the command at the head of an example's YAML, in a folder of its own; returns what it logged."""
+    nano_folder(tmp_path / "fresh" / "nano")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     logged: dict[str, Any] = {}
@@ -37,8 +36,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(Trainer, "_teardown", keep)
 
     def command(example: str) -> dict[str, Any]:
-        first = (ROOT / "examples" / f"{example}.yaml").read_text().splitlines()[0]
-        main(re.fullmatch(r"# PYTHONPATH=examples hyperbagel (.*)", first)[1].split())  # type: ignore[index]
+        second = (ROOT / "examples" / f"{example}.yaml").read_text().splitlines()[1]
+        main(re.fullmatch(r"#   PYTHONPATH=examples hyperbagel (.*)", second)[1].split())  # type: ignore[index]
         return {name: float(value) for name, value in logged.items()}
 
     return command

@@ -109,7 +109,7 @@ def result(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nano_folder(tmp_path / "runs" / "nano" / "fresh")
+    nano_folder(tmp_path / "fresh" / "nano")
     monkeypatch.chdir(tmp_path)
     config = str(CONFIGS / f"{stage}.yaml")
 

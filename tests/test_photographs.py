@@ -66,7 +66,7 @@ def write_data_sets(raw: Path) -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a nano model and the shards of every data set, converted by the command line."""
     root = tmp_path_factory.mktemp("photographs")
-    nano_folder(root / "runs" / "nano" / "fresh")
+    nano_folder(root / "fresh" / "nano")
     write_data_sets(root / "raw")
     for name in DATA_SETS:
         main(["data", name, str(root / "raw" / name), str(root / "shards" / name), "--options.workers", "1"])
@@ -100,7 +100,7 @@ def test_photographs_are_drawn_edited_and_described(
 ):
     """By the model as exported, at full cost and with both distilled branches."""
     monkeypatch.chdir(work)
-    model = ("--model", "runs/nano/fresh")
+    model = ("--model", "fresh/nano")
     for steps, branch in ((2, ()), (6, ("--branch", "runs/nano/branches/nfe6.safetensors")),
                           (1, ("--branch", "runs/nano/branches/nfe1.safetensors"))):  # fmt: skip
         options = (*model, *branch, "--steps", str(steps))

@@ -1,7 +1,10 @@
-"""Models, branches and draft heads that come with the package, called by name instead of by path."""
+"""Models, branches and draft heads that are called by name instead of by path: those that come with the package, and
+models of a preset's sizes with random weights."""
 
 from __future__ import annotations
 
+import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,13 +13,29 @@ WEIGHTS = Path(str(files("hyperbagel"))) / "weights"
 
 
 def resolve(place: str | Path, suffix: str = "") -> Path:
-    """A path as it is where something stands there, else what is shipped under that name (such as `scenes`, or with
-    suffix .safetensors `scenes/nfe6`), else the path, for the reader to complain about."""
+    """The path that a name stands for.
+
+    That is `place` itself where something stands there; else what is shipped under that name (such as `scenes`, or with
+    suffix .safetensors `scenes/nfe6`); for `fresh/PRESET` (such as `fresh/nano`) the folder of a model with random
+    weights, made when it is first asked for; else `place`, for the reader to complain about.
+    """
     path = Path(place)
-    shipped = WEIGHTS / f"{place}{suffix}"
-    return shipped if not path.exists() and not path.is_absolute() and shipped.exists() else path
+    if path.exists() or path.is_absolute():
+        return path
+    if (shipped := WEIGHTS / f"{place}{suffix}").exists():
+        return shipped
+    if fresh := re.fullmatch(r"fresh/(nano|small|scenes)", str(place)):
+        from hyperbagel.bagel.presets import preset_folder  # reads this module, and most names need no torch
+
+        return preset_folder(fresh[1])
+    return path
 
 
 def shipped_models() -> list[str]:
     """Names of the models in the package."""
     return sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()) if WEIGHTS.is_dir() else []
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: `hyperbagel` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperbagel"

@@ -16,6 +16,7 @@ import hyperbagel
 from hyperbagel.cli.app import App, app
 from hyperbagel.cli.assembly import Init, init
 from hyperbagel.cli.average import Average, average
+from hyperbagel.cli.configs import run_configs
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
 from hyperbagel.cli.text import Chat, chat
 from hyperbagel.files import check_folder
@@ -54,11 +55,12 @@ data (shards of interleaved documents)
   data vocabulary SHARDS OUT   the tokens a draft head may propose
   data inspect SHARDS
 
-train and measure (PyTorch Lightning; settings in YAML, see configs/)
-  fit         run a training stage:  hyperbagel fit --config configs/nano/generation.yaml
+train and measure (PyTorch Lightning; settings in YAML, a file or the name of one that is shipped)
+  configs     list the configurations that are shipped; copy one:  hyperbagel configs copy scenes/cfg
+  fit         run a training stage:  hyperbagel fit --config nano/generation
   test        measure a model or a stage's result
   validate, predict
-  plan        memory of a stage on some devices:  hyperbagel plan --config configs/bagel7b/dmdo.yaml --devices 8
+  plan        memory of a stage on some devices:  hyperbagel plan --config bagel7b/dmdo --devices 8
   report      compare finished runs:  hyperbagel report RUN [RUN ...] [--out FOLDER]
 
 `hyperbagel COMMAND --help` explains a command.
@@ -90,6 +92,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
         with one_line_errors("hyperbagel plan"):
             run_plan(with_underscores(arguments[1:]))
+    elif command == "configs":
+        with one_line_errors("hyperbagel configs"):
+            run_configs(arguments[1:])
     elif command == "report":
         run_report(arguments[1:])
     elif command in COMMANDS:

@@ -11,6 +11,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from hyperbagel.callbacks.safeguard import Safeguard
+from hyperbagel.cli.configs import with_found_configs
 
 
 class TrainerCLI(LightningCLI):
@@ -47,17 +48,17 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": [Safeguard()]},
-        args=list(arguments),
+        args=with_found_configs(arguments),
     )
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run one trainer command, such as ["fit", "--config", "stage.yaml"]."""
+    """Run one trainer command, such as ["fit", "--config", "stage.yaml"] or ["fit", "--config", "nano/cfg"]."""
     _start(TrainerCLI, arguments)
 
 
 def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:
-    """The checked settings of YAML files, later ones overriding earlier ones: `model`, `data`, `trainer`, ..."""
+    """The checked settings of YAML files or names, later ones overriding earlier ones: `model`, `data`, ..."""
     options = [option for file in files for option in ("--config", str(file))]
     settings: Namespace = _start(ConfigReader, [command, *options]).config[command]
     return settings

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 
+from hyperbagel.bagel.shipped import cache_folder
 from hyperbagel.datamodules.corruption import SkipLog
 from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting
@@ -165,8 +166,7 @@ class InterleavedDataModule(L.LightningDataModule):
 
     @property
     def _cache_dir(self) -> Path:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperbagel"
-        return Path(self.reader.cache_dir) if self.reader.cache_dir else default
+        return Path(self.reader.cache_dir) if self.reader.cache_dir else cache_folder()
 
     def _consumed(self) -> int:
         """Batches handed out, without the one that the trainer has not finished."""

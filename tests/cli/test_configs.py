@@ -1,0 +1,123 @@
+"""Configurations by name: found, listed, copied, and in the wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hyperbagel.bagel import shipped
+from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.checkpoint import read_config
+from hyperbagel.cli import configs, main
+from tests.wheel import unpack_wheel
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_configuration_is_found_by_its_name(elsewhere: Path) -> None:
+    """Also as the repository calls its file, with or without the suffix; a file of the user's goes first."""
+    expected = CONFIGS / "scenes" / "cfg.yaml"
+    for name in ("scenes/cfg", "scenes/cfg.yaml", "configs/scenes/cfg.yaml"):
+        assert configs.find_config(name).samefile(expected)
+    assert configs.find_config("examples/drift.yaml").samefile(ROOT / "examples" / "drift.yaml")
+    (elsewhere / "scenes").mkdir()
+    (elsewhere / "scenes" / "cfg").write_text("seed_everything: 1")
+    assert configs.find_config("scenes/cfg") == Path("scenes/cfg")
+
+
+def test_an_unknown_name_is_told_what_is_near(elsewhere: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"scenes/cgf: no such file.*did you mean scenes/cfg.*hyperbagel confi"):
+        configs.find_config("scenes/cgf")
+
+
+def test_names_are_replaced_where_they_are_configurations_only(elsewhere: Path) -> None:
+    cfg, draft = configs.find_config("scenes/cfg"), configs.find_config("demo/draft")
+    given = ["fit", "--config", "scenes/cfg", "--config=demo/draft", "--model.init_args.init_from", "scenes/nfe6"]
+    expected = ["fit", "--config", str(cfg), f"--config={draft}", "--model.init_args.init_from", "scenes/nfe6"]
+    assert configs.with_found_configs(given) == expected
+
+
+def test_every_configuration_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs"])
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert len(lines) == len([*CONFIGS.rglob("*.yaml"), *(ROOT / "examples").glob("*.yaml")])
+    assert lines["scenes/cfg"].strip().startswith("Stage 1, CFG distillation: the guided teacher in one pass")
+    for name, what in lines.items():
+        assert len(what.split()) >= 4 and "hyperbagel " not in what, name
+
+
+def test_a_copy_lies_as_in_the_repository(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs", "copy", "scenes/cfg"])
+    assert capsys.readouterr().out.split() == ["configs/scenes/cfg.yaml"]
+    assert Path("configs/scenes/cfg.yaml").read_bytes() == (CONFIGS / "scenes" / "cfg.yaml").read_bytes()
+    with pytest.raises(SystemExit, match=r"configs/scenes/cfg.yaml: already exists; name another place"):
+        main(["configs", "copy", "scenes/cfg"])
+    main(["configs", "copy", "scenes/cfg", "mine.yaml"])
+    assert Path("mine.yaml").is_file()
+
+
+def test_folders_and_code_are_copied_too(elsewhere: Path) -> None:
+    main(["configs", "copy", "examples/drift", "mine"])
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["drift.py", "drift.yaml"]
+    main(["configs", "copy", "examples"])
+    assert Path("examples/instructions.py").is_file() and Path("examples/prompts.jsonl").is_file()
+    main(["configs", "copy", "bagel7b"])
+    assert Path("configs/bagel7b/lora/cfg.yaml").is_file()
+
+
+def test_a_chain_changes_only_where_a_recipe_starts() -> None:
+    """DMDO's with one step has to repeat the callbacks, since a list is replaced whole."""
+    recipe = yaml.safe_load((CONFIGS / "scenes" / "dmdo1.yaml").read_text())["trainer"]["callbacks"]
+    chain = yaml.safe_load((CONFIGS / "scenes" / "chain" / "dmdo1.yaml").read_text())["trainer"]["callbacks"]
+    pairs = [callbacks[0]["init_args"]["term"]["init_args"].pop("branch") for callbacks in (recipe, chain)]
+    assert pairs == ["scenes/nfe6", "runs/scenes/branches/nfe6.safetensors"]
+    assert recipe == chain
+
+
+def test_recipes_of_the_scenes_size_start_from_what_is_shipped() -> None:
+    """All but the tests of the stages that `make distill` runs."""
+    for path in (CONFIGS / "scenes").glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text()).get("model", {}).get("init_args", {})
+        assert settings.get("model", "scenes") in ("scenes", "fresh/scenes"), path
+        used = [settings.get("init_from"), settings.get("settings", {}).get("teacher")]
+        used.append(settings.get("dmdo", {}).get("fake_from"))
+        for name in filter(None, used):
+            assert shipped.resolve(name, ".safetensors").is_file(), (path, name)
+
+
+def test_a_fresh_model_is_made_once_when_it_is_asked_for(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
+    folder = shipped.resolve("fresh/nano")
+    assert folder.is_relative_to(elsewhere / "cache") and read_config(folder) == NANO
+    made = (folder / "ema.safetensors").stat().st_mtime_ns
+    assert shipped.resolve("fresh/nano") == folder and (folder / "ema.safetensors").stat().st_mtime_ns == made
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert shipped.resolve("fresh/huge") == Path("fresh/huge")
+
+
+@pytest.mark.slow
+def test_the_wheel_has_them(tmp_path: Path) -> None:
+    """As built and unpacked, away from the repository."""
+    unpack_wheel(tmp_path / "site")
+    script = "from hyperbagel.cli import configs, main; main(['configs']); print(configs.find_config('scenes/cfg'))"
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)},
+    ).stdout.splitlines()
+    assert len(shown) == len(configs.shipped_configs()) + 1
+    assert Path(shown[-1]) == tmp_path / "site" / "hyperbagel" / "configs" / "scenes" / "cfg.yaml"
