@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.images import to_pixels
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.cli.loading import Device, load_branch_for, load_model
+from hyperbagel.cli.loading import Device, load_model
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sample, Sampler
@@ -112,8 +113,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, Device(device="cpu", dtype="float32"))
-    branch = load_branch_for(model, arguments.branch)[0]
-    if branch is None:
+    if arguments.branch:
+        branch = load_branch(arguments.branch, model)[0]
+    else:
         branch = model.generation.copy()
         branch.add_guidance_embedders()
     print("".join(f"{name:>{width}}" for name, width in (COLUMNS | dict.fromkeys(PARTS, 9)).items()))

@@ -17,8 +17,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import tqdm
 
+from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.callbacks.geneval import GenEvalPrompts
-from hyperbagel.cli.loading import Device, load_branch_for, load_model
+from hyperbagel.cli.loading import Device, load_model
 from hyperbagel.evaluation.gedit.runner import sample_seed
 from hyperbagel.evaluation.gedit.samples import EditSample
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
@@ -79,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, Device(device="cpu", dtype="float32"))
-    distilled = load_branch_for(model, arguments.branch)[0]
+    distilled = load_branch(arguments.branch, model)[0]
     ways = {"teacher": (arguments.teacher_steps, None), "branch": (arguments.steps, distilled)}
     edits = [sample for sample in scene_edit_samples(arguments.edits) if sample.language == "en"]
     shift = model.config.timestep_shift

@@ -11,8 +11,8 @@ from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branc
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.cli import main
-from hyperbagel.cli.loading import load_branch_for
-from hyperbagel.cli.main import with_underscores
+from hyperbagel.cli.loading import Device
+from hyperbagel.cli.main import with_short_device, with_underscores
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,118 @@ def test_data_scenes_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "samples          8" in capsys.readouterr().out
 
 
-def test_a_scale_that_a_branch_was_not_made_for_is_told(
-    studio_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture(scope="module")
+def branches(studio_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of 2 steps at text scale 4 and image scale 2, and one of any number of steps and scales."""
     model = Bagel.from_pretrained(studio_folder)
-    branch = str(tmp_path / "one.safetensors")
-    save_branch(model.generation, BranchInfo("ADP", 1, base_hash(model), text_scale=(4.0, 4.0)), branch)
-    load_branch_for(model, branch, 4.0)
-    assert not caplog.records
-    load_branch_for(model, branch, 6.0)
-    assert "text scales 4 to 4, which 6 is not" in caplog.text
+    branch = model.generation.copy()
+    branch.add_guidance_embedders()
+    infos = {
+        "two": BranchInfo("ADP", 2, base_hash(model), text_scale=(4.0, 4.0), image_scale=(2.0, 2.0)),
+        "any": BranchInfo("CFGDistillation", 0, base_hash(model)),
+    }
+    folder = tmp_path_factory.mktemp("branches")
+    for name, info in infos.items():
+        save_branch(branch, info, folder / f"{name}.safetensors")
+    return {name: str(folder / f"{name}.safetensors") for name in infos}
+
+
+@pytest.mark.parametrize(
+    ("branch", "options", "nfe", "warnings"),
+    [
+        ("two", [], 2, []),
+        ("two", ["--steps", "3"], 3, ["made for 2 steps, which 3 is not"]),
+        ("two", ["--text-scale", "6"], 2, ["made for text scales 4 to 4, which 6 is not"]),
+        ("any", [], 50, []),
+        ("any", ["--steps", "3"], 3, []),
+        (None, [], 100, []),
+    ],
+)
+def test_a_branch_takes_the_steps_it_was_made_for(
+    studio_folder: Path,
+    branches: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    branch: str | None,
+    options: list[str],
+    nfe: int,
+    warnings: list[str],
+) -> None:
+    common = ["--model", str(studio_folder), *([] if branch is None else ["--branch", branches[branch]]), *options]
+    size = ["--width", "16", "--height", "16", "--out", str(tmp_path / "a.png")]
+    main(["generate", "a red circle", *common, *size])
+    assert f" {nfe} NFE" in capsys.readouterr().out
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == warnings
+
+
+def test_edits_too_and_warn_of_image_scales(
+    studio_folder: Path,
+    branches: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, out = tmp_path / "source.png", tmp_path / "a.png"
+    Image.new("RGB", (16, 16), "red").save(source)
+    edit = ["edit", str(source), "Remove it.", "--model", str(studio_folder), "--branch", branches["two"]]
+    main([*edit, "--out", str(out)])
+    assert " 2 NFE" in capsys.readouterr().out and not caplog.records
+    main([*edit, "--out", str(out), "--image-scale", "3"])
+    assert "made for image scales 2 to 2, which 3 is not" in caplog.text
+
+
+def test_a_branch_that_is_missing_is_told_with_those_of_the_package() -> None:
+    message = r"nope\.safetensors: no such file; give a branch file; .* scenes/nfe1, scenes/nfe6$"
+    with pytest.raises(SystemExit, match=message):
+        main(["generate", "a", "--branch", "nope.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cdua", "device cdua: no such device; use cpu, cuda or cuda:1, or leave it out"),
+        ("gpu", "device gpu: no such device; "),
+        ("cuda", "device cuda: no GPU here; use --device cpu or leave it out"),
+        ("meta", "device meta: no meta here; "),
+        ("cuda:7", "device cuda:7: the last one here is cuda:1; "),
+    ],
+)
+def test_devices_that_are_not_here_are_told_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda:7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(Bagel, "from_pretrained", None)
+    shards, out = str(tmp_path / "shards"), str(tmp_path / "out")
+    for command in (
+        ["generate", "a", "--out", f"{out}.png"],
+        ["chat", "-", "what?"],
+        ["app"],
+        ["data", "regenerate", shards, out],
+        ["data", "features", shards, out],
+    ):
+        for option in (["--device", device], [f"--device={device}"], ["--device.device", device]):
+            with pytest.raises(SystemExit, match=f"^hyperbagel [a-z ]+: {message}"):
+                main([*command, *option])
+
+
+def test_the_type_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, place, dtype in ((False, "cpu", torch.float32), (True, "cuda", torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert Device().resolve() == (torch.device(place), dtype)
+        assert Device("cpu").resolve() == (torch.device("cpu"), torch.float32)
+        assert Device(dtype="float32").resolve() == (torch.device(place), torch.float32)
+    assert Device("cpu", "bfloat16").resolve() == (torch.device("cpu"), torch.bfloat16)
+
+
+def test_only_the_name_of_a_device_is_short() -> None:
+    assert with_short_device(["--device", "cuda", "--device=cpu"]) == ["--device.device", "cuda", "--device.device=cpu"]
+    for other in (
+        ["--device", "{dtype: bfloat16}"],
+        ["--device=device.yaml"],
+        ["--device"],
+        ["--device.dtype", "auto"],
+    ):
+        assert with_short_device(other) == other

@@ -22,7 +22,9 @@ from hyperbagel.bagel.checkpoint import (
     write_tensors,
 )
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.shipped import resolve
+from hyperbagel.bagel.shipped import resolve, shipped_files
+
+_METADATA = "hyperbagel_branch"
 
 
 def base_hash(model: Bagel) -> str:
@@ -57,25 +59,48 @@ class BranchInfo:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    def misfits(self, steps: int, text_scale: float | None, image_scale: float | None = None) -> list[str]:
+        """What of these the branch was not made for, in words; scales that are not used are None."""
+        problems = []
+        if self.nfe and steps != self.nfe:
+            problems.append(f"made for {self.nfe} step{'s' * (self.nfe > 1)}, which {steps} is not")
+        scales = (("text", text_scale, self.text_scale), ("image", image_scale, self.image_scale))
+        for kind, scale, limits in scales:
+            if scale is not None and limits is not None and not limits[0] <= scale <= limits[1]:
+                problems.append(f"made for {kind} scales {limits[0]:g} to {limits[1]:g}, which {scale:g} is not")
+        return problems
+
 
 def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
     """Write a generation branch: official names (plus guidance embedders), `info` as metadata."""
     tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
-    write_tensors(tensors, Path(path), {"hyperbagel_branch": json.dumps(asdict(info))})
+    write_tensors(tensors, Path(path), {_METADATA: json.dumps(asdict(info))})
 
 
 def read_info(path: Path) -> BranchInfo:
     """What a branch file says about itself. Raises CheckpointError for a file that is missing, broken or no branch."""
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-    if "hyperbagel_branch" not in metadata:
+    if not path.is_file():
+        known = ", ".join(shipped_branches()) or "none"
+        raise CheckpointError(f"{path}: no such file; give a branch file; branches in the package: {known}")
+    metadata = _metadata(path)
+    if _METADATA not in metadata:
         raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
     try:
-        return BranchInfo(**json.loads(metadata["hyperbagel_branch"]))
+        return BranchInfo(**json.loads(metadata[_METADATA]))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
         ) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with open_tensors(path) as file:
+        return file.metadata() or {}
+
+
+def shipped_branches() -> list[str]:
+    """Names of the branches in the package."""
+    return [name for name, path in shipped_files().items() if _METADATA in _metadata(path)]
 
 
 def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
@@ -131,5 +156,5 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
         check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})
         for key, value in tensors.items():
             mean[key] += value * paths[path]
-    write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, {"hyperbagel_branch": json.dumps(asdict(info))})
+    write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, {_METADATA: json.dumps(asdict(info))})
     return info

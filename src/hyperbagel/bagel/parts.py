@@ -163,6 +163,8 @@ def read_autoencoder(
     config: gives the scale and shift of the latents, which the file does not tell.
     Raises CheckpointError when the file is missing, broken, or holds something else.
     """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; give BAGEL's or FLUX's ae.safetensors, or `fresh`")
     tensors = read_tensors(file, dtype)
     try:
         ch, folded = tensors["encoder.conv_in.weight"].shape[:2]

@@ -31,6 +31,12 @@ def resolve(place: str | Path, suffix: str = "") -> Path:
     return path
 
 
+def shipped_files() -> dict[str, Path]:
+    """Weight files inside of the models in the package, by the name that `resolve` takes (such as `scenes/nfe6`)."""
+    files = sorted(WEIGHTS.glob("*/*.safetensors"))
+    return {f"{path.parent.name}/{path.stem}": path for path in files}
+
+
 def shipped_models() -> list[str]:
     """Names of the models in the package."""
     return sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()) if WEIGHTS.is_dir() else []

@@ -19,7 +19,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
-from hyperbagel.evaluation.inference import Cost, Painter
+from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.stage import EvaluatedStage
 
@@ -62,7 +62,9 @@ class Run:
         """Draws with the sampler's branch, or with the stage's. Raises CheckpointError for an unusable branch file."""
         branch = self.stage.branch
         if isinstance(sampler, BranchSampler) and sampler.branch is not None:
-            branch = load_branch(sampler.branch, self.stage.model)[0]
+            branch, info = load_branch(sampler.branch, self.stage.model)
+            if self.rank == 0:
+                warn_of_misfits(sampler.branch, info, sampler)
         return Painter(self.stage.model, self.tokenizer, sampler, branch)
 
     def share(self, items: Sequence[_Item]) -> Sequence[_Item]:

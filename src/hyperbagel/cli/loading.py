@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from hyperbagel.bagel.shipped import resolve, shipped_models
 
 if TYPE_CHECKING:
+    import torch
+
     from hyperbagel.bagel.branch import GenerationBranch
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
+    from hyperbagel.flow.guidance import Guidance
+    from hyperbagel.flow.sampler import Sampler
 
 DType = Literal["float32", "bfloat16"]
+STEPS: Final = 50
+"""Denoising steps of a teacher, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,45 @@ class Device:
     """Where and how to compute.
 
     Args:
-        device: a torch device, such as cpu, cuda or cuda:1; auto takes a GPU when there is one.
-        dtype: type of weights and activations.
+        device: cpu, cuda, cuda:1 or another torch device; auto takes a GPU when there is one. `--device cuda` is short
+            for `--device.device cuda`.
+        dtype: type of weights and activations; auto is bfloat16 on GPUs and float32 on CPUs.
     """
 
     device: str = "auto"
-    dtype: DType = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def resolve(self) -> tuple[torch.device, torch.dtype]:
+        """The device, which is there, and the type. Raises ValueError for a device that is not."""
+        import torch
+
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            place = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"device {name}: no such device; use cpu, cuda or cuda:1, or leave it out") from error
+        if place.type != "cpu":
+            _require(place)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if place.type == "cpu" else "bfloat16"
+        return place, getattr(torch, dtype)
+
+
+def _require(place: torch.device) -> None:
+    """Raises ValueError for an accelerator that this machine, or its torch, lacks."""
+    import torch
+
+    backend = getattr(torch, place.type, None)
+    available = getattr(backend, "is_available", None)
+    count = backend.device_count() if backend is not None and available is not None and available() else 0
+    if not count:
+        what = "GPU" if place.type == "cuda" else place.type
+        raise ValueError(f"device {place}: no {what} here; use --device cpu or leave it out")
+    if (place.index or 0) >= count:
+        raise ValueError(f"device {place}: the last one here is {place.type}:{count - 1}; use that or leave it out")
 
 
 def model_folder(model: str) -> Path:
@@ -46,37 +81,35 @@ def model_folder(model: str) -> Path:
 
 def load_model(model: str, device: Device) -> tuple[Bagel, Tokenizer]:
     """A model with its tokenizer, ready to use. Raises errors that name the file and the remedy."""
-    import torch
-
     from hyperbagel.bagel.memory import arrange_for_decoding
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
 
+    place, dtype = device.resolve()
     folder = model_folder(model)
     tokenizer = Tokenizer.from_pretrained(folder)
-    place = device.device
-    if place == "auto":
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-    bagel = Bagel.from_pretrained(folder, getattr(torch, device.dtype)).to(place)
+    bagel = Bagel.from_pretrained(folder, dtype).to(place)
     bagel.requires_grad_(False)
     if bagel.device.type == "cpu":
         arrange_for_decoding(bagel)
     return bagel, tokenizer
 
 
-def load_branch_for(
-    model: Bagel, branch: str | None, text_scale: float | None = None
-) -> tuple[GenerationBranch | None, float]:
-    """The generation branch of a file with its timestep shift; without a file None, the model's own, with its shift.
+def load_sampler(
+    model: Bagel, branch: str | None, steps: int | None, guidance: Guidance
+) -> tuple[GenerationBranch | None, Sampler]:
+    """The generation branch of a file or name, None for the model's own, and the sampler for it.
 
-    Warns when the branch was not trained for the given text scale, which it takes as an input.
+    steps: None takes as many as the branch was made for, and else `STEPS`. Warns of steps and scales that it was not
+    made for. Raises CheckpointError as `load_branch`.
     """
-    if branch is None:
-        return None, model.config.timestep_shift
     from hyperbagel.bagel.branch_checkpoint import load_branch
+    from hyperbagel.evaluation.inference import warn_of_misfits
+    from hyperbagel.flow.sampler import Sampler
 
+    if branch is None:
+        return None, Sampler(STEPS if steps is None else steps, model.config.timestep_shift, guidance)
     loaded, info = load_branch(branch, model)
-    low, high = info.text_scale or (-math.inf, math.inf)
-    if text_scale is not None and not low <= text_scale <= high:
-        log.warning("%s: made for text scales %g to %g, which %g is not; try one", branch, low, high, text_scale)
-    return loaded, info.shift
+    sampler = Sampler(info.nfe or STEPS if steps is None else steps, info.shift, guidance)
+    warn_of_misfits(branch, info, sampler)
+    return loaded, sampler

@@ -161,9 +161,23 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
     return [convert(argument) for argument in arguments]
 
 
+def with_short_device(arguments: Sequence[str]) -> list[str]:
+    """`--device cuda` as `--device.device cuda`; configurations (`--device '{dtype: ...}'`, files) stay."""
+    result = list(arguments)
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if not equals and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        if option == "--device" and value and not value.startswith("{") and not value.endswith((".yaml", ".json")):
+            result[i] = f"--device.device{equals}{value if equals else ''}"
+    return result
+
+
 def _parse(component: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any:
     """What `component`, an options class or a function, returns when called with the arguments."""
-    return auto_cli(component, args=with_underscores(arguments), parser_class=_named(name), as_positional=True)
+    return auto_cli(
+        component, args=with_short_device(with_underscores(arguments)), parser_class=_named(name), as_positional=True
+    )
 
 
 def _named(name: str) -> type[ArgumentParser]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbagel.cli.loading import Device, load_branch_for, load_model
+from hyperbagel.cli.loading import Device, load_model, load_sampler
 from hyperbagel.files import check_picture, write_picture
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Generate:
         prompt: what the picture shall show.
         model: checkpoint folder, or the name of a model that comes with the package.
         branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
-        steps: denoising steps; with guidance each costs two evaluations of the network (one on a distilled branch).
+        steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
+            costs two evaluations of the network (one on a distilled branch).
         text_scale: strength of the text guidance, 1 switches it off.
         seed: of the noise; equal seeds give equal pictures.
         width: of the picture in pixels, a multiple of the model's latent stride; default the model's largest.
@@ -38,7 +39,7 @@ class Generate:
     prompt: str
     model: str = "scenes"
     branch: str | None = None
-    steps: int = 50
+    steps: int | None = None
     text_scale: float = 4.0
     seed: int = 0
     width: int | None = None
@@ -56,7 +57,8 @@ class Edit:
         instruction: what shall change.
         model: checkpoint folder, or the name of a model that comes with the package.
         branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
-        steps: denoising steps; with guidance each costs up to three evaluations of the network.
+        steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
+            costs up to three evaluations of the network (one on a distilled branch).
         text_scale: strength of the text guidance, 1 switches all guidance off.
         image_scale: strength of the guidance by the source picture, 1 switches it off.
         seed: of the noise; equal seeds give equal pictures.
@@ -68,7 +70,7 @@ class Edit:
     instruction: str
     model: str = "scenes"
     branch: str | None = None
-    steps: int = 50
+    steps: int | None = None
     text_scale: float = 4.0
     image_scale: float = 2.0
     seed: int = 0
@@ -134,16 +136,14 @@ def _run(bagel: Bagel, task: _Task) -> None:
     from tqdm import tqdm
 
     from hyperbagel.bagel.images import to_pil
-    from hyperbagel.flow.sampler import Sampler
 
     options = task.options
-    branch, shift = load_branch_for(bagel, options.branch, options.text_scale)
-    sampler = Sampler(options.steps, shift, task.guidance)
+    branch, sampler = load_sampler(bagel, options.branch, options.steps, task.guidance)
     grid = bagel.latent_grid([task.size])
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(1, grid.position_ids.shape[1], bagel.config.latent_token_dim, generator=generator)
     started = time.perf_counter()
-    with torch.inference_mode(), tqdm(total=options.steps, desc="denoising", unit="step") as bar:
+    with torch.inference_mode(), tqdm(total=sampler.steps, desc="denoising", unit="step") as bar:
         contexts = bagel.prefill_guided([task.document], image=task.guidance.uses_image)
         sample = sampler.sample(
             bagel, contexts, grid, noise.to(bagel.device), branch, progress=lambda done, _: _advance(bar, done)

@@ -23,7 +23,7 @@ from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
-from hyperbagel.evaluation.inference import Cost, Painter
+from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
 
@@ -46,10 +46,14 @@ class Network:
 
 
 def load_network(path: str | Path, model: Bagel, nfe: int) -> Network:
-    """A distilled branch for `nfe` evaluations. Raises CheckpointError as `load_branch`, ValueError for another NFE."""
+    """A distilled branch for `nfe` evaluations. Warns when it was not made for the scales that `Studio` draws with.
+
+    Raises CheckpointError as `load_branch`, ValueError for another NFE.
+    """
     branch, info = load_branch(path, model)
     if info.nfe not in (0, nfe):
         raise ValueError(f"{path}: this branch was made for {info.nfe} evaluations, give one for {nfe}")
+    warn_of_misfits(str(path), info, Sampler(nfe, info.shift, PAPER_EDITING))
     return Network(f"{nfe} NFE", branch, nfe, info.shift)
 
 

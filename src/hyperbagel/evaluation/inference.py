@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.images import to_pixels, to_uint8
 from hyperbagel.bagel.model import Bagel
@@ -20,6 +22,17 @@ from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSe
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.flow.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_misfits(branch: str, info: BranchInfo, sampler: Sampler) -> None:
+    """Tell of steps and scales of a sampler that a branch was not made for. branch: its file or name."""
+    guidance = sampler.guidance
+    text = None if guidance is None else guidance.text_scale
+    image = guidance.image_scale if guidance is not None and guidance.uses_image else None
+    for problem in info.misfits(sampler.steps, text, image):
+        log.warning("%s: %s", branch, problem)
 
 
 @dataclass
