@@ -187,3 +187,21 @@ def test_only_the_name_of_a_device_is_short() -> None:
         ["--device.dtype", "auto"],
     ):
         assert with_short_device(other) == other
+    branch = str(tmp_path / "one.safetensors")
+    save_branch(model.generation, BranchInfo("ADP", 1, base_hash(model), text_scale=(4.0, 4.0)), branch)
+    load_branch_for(model, branch, 4.0)
+    assert not caplog.records
+    load_branch_for(model, branch, 6.0)
+    assert "text scales 4 to 4, which 6 is not" in caplog.text
+
+
+def test_a_checkpoint_is_split_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    content = {"state_dict": {"weight": torch.arange(3.0)}, "loops": {"step": 2}}
+    torch.save(content, tmp_path / "last.ckpt")
+    main(["checkpoint", "split", str(tmp_path / "last.ckpt"), str(tmp_path / "state")])
+    assert "state: 1 files" in capsys.readouterr().out
+    main(["checkpoint", "join", str(tmp_path / "state"), str(tmp_path / "new" / "last.ckpt")])
+    joined = torch.load(tmp_path / "new" / "last.ckpt", weights_only=True)
+    assert joined["loops"] == content["loops"] and torch.equal(joined["state_dict"]["weight"], torch.arange(3.0))
+    with pytest.raises(SystemExit, match=r"hyperbagel checkpoint split: .*none\.ckpt: no such file"):
+        main(["checkpoint", "split", str(tmp_path / "none.ckpt"), str(tmp_path / "state")])

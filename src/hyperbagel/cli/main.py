@@ -61,6 +61,7 @@ train and measure (PyTorch Lightning; settings in YAML, a file or the name of on
   test        measure a model or a stage's result
   validate, predict
   plan        memory of a stage on some devices:  hyperbagel plan --config bagel7b/dmdo --devices 8
+  checkpoint split | join      a training's state as small files, to go on elsewhere
   report      compare finished runs:  hyperbagel report RUN [RUN ...] [--out FOLDER]
 
 `hyperbagel COMMAND --help` explains a command.
@@ -87,6 +88,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from hyperbagel.cli.export import EXPORT_COMMANDS
 
         run_group("export", EXPORT_COMMANDS, arguments[1:])
+    elif command == "checkpoint":
+        from hyperbagel.cli.checkpoint import CHECKPOINT_COMMANDS
+
+        run_group("checkpoint", CHECKPOINT_COMMANDS, arguments[1:])
     elif command == "plan":
         from hyperbagel.cli.plan import run_plan
 
