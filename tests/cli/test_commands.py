@@ -187,12 +187,6 @@ def test_only_the_name_of_a_device_is_short() -> None:
         ["--device.dtype", "auto"],
     ):
         assert with_short_device(other) == other
-    branch = str(tmp_path / "one.safetensors")
-    save_branch(model.generation, BranchInfo("ADP", 1, base_hash(model), text_scale=(4.0, 4.0)), branch)
-    load_branch_for(model, branch, 4.0)
-    assert not caplog.records
-    load_branch_for(model, branch, 6.0)
-    assert "text scales 4 to 4, which 6 is not" in caplog.text
 
 
 def test_a_checkpoint_is_split_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
