@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.checkpoint import (
@@ -21,6 +21,7 @@ from hyperbagel.bagel.checkpoint import (
     shapes_only,
     write_tensors,
 )
+from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve, shipped_files
 
@@ -132,13 +133,20 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
     return branch.to(model.device), info
 
 
+def _finite_tensors(path: Path) -> dict[str, Tensor]:
+    tensors = read_tensors(path, torch.float32)
+    for key, value in tensors.items():
+        require_finite(value, f"{path}: {key}")
+    return tensors
+
+
 def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype = torch.float32) -> BranchInfo:
     """Write the weighted mean of branches, given as file or name -> share: a model soup (arXiv 2203.05482).
 
     Branches that were trained from one another average well; those of separate runs do not. What the new file says
     about itself is what the first one does. Raises ValueError for shares that are not above 0 and for a file that is
     named twice, CheckpointError for one that is no branch, or was made for another model, number of evaluations, shift
-    or scales than the first.
+    or scales than the first, NotFiniteError for one with numbers that are none.
     """
     if not shares or min(shares.values()) <= 0:
         raise ValueError(f"shares must be above 0, of one branch or more: {dict(shares)}")
@@ -148,11 +156,11 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
         raise ValueError(f"{', '.join(shares)}: two of them are one file; name each branch once")
     first, *others = paths
     info = read_info(first)
-    mean = {key: value * paths[first] for key, value in read_tensors(first, torch.float32).items()}
+    mean = {key: value * paths[first] for key, value in _finite_tensors(first).items()}
     for path in others:
         if (other := replace(read_info(path), stage=info.stage)) != info:
             raise CheckpointError(f"{path}: {other} does not average with {first}: {info}; choose branches made alike")
-        tensors = read_tensors(path, torch.float32)
+        tensors = _finite_tensors(path)
         check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})
         for key, value in tensors.items():
             mean[key] += value * paths[path]

@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
+from hyperbagel.bagel.finite import NotFiniteError, require_finite
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
@@ -71,6 +73,24 @@ def official_key(name: str) -> str:
 def official_names(model: Bagel) -> dict[str, str]:
     """Own name -> official name of everything in `ema.safetensors`."""
     return {name: official_key(name) for name in model.state_dict() if not name.startswith("autoencoder.")}
+
+
+def not_finite(what: str, model: Bagel, branch: GenerationBranch | None = None) -> NotFiniteError:
+    """The error for results that are not finite, after a look for the weights that made them so.
+
+    what: the results, such as "latents after step 3 of 6". branch: what denoised, where it was not the model's own.
+    """
+    for place, prefix, part in (("branch", "generation", branch), ("model", "", model)):
+        weights = () if part is None else part.named_parameters(prefix)
+        if bad := [name for name, value in weights if not bool(value.isfinite().all())]:
+            first = bad[0] if bad[0].startswith("autoencoder.") else official_key(bad[0])
+            return NotFiniteError(
+                f"{what} are not finite (NaN or infinite), and so are weights of the {place}: {first}"
+                f"{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}; save or download it again"
+            )
+    return NotFiniteError(
+        f"{what} are not finite (NaN or infinite), though all weights are: try float32, or a smaller guidance scale"
+    )
 
 
 # Reading
@@ -226,11 +246,17 @@ def save_bagel(model: Bagel, folder: str | Path) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, so that a crash leaves either the old file or the new one. Raises WriteError."""
+    """Write a safetensors file, so that a crash leaves either the old file or the new one.
+
+    Raises WriteError, and NotFiniteError for numbers that are none.
+    """
+    written = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    for key, value in written.items():
+        require_finite(value, f"{path}: not written: {key}")
     with whole_file(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+        save_file(written, partial, metadata=metadata)
         partial.chmod(mode)
 
 

@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hyperbagel.bagel.finite import require_finite
+
 MAX_PIXELS = 1_806_336
 """Largest number of pixels BAGEL makes of all pictures of a document together (28 * 28 * 48 * 48)."""
 
@@ -142,7 +144,11 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) pixels in [-1, 1] as uint8 of the same shape: clamped and truncated, not rounded."""
+    """(..., 3, H, W) pixels in [-1, 1] as uint8 of the same shape: clamped and truncated, not rounded.
+
+    Raises NotFiniteError for pixels that are no numbers, which would become black.
+    """
+    require_finite(pixels, "the picture's pixels")
     return ((pixels.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
+from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
@@ -150,6 +152,10 @@ class Evaluation(Callback, ABC):
         run = Run(pl_module, _tokenizer(trainer), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
         with averaged_weights(trainer, pl_module), torch.no_grad(), _autocast(trainer):
             self.findings = self.evaluate(run)
+        for row, metrics in self.findings.rows.items():
+            for metric, value in metrics.items():
+                if not math.isfinite(value):
+                    raise NotFiniteError(f"{type(self).__name__}: {metric} of {row!r} is {value}")
         pl_module.train(training)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:

@@ -95,6 +95,15 @@ class Safeguard(Callback):
         if not bool(norm.isfinite()):
             raise FloatingPointError(f"a gradient is not finite{self._place(pl_module)}")
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises FloatingPointError for a measured loss or score that is not finite."""
+        for name, value in trainer.callback_metrics.items():
+            measured = name.startswith("val/") or trainer.state.fn != "fit"  # in fit they are among those of training
+            if measured and not bool(value.isfinite().all()):
+                raise FloatingPointError(f"{name} is {float(value)} at student update {_step(pl_module)}")
+
+    on_test_end = on_validation_end
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note a failure; save when the run was told to end."""
         if isinstance(exception, FloatingPointError):

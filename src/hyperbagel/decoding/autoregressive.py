@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hyperbagel.bagel.checkpoint import not_finite
 from hyperbagel.bagel.context import Context, DecodeCache
 from hyperbagel.bagel.model import Bagel
 
@@ -25,18 +27,22 @@ class DecodingSettings:
     stop: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"need max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {self}")
+        if self.max_tokens < 1 or not 0 < self.top_p <= 1:
+            raise ValueError(f"need max_tokens >= 1 and 0 < top_p <= 1, got {self}")
+        # Logits divided by less become infinite.
+        if self.temperature != 0 and not 1e-4 <= self.temperature < math.inf:
+            raise ValueError(f"need temperature 0 (the likeliest token) or at least 0.0001, got {self.temperature}")
 
 
 def next_token_probabilities(logits: Tensor, settings: DecodingSettings) -> Tensor:
     """The distribution sampled from: logits (..., V) -> probabilities (..., V), temperature and top-p applied.
 
-    Greedy (temperature 0) is a one-hot distribution.
+    Greedy (temperature 0) is a one-hot distribution. Logits that are no numbers give equal probabilities: whoever asks
+    for a distribution also looks at `finite_rows`, after what it has to wait for anyway.
     """
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probabilities = (logits.float() / settings.temperature).softmax(-1)
+    probabilities = (logits.float() / settings.temperature).softmax(-1).nan_to_num(nan=1 / logits.shape[-1])
     if settings.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         # The token that crosses the mass is kept, so at least one always is.
@@ -44,6 +50,18 @@ def next_token_probabilities(logits: Tensor, settings: DecodingSettings) -> Tens
         probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0.0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Whether the logits (B, ..., V) of each document have a greatest one that is a number: (B,) bool."""
+    return logits.amax(-1).isfinite().reshape(len(logits), -1).all(1)
+
+
+def require_logits(finite: Tensor, rows: Iterable[int], model: Bagel) -> None:
+    """Raises NotFiniteError if what `finite_rows` gave is false for one of the documents `rows`."""
+    known = finite.tolist()
+    if bad := [row for row in rows if not known[row]]:
+        raise not_finite(f"logits of answer {min(bad) + 1} of {len(known)}", model)
 
 
 def pick_token(logits: Tensor, settings: DecodingSettings, generator: torch.Generator | None = None) -> Tensor:
@@ -65,7 +83,7 @@ def decode_text(
     """Answer each document of a context: token ids without the leading bos and without the stop token.
 
     on_tokens: called with (B,) ids after each step (finished rows go on with garbage); prefix: ids that every answer is
-    made to begin with (not part of the result).
+    made to begin with (not part of the result). Raises NotFiniteError for logits that are no numbers.
     """
     settings = settings or DecodingSettings()
     stop = (model.config.tokens.eos,) if settings.stop is None else settings.stop
@@ -76,10 +94,13 @@ def decode_text(
     open_rows = set(range(batch))
     for _ in range(settings.max_tokens):
         stream = model.decode(ids, cache).streams.und[:, -1]
-        tokens = pick_token(model.next_logits(stream), settings, generator)
+        logits = model.next_logits(stream)
+        finite, tokens = finite_rows(logits), pick_token(logits, settings, generator)
+        chosen = tokens.tolist()
+        require_logits(finite, open_rows, model)
         if on_tokens is not None:
             on_tokens(tokens)
-        for row, token in enumerate(tokens.tolist()):
+        for row, token in enumerate(chosen):
             if row in open_rows and token in stop:
                 open_rows.discard(row)
             elif row in open_rows:

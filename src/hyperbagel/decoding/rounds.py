@@ -10,7 +10,13 @@ from torch import Tensor
 
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens, next_token_probabilities
+from hyperbagel.decoding.autoregressive import (
+    DecodingSettings,
+    OnTokens,
+    finite_rows,
+    next_token_probabilities,
+    require_logits,
+)
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.drafter import ChainPlan, Drafter, DraftState, Proposal, Rows
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
@@ -147,7 +153,10 @@ class DecodingRun:
         streams = [F.embedding(ids, self.embed)]
         x = self.target(streams[0], self.table.at(positions), mask, self.cache, record=streams)
         skipped = root.shape[1] - 1
-        paths, tokens = self._judge(self.logits(x[:, skipped:]), proposal)
+        logits = self.logits(x[:, skipped:])
+        finite = finite_rows(logits)
+        paths, tokens = self._judge(logits, proposal)
+        require_logits(finite, self.open, self.model)
         paths = [[*range(skipped), *(node + skipped for node in path)] for path in paths]
         return Verdict(paths, tokens, streams)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.checkpoint import CheckpointError, read_tensors, write_tensors
+from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.draft.config import DraftConfig
@@ -27,7 +28,8 @@ def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
 def load_draft(path: str | Path, model: Bagel) -> DraftHead:
     """A draft head for `model` from a file or a name (such as `scenes/draft`), on its device and in its dtype.
 
-    Raises CheckpointError when the file is missing, broken, not a draft head, or made for another target.
+    Raises CheckpointError when the file is missing, broken, not a draft head, or made for another target, and
+    NotFiniteError for numbers that are none.
     """
     path = resolve(path, ".safetensors")
     if not path.is_file():
@@ -46,6 +48,8 @@ def load_draft(path: str | Path, model: Bagel) -> DraftHead:
             "load the model it was trained for"
         )
     tensors = read_tensors(path, model.dtype)
+    for key, value in tensors.items():  # few, and a target never shows what is wrong with its draft head
+        require_finite(value, f"{path}: {key}")
     vocabulary = tensors["vocabulary"].tolist() if "vocabulary" in tensors else None
     head = DraftHead(DraftConfig(**content["config"]), model.config.llm, vocabulary)
     try:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from hyperbagel.bagel.finite import require_finite
+
 log = logging.getLogger(__name__)
 
 
@@ -20,18 +22,21 @@ log = logging.getLogger(__name__)
 def extract_features(images: Sequence[Tensor], extractor: nn.Module, batch_size: int = 64) -> Tensor:
     """Features (n, d) float32 on the CPU of n images (3, H, W) uint8 of one size.
 
-    extractor: (B, 3, H, W) uint8 -> (B, d); it does its own scaling and sits on its own device.
+    extractor: (B, 3, H, W) uint8 -> (B, d); it does its own scaling and sits on its own device. NotFiniteError for
+    features that are no numbers.
     """
     device = next((tensor.device for tensor in extractor.parameters()), torch.device("cpu"))
     batches = [torch.stack(list(images[start : start + batch_size])) for start in range(0, len(images), batch_size)]
-    return torch.cat([extractor(batch.to(device)).float().cpu() for batch in batches])
+    features = torch.cat([extractor(batch.to(device)).float().cpu() for batch in batches])
+    require_finite(features, f"features of {len(images)} pictures by {type(extractor).__name__}")
+    return features
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to features (n, d) and (m, d); 0 for equal means and covariances.
 
     It is biased upwards for few images, so compare only equal numbers. ValueError for fewer than two images or unequal
-    widths.
+    widths, NotFiniteError for features that are no numbers.
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(f"need features (n, d) and (m, d), got {tuple(real.shape)} and {tuple(generated.shape)}")
@@ -42,6 +47,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
             "Fréchet distance of %d and %d images with %d features: covariances are singular, the figure is biased",
             len(real), len(generated), real.shape[1],
         )  # fmt: skip
+    require_finite(real, "features of the real pictures")
+    require_finite(generated, "features of the generated pictures")
     metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)

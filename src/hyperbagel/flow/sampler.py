@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.checkpoint import not_finite
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.flow.guidance import Guidance, GuidedPass
@@ -58,7 +59,8 @@ class Sampler:
         """Denoise; differentiable, so call it without gradients where none are wanted.
 
         noise: (B, n, C) standard normal tokens; branch: default the original one; progress: called after each step with
-        (done, steps). The state stays in float32. Raises ValueError for impossible settings.
+        (done, steps). The state stays in float32. Raises ValueError for impossible settings, NotFiniteError for latents
+        that are no numbers.
         """
         grid_t = timesteps(self.steps, self.shift).to(noise.device)
         scales = self._scale_inputs(contexts, branch or model.generation, noise)
@@ -77,7 +79,21 @@ class Sampler:
             trajectory.append(x)
             if progress is not None:
                 progress(i + 1, self.steps)
+        self._check(trajectory, grid, model, branch)
         return Sample(x, nfe, torch.stack(trajectory))
+
+    def _check(
+        self, trajectory: Sequence[Tensor], grid: LatentGrid, model: Bagel, branch: GenerationBranch | None
+    ) -> None:
+        """Looks at the end, so that no step waits for it, and back only if it has to."""
+
+        def bad(x: Tensor) -> bool:
+            wrong = ~x.isfinite() if grid.valid is None else ~x.isfinite() & grid.valid[..., None]
+            return bool(wrong.any())
+
+        if bad(trajectory[-1]):
+            step = next(i for i, x in enumerate(trajectory) if bad(x))
+            raise not_finite(f"latents after step {step} of {self.steps}", model, branch)
 
     def _scale_inputs(self, contexts: GuidedContext, branch: GenerationBranch, noise: Tensor) -> GuidanceScales | None:
         """Scales for the embedders of a CFG-distilled branch; the image scale only where the context has images."""

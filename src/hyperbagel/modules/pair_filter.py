@@ -12,7 +12,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.modules.reward_term import PROMPT_KEY, reward_prompts
-from hyperbagel.rewards.base import Reward
+from hyperbagel.rewards.base import Reward, scored
 
 
 class PairFilter(nn.Module):
@@ -50,7 +50,7 @@ class PairFilter(nn.Module):
             return torch.ones(len(batch), dtype=torch.bool, device=x_0.device)
         (model,) = self._model
         prompts = reward_prompts(batch, self._tokenizer, self.prompt_key)
-        return self.reward.score(model.decode_latents(x_0, grid), prompts) >= self.threshold
+        return scored(self.reward, model.decode_latents(x_0, grid), prompts) >= self.threshold
 
 
 class PairFilters(nn.ModuleList):

@@ -11,7 +11,7 @@ from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.losses.reward import reward_feedback_loss
 from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.rewards.base import Reward
+from hyperbagel.rewards.base import Reward, scored
 
 PROMPT_KEY = "reward_prompt"
 """The entry of a document's meta that says what its picture is to show, where the texts before it do not."""
@@ -53,7 +53,7 @@ class RewardTerm(LossTerm):
 
     def forward(self, step: Step) -> Tensor:
         """The loss, from the rewards of the step's pictures."""
-        rewards = self.reward.score(step.pixels, self.prompts(step.batch))
+        rewards = scored(self.reward, step.pixels, self.prompts(step.batch))
         self.metrics = {f"reward/{self.name}": rewards.detach().mean()}
         return reward_feedback_loss(rewards, self.threshold)
 

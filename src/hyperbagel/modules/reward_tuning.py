@@ -16,7 +16,7 @@ from hyperbagel.modules.base import DistillationStage, StageSettings
 from hyperbagel.modules.batches import PreparedBatch, Velocity, branch_velocity, trajectory
 from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, update_ema
 from hyperbagel.modules.reward_term import reward_prompts
-from hyperbagel.rewards.base import Reward
+from hyperbagel.rewards.base import Reward, scored
 
 _SETTINGS = StageSettings()
 
@@ -148,7 +148,7 @@ class RewardTuning(DistillationStage):
         layers, whatever their documents are.
         """
         pictures = self.model.decode_latents(x_0, prepared.grid)
-        rewards = self.reward.score(pictures, reward_prompts(prepared.batch, self._tokenizer))
+        rewards = scored(self.reward, pictures, reward_prompts(prepared.batch, self._tokenizer))
         advantages = group_advantages(rewards, self.tuning.group)
         self.log_at_step({"reward/tuning": rewards.mean()}, len(prepared))
         return self.tuning.strength * group_covariance(advantages, x_0, self.tuning.group)

@@ -8,8 +8,16 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
+
+
+def scored(reward: Reward, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+    """`reward.score`, whose rewards (B,) have to be numbers: NotFiniteError names the reward where they are not."""
+    rewards = reward.score(images, prompts)
+    require_finite(rewards.detach(), f"rewards by {type(reward).__name__}")
+    return rewards
 
 
 class Reward(nn.Module, ABC):

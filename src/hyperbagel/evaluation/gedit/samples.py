@@ -50,12 +50,17 @@ class EditSample:
 class Rating:
     """What became of one question: its scores (0..10), or none; the smallest score counts.
 
-    asked: how many answers were read; reasons: why the answers before (or all of them) were invalid.
+    asked: how many answers were read; reasons: why the answers before (or all of them) were invalid. Raises ValueError
+    for scores outside of the range, or that are no numbers.
     """
 
     scores: tuple[float, ...] = ()
     asked: int = 1
     reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if wrong := [score for score in self.scores if not 0 <= score <= 10]:
+            raise ValueError(f"a judge's scores go from 0 to 10, got {wrong[0]}")
 
     @property
     def value(self) -> float | None:

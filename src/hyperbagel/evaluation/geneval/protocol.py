@@ -38,6 +38,8 @@ class ClassDetections:
         for name, value in (("scores", scores), ("masks", self.masks), ("colors", self.colors)):
             if value is not None and len(value) != len(boxes):
                 raise ValueError(f"{len(boxes)} boxes but {len(value)} {name}")
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError("a detector gave boxes or scores that are not finite (NaN or infinite)")
 
     def __len__(self) -> int:
         return len(self.boxes)
