@@ -1,12 +1,14 @@
 """Drawing, editing and answering in batches: seeds decide, company does not."""
 
 import copy
+import io
 
 import pytest
 import torch
 from PIL import Image
 
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.evaluation.gedit.questions import prepare_images
 from hyperbagel.evaluation.inference import Painter, answer, batches_of_equals
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
@@ -51,6 +53,21 @@ def test_edits_of_several_sizes_are_drawn_at_the_models_size_for_them(tokenizer:
     assert [tuple(image.shape) for image in images] == [(3, 32, 32), (3, 16, 32)]
     assert draw.cost.nfe == 6
     assert close(images[1], draw.edit(sources[1:], ["add a star"], [6])[0])
+
+
+def test_model_and_judge_see_the_picture_that_a_person_sees(tokenizer: Tokenizer):
+    upright = Image.new("RGB", (16, 32), "red")
+    upright.paste("blue", (0, 16, 16, 32))
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
+    draw = painter(tokenizer, None)
+    (edited,) = draw.edit([Image.open(buffer)], ["add a star"], [1])
+    assert torch.equal(edited, draw.edit([upright], ["add a star"], [1])[0])
+    source, shown = prepare_images(Image.open(buffer), Image.fromarray(edited.permute(1, 2, 0).numpy()))
+    assert source.tobytes() == upright.tobytes() and shown.size == upright.size
+    asked = [answer(draw.model, tokenizer, [(picture, "What?")], 4) for picture in (Image.open(buffer), upright)]
+    assert asked[0] == asked[1]
 
 
 def test_a_distilled_branch_draws_in_one_pass_a_step(tokenizer: Tokenizer):

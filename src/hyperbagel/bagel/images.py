@@ -7,17 +7,19 @@ with one set of limits for the autoencoder and another for the ViT.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hyperbagel.bagel.appearance import SampleTypeError, as_seen, seen_size, without_chunks
 from hyperbagel.bagel.finite import require_finite
+from hyperbagel.messages import clip
 
 MAX_PIXELS = 1_806_336
 """Largest number of pixels BAGEL makes of all pictures of a document together (28 * 28 * 48 * 48)."""
@@ -25,7 +27,10 @@ MAX_PIXELS = 1_806_336
 MAX_DECODED_PIXELS = 89_478_485
 """Largest picture that `load_image` decodes, in pixels: a quarter of a GiB as RGB, the limit at which Pillow warns."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow also knows formats that run other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+"""Formats that are read. Pillow knows more, some of which run other programs."""
+
+T = TypeVar("T")
 
 
 class ImageError(ValueError):
@@ -36,51 +41,77 @@ class ImageTooLargeError(ImageError):
     """A picture has more pixels than the limit: refused before it is decoded (a decompression bomb)."""
 
 
-def load_image(source: str | Path | bytes, max_pixels: int = MAX_DECODED_PIXELS) -> Image.Image:
-    """Read a picture as 8-bit RGB; transparent pixels are laid on white.
+def load_image(
+    source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_DECODED_PIXELS, name: str | None = None
+) -> Image.Image:
+    """Read a picture as a person sees it, 8-bit RGB: see `as_seen`.
 
-    source: a file name, or the bytes of a file. max_pixels: refuse larger pictures before decoding them.
+    source: a file name, the bytes of a file, or a file that can seek; max_pixels: refuse larger pictures before
+    decoding them; name: of the picture in messages, where it is not that of the file.
     Raises FileNotFoundError for a missing file, ImageTooLargeError, and ImageError for anything unreadable.
     """
-    with _opened(source, max_pixels) as image:
-        return _to_rgb(image)
+    return _read(source, max_pixels, name, lambda image, _: as_seen(image))
 
 
-def image_size(source: str | Path | bytes, max_pixels: int = MAX_DECODED_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels from a picture's header, without decoding it; raises like `load_image`."""
-    with _opened(source, max_pixels) as image:
-        return image.size
+def image_size(
+    source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_DECODED_PIXELS, name: str | None = None
+) -> tuple[int, int]:
+    """Width and height in pixels as `load_image` gives them, without decoding the picture; raises like it."""
+    return _read(source, max_pixels, name, seen_size)
 
 
-@contextmanager
-def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened, not yet decoded picture; whatever a decoder raises comes out as one of this module's errors."""
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+def image_format(source: str | Path | bytes | BinaryIO) -> str:
+    """One of `FORMATS`; raises like `load_image`."""
+    return _read(source, MAX_DECODED_PIXELS, None, lambda image, _: _FAMILIES.get(str(image.format), str(image.format)))
+
+
+_FAMILIES = {"MPO": "JPEG"}  # a JPEG file with further pictures behind the first
+_Look: TypeAlias = Callable[[Image.Image, BinaryIO], T]
+
+
+def _read(source: str | Path | bytes | BinaryIO, max_pixels: int, name: str | None, look: _Look[T]) -> T:
+    """What `look` finds in an opened picture; whatever a decoder raises comes out as one of this module's errors."""
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as opened:
+            return _read(opened, max_pixels, name or str(source), look)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageTooLargeError(
-                    f"{name}: a picture of {image.width} x {image.height} pixels is over the limit of {max_pixels}; "
-                    "shrink it, or raise the limit if you trust the source"
-                )
-            yield image
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{name}: {error}") from error
+        try:
+            return _looked_at(file, max_pixels, look)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            file.seek(0)  # Pillow refuses a PNG with long texts, such as whole workflows; nobody sees them
+            return _looked_at(io.BytesIO(without_chunks(file.read())), max_pixels, look)
+    except (ImageTooLargeError, Image.DecompressionBombError) as error:
+        raise ImageTooLargeError(_message(error, name)) from error
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on broken input
-        raise ImageError(f"{name}: not a readable picture ({type(error).__name__}: {error})") from error
+        raise ImageError(_message(error, name)) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, transparency composited on white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
+def _looked_at(file: BinaryIO, max_pixels: int, look: _Look[T]) -> T:
+    file.seek(0)
+    if not file.read(1):
+        raise ImageError("the file is empty")
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ImageTooLargeError(
+                f"a picture of {image.width} x {image.height} pixels is over the limit of {max_pixels}; "
+                "shrink it, or raise the limit if you trust the source"
+            )
+        return look(image, file)
+
+
+def _message(error: Exception, name: str | None) -> str:
+    """What is wrong, in one line that names the file, without what decoders quote of its bytes."""
+    if isinstance(error, UnidentifiedImageError):
+        reason = f"damaged, or of a format that is not read here ({', '.join(FORMATS)} are); convert it to PNG or JPEG"
+    elif isinstance(error, ImageError | SampleTypeError):
+        reason = str(error)
+    else:
+        reason = f"{type(error).__name__}: {clip(error, 100)}"
+    kind = "" if isinstance(error, ImageTooLargeError | Image.DecompressionBombError) else "not a readable picture: "
+    return f"{name}: {kind}{reason}" if name else f"{kind}{reason}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
+from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.callbacks.evaluation import OWN, BranchSampler, Evaluation, Findings, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
@@ -105,8 +106,8 @@ class GEdit(Evaluation):
         number = min(self.shown, len(self.samples))
         chosen = [self.samples[slot * len(self.samples) // number] for slot in range(number)]
         edited = _editor(painter)(chosen, [sample_seed(self.settings.seed, sample.key) for sample in chosen])
-        size = chosen[0].source.size
-        pairs = [sample.source.convert("RGB").resize(size) for sample in chosen]
+        size = as_seen(chosen[0].source).size
+        pairs = [as_seen(sample.source).resize(size) for sample in chosen]
         pairs += [picture.resize(size) for picture in edited if picture is not None]
         return make_grid([pil_to_tensor(picture) for picture in pairs], nrow=max(number, 1))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from hyperbagel.bagel.images import load_image
 from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.inference import answer, batches_of_equals
@@ -71,5 +71,6 @@ def _questions(sample: Any) -> list[_Question]:
     if len(files) != 1:
         return []
     member = sample[files[0]]
-    picture = Image.open(io.BytesIO(member)) if isinstance(member, bytes) else Image.fromarray(member)
-    return [_Question(one, picture.convert("RGB")) for one in document_samples(sample["__key__"], sample["json"])]
+    name = f"{sample['__key__']}.{files[0]}"
+    picture = load_image(member, name=name) if isinstance(member, bytes) else Image.fromarray(member)
+    return [_Question(one, picture) for one in document_samples(sample["__key__"], sample["json"])]

@@ -218,7 +218,7 @@ class Origin:
 
 def read_picture(source: str | Path) -> Image.Image:
     """A picture file of a usual kind. Raises ImageError, without the file's place on this machine."""
-    return load_image(Path(source).read_bytes())
+    return load_image(source, name=Path(source).name)
 
 
 def _drawing(picture: Tensor, network: str, cost: Cost) -> Drawing:

@@ -20,6 +20,7 @@ class Skip(StrEnum):
     BAD_JSON = "bad_json"
     BAD_SCHEMA = "bad_schema"
     DAMAGED_TAR = "damaged_tar"
+    DOTTED_KEY = "dotted_key"
     DUPLICATE_KEY = "duplicate_key"
     EMPTY_TEXT = "empty_text"
     IMAGE_TOO_LARGE = "image_too_large"

@@ -24,6 +24,8 @@ MAX_JSON_BYTES = 16 * 2**20
 """Longest `json` member that is parsed."""
 
 _SAFE_NAME = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,255}")
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"})
 _FIELDS = {"text": {"type", "text", "loss"}, "image": {"type", "file", "loss"}}
 
 
@@ -136,6 +138,7 @@ def _image(segment: Mapping[str, Any], where: str, files: Collection[str], loss:
         raise DocumentError(Skip.BAD_SCHEMA, f"{where}: `file` must name a member, not {shown(file)}")
     if not safe_name(file):
         raise DocumentError(Skip.UNSAFE_NAME, f"{where}: {file!r} is not a plain file name")
+    file = file if file in files else file.lower()  # shards are read with their endings in lower case
     if file not in files:
         raise DocumentError(Skip.MISSING_MEMBER, f"{where}: the sample has no member {file!r}, only {sorted(files)}")
     return ImagePart(file, loss)
@@ -144,6 +147,16 @@ def _image(segment: Mapping[str, Any], where: str, files: Collection[str], loss:
 def safe_name(name: str) -> bool:
     """Whether a name stays inside its folder wherever it is unpacked: one plain component, not `.` or `..`."""
     return _SAFE_NAME.fullmatch(name) is not None and name.strip(".") != ""
+
+
+def system_name(name: str) -> bool:
+    """Whether a file, by its name with folders, is one that an operating system or an archiver adds to those of people:
+    hidden (`._a.png`, `.DS_Store`), `Thumbs.db`, in a folder such as `__MACOSX`, or of extended headers.
+    """
+    *folders, base = name.lower().split("/")
+    if base.startswith(".") or base in _SYSTEM_FILES:
+        return True
+    return any(folder in _SYSTEM_FOLDERS or folder.startswith("paxheader") for folder in folders)
 
 
 def safe_key(key: str) -> bool:

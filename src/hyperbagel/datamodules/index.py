@@ -7,6 +7,7 @@ resuming instant. A shard is scanned once; the index is kept in a cache folder u
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -22,16 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from hyperbagel.bagel.images import ImageError, ImageTooLargeError, image_size
+from hyperbagel.bagel.images import ImageError, image_size
 from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, SkipRecord, image_skip
-from hyperbagel.datamodules.documents import TextPart, parse_document
+from hyperbagel.datamodules.documents import TextPart
 from hyperbagel.datamodules.shards import SampleSpan, find_samples
+from hyperbagel.datamodules.tar import TarContent
 from hyperbagel.files import write_bytes
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
-_HEADER_BYTES = 2**16
+_VERSION = 3
 _THREADS = 4
 _ARRAYS = ("spans", "text_bytes", "has_loss", "images", "sizes")
 
@@ -92,9 +93,7 @@ def index_shard(path: Path) -> ShardIndex:
 
 def _examine(file: BinaryIO, span: SampleSpan) -> tuple[int, bool, list[tuple[int, int]]]:
     """Bytes of text, whether there is a loss, and the size of each picture."""
-    if "json" not in span.members:
-        raise SkippedSampleError(Skip.MISSING_MEMBER, "the sample has no member `json`")
-    document = parse_document(span.content(file, "json"), span.members.keys() - {"json"})
+    document = span.document(file)
     sizes = [_picture_size(file, span, image.file) for image in document.images]
     text = sum(len(part.text.encode()) for part in document.parts if isinstance(part, TextPart))
     return text, any(part.loss for part in document.parts), sizes
@@ -103,14 +102,9 @@ def _examine(file: BinaryIO, span: SampleSpan) -> tuple[int, bool, list[tuple[in
 def _picture_size(file: BinaryIO, span: SampleSpan, name: str) -> tuple[int, int]:
     """Width and height in pixels."""
     try:
-        return image_size(span.content(file, name, _HEADER_BYTES))
-    except ImageTooLargeError as error:
+        return image_size(io.BufferedReader(TarContent(file, span.members[name])), name=repr(name))
+    except ImageError as error:
         raise image_skip(error) from error
-    except ImageError:  # long metadata may stand before the size
-        try:
-            return image_size(span.content(file, name))
-        except ImageError as error:
-            raise image_skip(error) from error
 
 
 def load_indexes(paths: Sequence[Path], cache_dir: Path) -> list[ShardIndex]:

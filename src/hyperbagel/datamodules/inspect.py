@@ -18,13 +18,17 @@ from hyperbagel.datamodules.sources import ShardSamples
 from hyperbagel.files import check_picture, write_picture
 
 _CELL = 160
+_EXAMPLES = 3
 _LINES = 4
 _LINE = 12
 
 
 @dataclass
 class ShardSummary:
-    """Counts over the readable samples. Lengths are characters of all texts of a document."""
+    """Counts over the readable samples. Lengths are characters of all texts of a document.
+
+    skipped: the others by cause; examples: the first few of each cause, where they are and what is wrong with them.
+    """
 
     shards: int = 0
     samples: int = 0
@@ -34,6 +38,7 @@ class ShardSummary:
     image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     text_lengths: list[int] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A table for people."""
@@ -49,7 +54,10 @@ class ShardSummary:
             "characters": f"{quantiles} (least, median, 95 %, most)",
             "skipped": ", ".join(f"{cause}: {n}" for cause, n in sorted(self.skipped.items())) or "none",
         }
-        return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+        lines = [f"{name:<16} {value}" for name, value in rows.items()]
+        for cause, examples in sorted(self.examples.items()):
+            lines += [f"{cause}, such as", *(f"    {example}" for example in examples)]
+        return "\n".join(lines)
 
 
 def kind_of(document: InterleavedDocument) -> str:
@@ -76,7 +84,11 @@ def inspect_shards(
     indexes = [index_shard(path) for path in paths]
     samples = ShardSamples(paths, indexes, with_loss=False)
     summary = ShardSummary(shards=len(paths), samples=len(samples), bytes=sum(path.stat().st_size for path in paths))
-    summary.skipped.update(record.cause for record in samples.skipped)
+    for record in samples.skipped:
+        summary.skipped[record.cause] += 1
+        examples = summary.examples.setdefault(record.cause, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"{record.sample}: {record.reason}")
     for index in indexes:
         summary.image_sizes.update((width, height) for width, height in index.sizes.tolist())
     drawn = set(range(0, len(samples), max(1, -(-len(samples) // cells))))

@@ -169,10 +169,9 @@ def _picture(name: str, member: object) -> Image.Image:
     if not isinstance(member, bytes):
         raise SkippedSampleError(Skip.BAD_SCHEMA, f"{name!r} must be bytes or an array, not {type(member).__name__}")
     try:
-        return load_image(member)
+        return load_image(member, name=repr(name))
     except ImageError as error:
-        skip = image_skip(error)
-        raise SkippedSampleError(skip.cause, f"{name!r}: {error}") from error
+        raise image_skip(error) from error
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-import shlex
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from hyperbagel.datamodules.copies import local_shard
 from hyperbagel.datamodules.corruption import Skip, SkipRecord
-from hyperbagel.datamodules.documents import DocumentError, InterleavedDocument, parse_document, safe_key, safe_name
+from hyperbagel.datamodules.documents import (
+    MAX_JSON_BYTES,
+    DocumentError,
+    InterleavedDocument,
+    parse_document,
+    safe_key,
+    safe_name,
+    system_name,
+)
 from hyperbagel.datamodules.tar import TarDamage, TarMember, scan_tar
-from hyperbagel.files import whole_file
 
 log = logging.getLogger(__name__)
 
 MAX_SAMPLE_BYTES = 2**29
 """Largest sample, all members together, that is read into memory."""
 
+_THREADS = 8
+_TAR = re.compile(r"(.+)\.(?:tar(?:\.(?:gz|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
+_META = re.compile(r"__[^/]*__($|/)")  # notes of the WebDataset library
+_SURROGATE = re.compile("[\udc80-\udcff]")
 
 Member: TypeAlias = bytes | NDArray[np.uint8] | Mapping[str, Any]
 """An encoded file; or, from sources that draw their samples, a (H, W, 3) picture or the parsed document."""
@@ -51,40 +63,54 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """Where a sample is in its shard. start, end: first byte, byte behind the last; members: by name."""
+    """Where a sample is in its shard.
+
+    start, end: first byte, byte behind the last; members: by name; unread: members that are links and the like, and
+    why they cannot be read.
+    """
 
     key: str
     start: int
     end: int
     members: dict[str, TarMember]
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, file: BinaryIO) -> Sample:
         """The sample with all its members."""
         return Sample(self.key, {name: self.content(file, name) for name in self.members})
 
-    def content(self, file: BinaryIO, name: str, limit: int | None = None) -> bytes:
-        """A member's content, or its first `limit` bytes."""
+    def document(self, file: BinaryIO) -> InterleavedDocument:
+        """The checked document; pictures are not read. Raises DocumentError."""
+        content = {"json": self.content(file, "json")} if "json" in self.members else {}
+        try:
+            return Sample(self.key, content | dict.fromkeys(self.members.keys() - {"json"}, b"")).document()
+        except DocumentError as error:
+            if error.cause is not Skip.MISSING_MEMBER or not self.unread:
+                raise
+            name, reason = next(iter(self.unread.items()))
+            raise DocumentError(error.cause, f"{error}; {name!r} {reason}") from None
+
+    def content(self, file: BinaryIO, name: str) -> bytes:
+        """A member's content."""
         member = self.members[name]
         file.seek(member.offset)
-        return file.read(member.size if limit is None else min(limit, member.size))
+        return file.read(member.size)
 
 
 def find_shards(shards: str | Sequence[str], cache_dir: Path) -> list[Path]:
     """The local files that a shard list means, in order.
 
-    shards: a brace pattern (`train-{0000..0127}.tar`), a folder (all its *.tar), a URL (http:, https:, gs:, hf:, s3:,
-    `pipe:command`), or several of them. What is not a file is copied once into `cache_dir`, since samples are read at
-    random. Raises FileNotFoundError for a missing file and OSError when a copy fails.
+    shards: a brace pattern (`train-{0000..0127}.tar`), a folder (all its tars), a URL (http:, https:, gs:, hf:, s3:,
+    `pipe:command`), or several of them. What exists as a file or folder is never taken for a pattern or a URL. What
+    is remote or compressed is copied into `cache_dir`, since samples are read at random: see `local_shard`.
+    Raises FileNotFoundError for a missing file, OSError when a copy fails, ValueError for a file that is no tar.
     """
-    paths = []
+    places: list[str] = []
     for pattern in [shards] if isinstance(shards, str) else shards:
-        if Path(pattern).is_dir():
-            found = sorted(Path(pattern).glob("*.tar"))
-            if not found:
-                raise FileNotFoundError(f"no *.tar in the folder {pattern}")
-            paths += found
-        else:
-            paths += [_local(url, cache_dir) for url in expand_urls(pattern)]
+        for place in [pattern] if os.path.exists(pattern) else expand_urls(pattern):
+            places += _tars(Path(place)) if os.path.isdir(place) else [place]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        paths = list(pool.map(lambda place: local_shard(place, cache_dir), places))
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"no shard {missing[0]} ({len(missing)} of {len(paths)} missing); correct `shards`")
     if not paths:
@@ -92,78 +118,107 @@ def find_shards(shards: str | Sequence[str], cache_dir: Path) -> list[Path]:
     return paths
 
 
-def _local(url: str, cache_dir: Path) -> Path:
-    scheme = url.partition(":")[0] if ":" in url else ""
-    if scheme in ("", "file"):
-        return Path(url.removeprefix("file://").removeprefix("file:"))
-    target = cache_dir / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
-    if not target.exists():
-        log.info("copying %s to %s", url, target)
-        command = f"pipe:aws s3 cp {shlex.quote(url)} -" if scheme == "s3" else url
-        with (
-            whole_file(target, shared=True) as unfinished,
-            unfinished.open("wb") as file,
-            gopen(command, "rb") as stream,
-        ):
-            shutil.copyfileobj(stream, file, 2**20)
-    return target
+def _tars(folder: Path) -> list[str]:
+    """The tars in a folder; of one that is there packed and unpacked, the latter."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _TAR.fullmatch(path.name)
+        if match is None or system_name(path.name) or not path.is_file():
+            continue
+        if (twin := found.setdefault(match[1], path)) is not path:
+            log.warning("%s is left out: %s is there, too", path, twin.name)
+    if not found:
+        raise FileNotFoundError(f"no *.tar in the folder {folder}")
+    return [str(path) for path in found.values()]
 
 
 def find_samples(file: BinaryIO, size: int, name: str) -> Iterator[SampleSpan | SkipRecord]:
     """All samples of a tar in order, without their contents, or why something was skipped.
 
-    name: of the shard, for the records. A member that comes twice begins another sample of the same key. Only plain
-    files of safe names count; links and the like are not followed.
+    name: of the shard, for the records. Samples are what the WebDataset library makes of a tar: neighbours that are
+    named alike up to the first dot, with endings in lower case. A member that comes twice begins another sample of the
+    same key. Files of operating systems are passed over; links and the like are not followed.
     """
-    group: list[TarMember] = []
+    key, members = "", dict[str, TarMember]()
     for item in scan_tar(file, size):
         if isinstance(item, TarDamage):
             place = f"{name} at byte {item.start}"
             yield SkipRecord(Skip.DAMAGED_TAR, place, f"no readable tar header up to byte {item.end}")
             continue
-        key, extension = _names(item)
-        if group and (key != _names(group[0])[0] or extension in (_names(member)[1] for member in group)):
-            yield _span(group, name)
-            group = []
-        if key is not None:
-            group.append(item)
-    if group:
-        yield _span(group, name)
+        item_key, ending = _names(item.name)
+        if item_key is None:
+            continue
+        if members and (item_key != key or ending in members):
+            yield from _found(file, key, members, name)
+            members = {}
+        key, members[ending] = item_key, item
+    if members:
+        yield from _found(file, key, members, name)
 
 
 def read_samples(path: Path) -> Iterator[Sample | SkipRecord]:
     """The samples of a shard in order, with their contents, or why something was skipped; documents are checked."""
+    keys: set[str] = set()
     with path.open("rb") as file:
         for found in find_samples(file, path.stat().st_size, path.name):
             if isinstance(found, SkipRecord):
                 yield found
                 continue
-            sample = found.read(file)
             try:
-                sample.document()
+                if found.key in keys:
+                    raise DocumentError(Skip.DUPLICATE_KEY, "an earlier sample has the same key")
+                found.document(file)
             except DocumentError as error:
-                yield SkipRecord(error.cause, f"{path.name}: {sample.key!r}", str(error))
+                yield SkipRecord(error.cause, f"{path.name}: {found.key!r}", str(error))
             else:
-                yield sample
+                keys.add(found.key)
+                yield found.read(file)
 
 
-def _names(member: TarMember) -> tuple[str | None, str]:
+def _names(name: str) -> tuple[str | None, str]:
     """Key of the sample that a member belongs to, None for a name that is no sample's, and its name in the sample."""
-    key, extension = base_plus_ext(member.name.removeprefix("./"))
-    return key, extension or ""
+    if _SURROGATE.search(name):  # bytes that are no UTF-8; any other encoding keeps names apart
+        name = name.encode("utf-8", "surrogateescape").decode("latin-1")
+    plain = re.sub("/+", "/", "/".join(part for part in name.split("/") if part != "."))
+    if system_name(plain) or _META.match(plain):
+        return None, ""
+    key, ending = base_plus_ext(plain)
+    return key, (ending or "").lower()
 
 
-def _span(group: Sequence[TarMember], name: str) -> SampleSpan | SkipRecord:
-    key = _names(group[0])[0] or ""
+def _found(file: BinaryIO, key: str, members: dict[str, TarMember], name: str) -> Iterator[SampleSpan | SkipRecord]:
+    """What a group of members is: a sample, or why not, and the samples that dots in their keys have put into it."""
+    lost = [ending for ending in members if ending.endswith(".json")]
+    if "json" in members:  # others may be notes about pictures
+        lost = [ending for ending in lost if _is_document(file, members[ending])]
+    listed = ", ".join(lost[:3])
+    for ending in lost:
+        whole = f"{key}.{ending.removesuffix('.json')}"
+        reason = f"key {key!r} has members {listed}, ...: keys must not contain dots"
+        yield SkipRecord(Skip.DOTTED_KEY, f"{name}: {whole!r}", reason)
+    if "json" in members or not lost:
+        yield _span(key, members, name)
+
+
+def _is_document(file: BinaryIO, member: TarMember) -> bool:
+    file.seek(member.offset)
+    try:
+        content = json.loads(file.read(member.size)) if member.size <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "segments" in content
+
+
+def _span(key: str, members: dict[str, TarMember], name: str) -> SampleSpan | SkipRecord:
     place = f"{name}: {key!r}"
     if not safe_key(key):
-        return SkipRecord(Skip.UNSAFE_NAME, place, "the name leads out of its folder")
-    if sum(member.size for member in group) > MAX_SAMPLE_BYTES:
+        return SkipRecord(Skip.UNSAFE_NAME, place, "no plain relative name of at most 255 characters a part")
+    if sum(member.size for member in members.values()) > MAX_SAMPLE_BYTES:
         return SkipRecord(Skip.TOO_LONG, place, f"over the limit of {MAX_SAMPLE_BYTES} bytes a sample")
-    members: dict[str, TarMember] = {}
-    for member in group:
-        extension = _names(member)[1]
-        if not safe_name(extension):
-            return SkipRecord(Skip.UNSAFE_NAME, place, f"member {extension!r} is not a plain file name")
-        members[extension] = member
-    return SampleSpan(key, group[0].start, group[-1].end, members)
+    for ending in members:
+        if not safe_name(ending):
+            return SkipRecord(Skip.UNSAFE_NAME, place, f"member {ending!r} is not a plain file name")
+    first, last = next(iter(members.values())), next(reversed(members.values()))
+    readable = {ending: member for ending, member in members.items() if not member.unread}
+    unread = {ending: member.unread for ending, member in members.items() if member.unread}
+    return SampleSpan(key, first.start, last.end, readable, unread)

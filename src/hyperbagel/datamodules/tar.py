@@ -6,6 +6,7 @@ header, so damage costs the samples it hits and no others.
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,22 +16,57 @@ _BLOCK = tarfile.BLOCKSIZE
 _MAGIC = b"ustar"
 _MAGIC_OFFSET = 257
 _SEARCH_BYTES = 2**20
-_MAX_NAME_BYTES = 2**16
+_MAX_NAME_BYTES = 2**20  # macOS puts whole attributes before the name
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+_EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A regular file in a tar. start: byte at which its header begins; offset, size: where its content is."""
+    """A file in a tar. start: byte at which its header begins; offset, size: where its content is.
+
+    unread: why there is no content to read; empty for regular files.
+    """
 
     name: str
     start: int
     offset: int
     size: int
+    unread: str = ""
 
     @property
     def end(self) -> int:
         """First byte behind the content and its padding."""
         return self.offset + -(-self.size // _BLOCK) * _BLOCK
+
+
+class TarContent(io.RawIOBase):
+    """A member's content as a file of its own, without reading it into memory. file: the tar, shared."""
+
+    def __init__(self, file: BinaryIO, member: TarMember) -> None:
+        self._file, self._member, self._position = file, member, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._member.size}[whence]
+        self._position = max(0, begin + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer; 0 at the end of the member."""
+        self._file.seek(self._member.offset + self._position)
+        data = self._file.read(max(0, min(len(buffer), self._member.size - self._position)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +78,10 @@ class TarDamage:
 
 
 def scan_tar(file: BinaryIO, size: int) -> Iterator[TarMember | TarDamage]:
-    """All regular members of the first `size` bytes of a seekable file, and the damaged places between them.
+    """All files, links among them, of the first `size` bytes of a seekable file, and the damaged places between them.
 
     A file that stops without the end marker of a tar was cut off, even at the seam of two members, and so counts as
-    damaged. Links, devices and folders are passed over. Nothing is unpacked and no content is read.
+    damaged. Devices and folders are passed over. Nothing is unpacked and no content is read.
     """
     position = content = 0
     start, zeros, long_name = None, None, None
@@ -70,10 +106,12 @@ def scan_tar(file: BinaryIO, size: int) -> Iterator[TarMember | TarDamage]:
                 return
             position, content, start, long_name = found, found + 1, None, None
             continue
-        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            start, long_name = position, _long_name(file, info, offset)
-        elif info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            yield TarMember(long_name or info.name, position if start is None else start, offset, stored)
+        if info.type in (*_EXTENDED, tarfile.GNUTYPE_LONGNAME):
+            start, long_name = position if start is None else start, _long_name(file, info, offset) or long_name
+        elif info.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+            if info.isreg() or info.type in _LINKS:
+                begin = position if start is None else start
+                yield TarMember(long_name or info.name, begin, offset, stored, _unread(info))
             start, long_name = None, None
         content, position = offset, offset + -(-stored // _BLOCK) * _BLOCK
     if zeros is None:
@@ -86,6 +124,13 @@ def _parse_header(header: bytes) -> tarfile.TarInfo | None:
     except (tarfile.HeaderError, ValueError):
         return None
     return info if info.size >= 0 else None
+
+
+def _unread(info: tarfile.TarInfo) -> str:
+    """Why a member has no content of its own; empty if it has."""
+    if info.type in _LINKS:
+        return "is a link, which is not followed; make the tar with --dereference --hard-dereference"
+    return "is a sparse file; make the tar without --sparse" if info.type == tarfile.GNUTYPE_SPARSE else ""
 
 
 def _stored_size(info: tarfile.TarInfo) -> int:

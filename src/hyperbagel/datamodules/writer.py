@@ -70,17 +70,20 @@ class ShardWriter:
     def _check(self, key: str, document: Mapping[str, Any], images: Mapping[str, bytes]) -> InterleavedDocument:
         if not safe_key(key) or "." in key.rpartition("/")[2]:
             raise DocumentError(Skip.UNSAFE_NAME, f"sample {key!r}: a key is a relative name without dots")
-        if "json" in images:
+        names = [name.lower() for name in images]  # as they will be read
+        if "json" in names:
             raise DocumentError(Skip.BAD_SCHEMA, f"sample {key!r}: a picture cannot be called json")
+        if len(set(names)) < len(names):
+            raise DocumentError(Skip.BAD_SCHEMA, f"sample {key!r}: names of pictures must differ in more than case")
         try:
             checked = parse_document(document, images.keys(), strict=True)
         except DocumentError as error:
             raise DocumentError(error.cause, f"sample {key!r}: {error}") from None
         for name, data in images.items():
             try:
-                image_size(data)
+                image_size(data, name=repr(name))
             except ImageError as error:
-                raise DocumentError(image_skip(error).cause, f"sample {key!r}, picture {name!r}: {error}") from error
+                raise DocumentError(image_skip(error).cause, f"sample {key!r}, picture {error}") from error
         return checked
 
     def _open(self) -> None:

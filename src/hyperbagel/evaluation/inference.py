@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo
 from hyperbagel.bagel.grid import LatentGrid
@@ -79,7 +80,7 @@ class Painter:
         documents: list[Document] = []
         sizes = []
         for picture, instruction in zip(sources, instructions, strict=True):
-            resized = config.vae_transform.resize(picture.convert("RGB"))
+            resized = config.vae_transform.resize(as_seen(picture))
             ids = self.tokenizer.encode(instruction)
             documents.append([
                 ImageSegment(to_pixels(resized).to(self.model.device)),
@@ -128,7 +129,7 @@ def answer(
     """Greedy answers to questions about pictures, in one batch."""
     documents: list[Document] = [
         [
-            ViTSegment(model.config.vit_transform(picture.convert("RGB")).to(model.device)),
+            ViTSegment(model.config.vit_transform(as_seen(picture)).to(model.device)),
             TextSegment(tokenizer.encode(question)),
         ]
         for picture, question in questions

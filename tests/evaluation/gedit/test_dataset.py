@@ -118,3 +118,24 @@ def test_image_outside_or_absent(tmp_path: Path, name: str) -> None:
     (folder / "metadata.jsonl").write_text(json.dumps({**rows()[0], "input_image": name}), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="line 1: input_image"):
         GEditBench(folder)
+
+
+def test_images_are_read_as_a_person_sees_them(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (255, 0, 0, 255))
+    clear.save(tmp_path / "1.png", exif=exif)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({**rows()[0], "input_image": "1.png"}), encoding="utf-8")
+    source = GEditBench(tmp_path)[0].source
+    assert source.size == (4, 6)
+    assert (source.getpixel((3, 0)), source.getpixel((0, 0))) == ((255, 0, 0), (255, 255, 255))
+
+
+def test_cut_off_images_name_their_row_and_file(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(encoded("red")[:50])
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({**rows()[0], "input_image": "1.png"}), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"line 1: input_image of 'k1' cannot be read \(1\.png: not a readable picture"
+    ):
+        GEditBench(tmp_path)[0]

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft, PictureFolder
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft, PictureFolder, missing_picture
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.rows import ListedRows, Row, RowSource, TableDialect
 from hyperbagel.datamodules.convert.slices import first_row, slice_json, slice_table
@@ -134,7 +134,7 @@ class NeighbourRows(RowSource):
             path = self.root / name
             text = path.with_suffix(".txt")
             if path == text:
-                yield Row(str(path), BadRowError(RowCause.MISSING_IMAGE, "there is no picture of the same name"))
+                yield Row(str(path), missing_picture(text))
             elif not text.is_file():
                 yield Row(str(path), BadRowError(RowCause.MISSING_CAPTION, f"there is no {text.name} beside it"))
             else:

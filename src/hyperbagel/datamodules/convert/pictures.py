@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from functools import cache
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from hyperbagel.bagel.images import ImageError, load_image
+from hyperbagel.bagel.images import ImageError, image_format, load_image
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
 from hyperbagel.datamodules.corruption import Skip, image_skip
 from hyperbagel.datamodules.documents import safe_key
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+PICTURE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+})  # fmt: skip
 """Names that count as pictures when a folder is searched."""
 
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
+_UNREAD_SUFFIXES = frozenset({
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".qoi",
+    ".dds", ".dib", ".pcx", ".eps", ".pdf", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+})  # fmt: skip
+_EXTENSIONS = {"JPEG": "jpg"}
+
+
+def missing_picture(text: Path) -> BadRowError:
+    """Why a text file has no picture beside it: there is none, or it is of a format that is not read."""
+    for path in sorted(text.parent.glob(escape(text.stem) + ".*")):
+        if path.suffix.lower() in _UNREAD_SUFFIXES:
+            message = f"{path.name} is of a format that is not read here; convert it to PNG or JPEG"
+            return BadRowError(Skip.UNREADABLE_IMAGE, message)
+    return BadRowError(RowCause.MISSING_IMAGE, "there is no picture of the same name")
 
 
 def plain_name(name: object) -> str:
@@ -33,6 +47,12 @@ def plain_name(name: object) -> str:
     if not safe_key(plain):
         raise BadRowError(Skip.UNSAFE_NAME, f"{name!r} is not a relative name inside the folder of pictures")
     return plain
+
+
+class PictureFile(bytes):
+    """An encoded picture and the name that it was read by, for messages."""
+
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +75,9 @@ class PictureFolder:
         path = self.find(plain)
         if path is None:
             raise BadRowError(RowCause.MISSING_IMAGE, f"no picture {plain!r} in {' or '.join(map(str, self.roots))}")
-        return path.read_bytes()
+        picture = PictureFile(path.read_bytes())
+        picture.name = plain
+        return picture
 
 
 @dataclass(slots=True)
@@ -81,10 +103,10 @@ class Draft:
         """
         try:
             load_image(data)
-            with Image.open(io.BytesIO(data)) as image:
-                kind = str(image.format)
+            kind = image_format(data)
         except ImageError as error:
-            raise BadRowError(image_skip(error).cause, f"`{key}`: {error}") from error
+            name = f" {data.name!r}" if isinstance(data, PictureFile) else ""
+            raise BadRowError(image_skip(error).cause, f"`{key}`{name}: {error}") from error
         file = f"{len(self.images)}.{_EXTENSIONS.get(kind, kind.lower())}"
         self.images[file] = data
         self.segments.append({"type": "image", "file": file, "loss": loss})

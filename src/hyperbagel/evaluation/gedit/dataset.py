@@ -6,7 +6,6 @@ files (as written by `datasets.save_to_disk`), or a folder with `metadata.jsonl`
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, overload
 
 from PIL import Image
 
+from hyperbagel.bagel.images import load_image
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample
 
 IMAGE_FIELD = "input_image"
@@ -53,7 +53,7 @@ class GEditBench(Sequence[EditSample]):
             category=row["task_type"],
             language=row["instruction_language"],
             instruction=row["instruction"],
-            source=_open_image(row),
+            source=_read_image(row),
             intersection=row["Intersection_exist"],
         )
 
@@ -131,16 +131,16 @@ def _check_row(row: Mapping[str, Any]) -> None:
             raise ValueError(f"{row['origin']}: {name} is {row[name]!r}; must be a text")
 
 
-def _open_image(row: Mapping[str, Any]) -> Image.Image:
-    """Open, not yet decode, the image of a row: a file, or an arrow struct {bytes, path} as `datasets` writes it."""
+def _read_image(row: Mapping[str, Any]) -> Image.Image:
+    """The image of a row as a person sees it: a file, or an arrow struct {bytes, path} as `datasets` writes it."""
     image = row[IMAGE_FIELD]
     try:
         if isinstance(image, Path):
-            return Image.open(image)
+            return load_image(image, name=image.name)
         value = image.as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(encoded, bytes):
             raise ValueError("the bytes are not stored in the table")
-        return Image.open(io.BytesIO(encoded))
+        return load_image(encoded)
     except (OSError, ValueError) as error:
         raise ValueError(f"{row['origin']}: {IMAGE_FIELD} of {row['key']!r} cannot be read ({error})") from error

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.evaluation.gedit.answers import InvalidReason, read_answer
 from hyperbagel.evaluation.gedit.samples import JudgeScore, Rating
 
@@ -74,14 +75,9 @@ def quality_question(edited: Image.Image) -> Question:
     return Question(_PREAMBLE + _QUALITY, (edited,))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image as a viewer sees it: EXIF orientation applied, RGB."""
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
 def prepare_images(source: Image.Image, edited: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Both images upright and RGB, the edited one resized to the source's size (bicubic, aspect ratio not kept)."""
-    source, edited = upright_rgb(source), upright_rgb(edited)
+    """Both images as a person sees them, the edited one resized to the source (bicubic, aspect ratio not kept)."""
+    source, edited = as_seen(source), as_seen(edited)
     if edited.size != source.size:
         edited = edited.resize(source.size, Image.Resampling.BICUBIC)
     return source, edited
