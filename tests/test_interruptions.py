@@ -1,10 +1,14 @@
-"""Runs that are killed at random moments end with the weights of a run that nobody disturbed."""
+"""Runs that are killed or told to end come to the weights of a run that nobody disturbed; until they do, and where they
+fail, their status says so."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -42,6 +46,9 @@ def run(arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) ->
         prepare()
         main(arguments)
         status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+        print(error.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc(file=sys.stderr)
     os._exit(status)
@@ -62,6 +69,12 @@ def doom(step: int, share: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_pre_hook(count)
+
+
+def tell(number: int, step: int) -> None:
+    """Have this process, in the middle of a batch, told to end."""
+    steps = iter(range(1, step + 1))
+    register_optimizer_step_pre_hook(lambda *_: os.kill(os.getpid(), number) if next(steps, 0) == step else None)
 
 
 def overlay(stage: str, folder: Path) -> Path:
@@ -104,31 +117,117 @@ def result(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def commands(stage: str, folder: Path) -> Callable[..., list[str]]:
+    """The command by which a run of a name, and a folder of its own, starts and goes on."""
+    nano_folder(folder / "fresh" / "nano")
+
+    def command(name: str, *options: str) -> list[str]:
+        path = folder / name / "overlay.yaml"
+        path = path if path.exists() else overlay(stage, folder / name)
+        config = str(CONFIGS / f"{stage}.yaml")
+        return ["fit", "--config", config, "--config", str(path), "--ckpt_path", "last", *options]
+
+    return command
+
+
+def check_equal(whole: Path, other: Path) -> None:
+    expected, got = result(whole), result(other)
+    assert int(expected["student_step"]) == UPDATES
+    assert expected.keys() == got.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(value, got[name])]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nano_folder(tmp_path / "fresh" / "nano")
+    command = commands(stage, tmp_path)
     monkeypatch.chdir(tmp_path)
-    config = str(CONFIGS / f"{stage}.yaml")
-
-    def command(name: str) -> list[str]:
-        path = tmp_path / name / "overlay.yaml"
-        path = path if path.exists() else overlay(stage, tmp_path / name)
-        return ["fit", "--config", config, "--config", str(path), "--ckpt_path", "last"]
-
     assert run(command("whole")) == 0
     moment = random.Random(stage)
     for _ in range(KILLS):
         fate = partial(doom, moment.randint(2, 4), moment.random())
         assert run(command("killed"), fate) == -signal.SIGKILL
     assert run(command("killed")) == 0
-    expected, got = result(tmp_path / "whole"), result(tmp_path / "killed")
-    assert int(expected["student_step"]) == UPDATES
-    assert expected.keys() == got.keys()
-    assert not [name for name, value in expected.items() if not torch.equal(value, got[name])]
+    check_equal(tmp_path / "whole", tmp_path / "killed")
     exported = "draft.safetensors" if stage == "draft" else "branch.safetensors"
     if stage not in PRETRAINING:
         one, other = (next((tmp_path / name).rglob(exported)).read_bytes() for name in ("whole", "killed"))
         assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["generation", "tscd"])  # Lightning's way of optimizing, and the stages' own
+def test_a_run_that_is_told_to_end_says_so_and_goes_on(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = commands(stage, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run(command("whole")) == 0
+    assert run(command("told"), partial(tell, signal.SIGTERM, 3)) == 143
+    assert run(command("told"), partial(tell, signal.SIGINT, 4)) == 130
+    assert run(command("told")) == 0
+    check_equal(tmp_path / "whole", tmp_path / "told")
+
+
+def kill_worker() -> None:
+    """Kill a data worker behind the second step, as a machine out of memory does."""
+    steps = iter(range(3))
+
+    def kill(*_: object) -> None:
+        if next(steps, 0) == 1:
+            multiprocessing.active_children()[0].kill()
+
+    register_optimizer_step_pre_hook(kill)
+
+
+def full_disk() -> None:
+    """No room for a checkpoint."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fate", "told"), [(kill_worker, "hyperbagel fit: DataLoader worker"), (full_disk, "File too large")]
+)
+def test_a_run_that_fails_does_not_look_finished(
+    fate: Callable[[], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    command = commands("generation", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    workers = ("--data.init_args.reader.num_workers", "1")
+    assert run(command("failed", *workers), fate) == 1
+    shown = capfd.readouterr().err
+    assert told in shown and "Traceback" not in shown
+
+
+SCRIPT = """\
+from hyperbagel.cli import main
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_run_end_together(tmp_path: Path) -> None:
+    """Though only the first one is told."""
+    command = commands("generation", tmp_path)
+    (tmp_path / "run.py").write_text(SCRIPT)
+    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "100000")
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *command("both", *options)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    saved = tmp_path / "both" / "checkpoints" / "last.ckpt"
+    while not saved.exists() and process.poll() is None:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 143, shown
+    assert f"--ckpt_path {saved}" in shown
+    step = int(torch.load(saved, weights_only=True)["state_dict"]["student_step"])
+    done = ("--trainer.max_steps", str(step + 2))
+    again = [sys.executable, "run.py", *command("both", *options, *done)]
+    subprocess.run(again, cwd=tmp_path, check=True, timeout=120)
+    assert int(torch.load(saved, weights_only=True)["state_dict"]["student_step"]) == step + 2

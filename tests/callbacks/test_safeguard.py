@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from hyperbagel.callbacks import Safeguard
@@ -61,13 +63,19 @@ def test_what_is_not_finite_stops_the_run_and_names_the_documents(
     assert message in record["error"]
 
 
-class Terminated(Callback):
+class Told(Callback):
+    def __init__(self, number: int) -> None:
+        self.signal = number
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
 
 
-def test_a_terminated_run_saves_and_goes_on_as_if_nothing_had_been(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_end_saves_and_goes_on_as_if_nothing_had_been(
+    number: int, status: int, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def fit(name: str, *callbacks: Callback, ckpt_path: str | None = None) -> Pretraining:
         module = Pretraining(folder, train="generation")
         saver = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=100)
@@ -76,14 +84,75 @@ def test_a_terminated_run_saves_and_goes_on_as_if_nothing_had_been(folder: str, 
         return module
 
     whole = fit("whole", Safeguard())
-    with pytest.raises(SystemExit):
-        fit("stopped", Terminated(), Safeguard())
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        fit("stopped", Told(number), Safeguard())
+    assert end.value.code == status
+    assert signal.getsignal(number) is before
     saved = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)
     assert int(saved["state_dict"]["student_step"]) == 2
-    resumed = fit("stopped", Safeguard(), ckpt_path="last")
+    advised = caplog.text.split("--ckpt_path ")[1].split()[0]
+    resumed = fit("stopped", Safeguard(), ckpt_path=advised)
     assert int(resumed.student_step) == 4
     for (name, value), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("saver", [{}, {"dirpath": "own folder"}, {"dirpath": "own folder", "save_last": True}])
+def test_the_advice_is_a_path_that_works(
+    saver: dict[str, Any],
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where checkpoints go to a new folder in every run, and where another run left its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("own folder").mkdir()
+    Path("own folder/last.ckpt").write_text("of another run")
+    callbacks = [ModelCheckpoint(**saver), Told(signal.SIGTERM), Safeguard()]
+    logger = CSVLogger(tmp_path / "logs")
+    run = trainer(tmp_path, max_steps=4, callbacks=callbacks, enable_checkpointing=True, logger=logger)
+    with pytest.raises(SystemExit):
+        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+    (advised,) = shlex.split(caplog.text.split("--ckpt_path ")[1].splitlines()[0])
+    assert int(torch.load(advised, weights_only=True)["state_dict"]["student_step"]) == 2
+    assert Path("own folder/last.ckpt").read_text() == "of another run"
+
+
+def test_a_run_without_checkpoints_says_that_nothing_is_kept(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trainer(tmp_path, max_steps=4, callbacks=[Told(signal.SIGTERM), Safeguard()])
+    with pytest.raises(SystemExit) as end:
+        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+    assert end.value.code == 143 and "nothing is kept" in caplog.text
+
+
+class ToldInTest(Callback):
+    def on_test_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_does_not_train_ends_at_once(folder: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[ToldInTest(), Safeguard()])
+    with pytest.raises(SystemExit) as end:
+        run.test(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+    assert end.value.code == 143
+
+
+class Fails(Callback):
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise ValueError("it failed")
+
+
+def test_a_failure_is_recorded_with_its_traceback(folder: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=4, callbacks=[Fails(), Safeguard()])
+    with pytest.raises(ValueError, match="it failed"):
+        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+    record = json.loads((tmp_path / FAILURE).read_text())
+    assert (record["error"], record["batch"]) == ("it failed", 0)
+    assert 'raise ValueError("it failed")' in "".join(record["traceback"])
 
 
 class Unwritable:
@@ -124,7 +193,7 @@ class Evil:
 def test_checkpoints_are_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(Exception, match="more than tensors and plain values"):
         WholeCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not (tmp_path / "pwned").exists()
 

@@ -46,8 +46,6 @@ def test_generate_then_edit_then_chat(nano: Path, tmp_path: Path, capsys: pytest
     [
         (["generate", "a", "--model", "nowhere"], "nowhere: no such folder"),
         (["chat", "missing.png", "what?"], "missing.png"),
-        (["frobnicate"], "no command 'frobnicate'"),
-        (["data"], "usage: hyperbagel data"),
         (["report", "nowhere"], "nowhere"),
     ],
 )

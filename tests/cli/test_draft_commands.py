@@ -153,7 +153,6 @@ def test_an_exported_draft_head_has_the_wanted_type(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export"], r"usage: hyperbagel export \{draft\}"),
         (["export", "draft", "none.safetensors", "out", "--model", "NANO"], "none.safetensors: no such file"),
         (["data", "regenerate", "none.tar", "out", "--model", "NANO"], "none.tar"),
         (["data", "regenerate", "none.tar", "out", "--model", "nowhere"], "nowhere: no such folder"),

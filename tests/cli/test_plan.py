@@ -139,9 +139,12 @@ def test_the_configuration_gives_way_to_options() -> None:
 
 def test_the_command_prints_a_table_or_one_line_of_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     cfg = str(BAGEL7B / "cfg.yaml")
-    main(["plan", "--config", cfg, str(BAGEL7B / "lora" / "cfg.yaml"), "--memory", "40"])
+    adapted = str(BAGEL7B / "lora" / "cfg.yaml")
+    main(["plan", "--config", cfg, "--config", adapted, "--memory", "24"])
     shown = capsys.readouterr().out
-    assert shown.startswith("CFGDistillation, on each of 1 device; GiB a device") and "in 40 GiB" in shown
-    with pytest.raises(SystemExit):
+    assert shown.startswith("CFGDistillation, on each of 1 device; GiB a device")
+    assert "largest batch in 24 GiB: none: shard over more devices\n" in shown  # adapters train already
+    main(["plan", "--config", cfg, adapted, "--memory", "24"])
+    assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit, match=r"hyperbagel plan: nowhere\.yaml"):
         main(["plan", "--config", "nowhere.yaml"])
-    assert "nowhere.yaml" in capsys.readouterr().err

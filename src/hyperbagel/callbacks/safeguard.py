@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+import pickle
+import shlex
+import signal
+import traceback
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hyperbagel.callbacks.report import run_folder
+from hyperbagel.callbacks.stop_request import StopRequest
 from hyperbagel.files import whole_file, write_json
 
 FAILURE = "failure.json"
@@ -41,18 +49,40 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: _PATH, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read tensors and plain values only, whatever `weights_only` says."""
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Read tensors and plain values only, whatever `weights_only` says. Errors: as `readable_checkpoint`."""
+        with readable_checkpoint(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+@contextmanager
+def readable_checkpoint(path: _PATH) -> Iterator[None]:
+    """Reading a checkpoint inside: raises FileNotFoundError, or ValueError for one that is cut or something else.
+
+    path: a local file; of anything else (`last`, a sharded checkpoint's folder, a URL), reading tells.
+    """
+    place = Path(path)
+    if place.suffix and ":" not in str(path) and not place.is_dir():
+        if not place.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint; give a run's .ckpt file, or last")
+        if not zipfile.is_zipfile(place):
+            raise ValueError(f"{path}: not a whole checkpoint (cut, empty, or another kind of file); give another")
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: not read, since it holds more than tensors and plain values") from error
 
 
 class Safeguard(Callback):
-    """Part of every `hyperbagel fit`.
+    """Part of every `hyperbagel fit`, `validate`, `test` and `predict`.
 
     * Checkpoints are written completely or not at all.
     * A loss or a gradient that is not finite, or a loss beyond `largest_loss`, stops the run before the weights take it
-      in; `failure.json` in the run's folder holds what happened, where, and the keys of the batch's documents.
-    * On SIGTERM, which clusters send before they take a machine away, the batch is finished and `last.ckpt` is written;
-      `--ckpt_path last` then goes on with the next batch.
+      in.
+    * On SIGTERM, which clusters send before they take a machine away, and on SIGINT (Ctrl+C), the batch is finished,
+      `last.ckpt` is written, and the process ends with status 143 or 130. A second Ctrl+C ends it at once, unsaved.
+      What does not train ends with these statuses at once.
+    * Where training fails, `failure.json` in the run's folder holds what happened, where, and the keys of the batch's
+      documents.
 
     Args:
         largest_loss: absolute value of a loss above which a run counts as exploded.
@@ -62,13 +92,35 @@ class Safeguard(Callback):
         self.largest_loss = largest_loss
         self._batch: dict[str, Any] = {}
         self._folder = Path()
+        self._stop = StopRequest()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have checkpoints written whole, unless another way of writing them was chosen."""
         self._folder = run_folder(trainer)  # asks all ranks, so not when one of them fails
+        self._batch, self._stop = {}, StopRequest()
         with suppress(NotImplementedError):  # strategies that write sharded checkpoints themselves
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
                 trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals as soon as the trainer does."""
+        self._stop.listen(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals where no sanity check came first."""
+        self._stop.listen(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals in `validate`."""
+        self._stop.listen(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals in `test`."""
+        self._stop.listen(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals in `predict`."""
+        self._stop.listen(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -76,6 +128,12 @@ class Safeguard(Callback):
         """Remember what is being learnt from."""
         keys = list(getattr(batch, "keys", ()))
         self._batch = {"batch": batch_idx, "source": getattr(batch, "source", None), "keys": keys}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if any process was told to end."""
+        self._stop.agree(trainer)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Raises FloatingPointError for a loss that is not finite or too large."""
@@ -106,30 +164,50 @@ class Safeguard(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note a failure; save when the run was told to end."""
-        if isinstance(exception, FloatingPointError):
-            record = {"error": str(exception), "student_step": _step(pl_module), **self._batch}
-            path = self._folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
+        if isinstance(exception, SIGTERMException):
+            exception.code = self._stop.status(trainer)
+            if trainer.state.fn == TrainerFn.FITTING:
+                self._save(trainer)
+        elif isinstance(exception, Exception) and self._batch:
+            self._note_failure(trainer, pl_module, exception)
+
+    def _note_failure(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: Exception) -> None:
+        record = {"error": str(exception), "student_step": _step(pl_module), **self._batch}
+        record["traceback"] = "".join(traceback.format_exception(exception)).splitlines()
+        path = self._folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
+        with suppress(OSError):  # the disk may be what failed
             write_json(path, record)
-            log.error("%s; details in %s", exception, path)
-        elif isinstance(exception, SIGTERMException):
-            self._save(trainer)
+            log.error("training failed; details in %s", path)
 
     def _save(self, trainer: L.Trainer) -> None:
         """Into the folder of the first ModelCheckpoint, where `--ckpt_path last` looks for it."""
+        why = signal.Signals(self._stop.number or signal.SIGTERM).name
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-                name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
-                callback.last_model_path = callback.last_model_path or str(Path(callback.dirpath) / name)
-                trainer.save_checkpoint(callback.last_model_path)
-                log.warning("told to end: saved %s, go on with --ckpt_path last", callback.last_model_path)
+                path = trainer.strategy.broadcast(_last_path(callback))
+                callback.last_model_path = path
+                trainer.save_checkpoint(path)
+                advice = f"go on with the same command and --ckpt_path {shlex.quote(path)}"
+                log.warning("told to end (%s): saved %s; %s", why, path, advice)
                 return
-        log.warning("told to end, and there is no ModelCheckpoint to save with")
+        log.warning("told to end (%s), and there is no ModelCheckpoint to save with: nothing is kept", why)
 
     def _place(self, pl_module: L.LightningModule) -> str:
         shown = ", ".join(self._batch.get("keys", [])[:4])
         return (
             f" at student update {_step(pl_module)} on documents {shown}, ... of source {self._batch.get('source')!r}"
         )
+
+
+def _last_path(callback: ModelCheckpoint) -> str:
+    """The run's own `last.ckpt`; that of another run in the same folder stays, as ModelCheckpoint has it."""
+    if callback.last_model_path:
+        return callback.last_model_path
+    folder, name, suffix = Path(callback.dirpath or ""), callback.CHECKPOINT_NAME_LAST, callback.FILE_EXTENSION
+    path, version = folder / f"{name}{suffix}", callback.STARTING_VERSION
+    while path.exists():
+        path, version = folder / f"{name}-v{version}{suffix}", version + 1
+    return str(path)
 
 
 def _step(pl_module: L.LightningModule) -> int:

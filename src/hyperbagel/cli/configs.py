@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+
+from hyperbagel.cli.errors import OneLineParser
+from hyperbagel.cli.explanation import did_you_mean
 
 FOLDERS = ("configs", "examples")
 
@@ -43,10 +44,9 @@ def _shipped(name: str | Path) -> Path:
     known = shipped_configs()
     if found := known.get(_name(name)):
         return found
-    near = difflib.get_close_matches(_name(name), known, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise FileNotFoundError(
-        f"{name}: no such file, and no configuration of that name{hint} (`hyperbagel configs` lists them)"
+        f"{name}: no such file, and no configuration of that name{did_you_mean(_name(name), known)} "
+        "(`hyperbagel configs` lists them)"
     )
 
 
@@ -105,7 +105,7 @@ def copy_config(name: str, to: str | None = None) -> list[Path]:
 
 def run_configs(arguments: Sequence[str]) -> None:
     """`hyperbagel configs`: list what comes with the package; `configs copy NAME [TO]`: copy it."""
-    parser = argparse.ArgumentParser("hyperbagel configs", description="Configurations that come with the package.")
+    parser = OneLineParser("hyperbagel configs", description="Configurations that come with the package.")
     commands = parser.add_subparsers(dest="command", metavar="copy")
     copy = commands.add_parser("copy", help="copy a configuration, or a folder of them, to work on")
     copy.add_argument("name", metavar="NAME", help="such as scenes/cfg, scenes or examples")

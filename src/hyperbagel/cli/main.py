@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 
 import hyperbagel
 from hyperbagel.cli.app import App, app
 from hyperbagel.cli.assembly import Init, init
 from hyperbagel.cli.average import Average, average
 from hyperbagel.cli.configs import run_configs
+from hyperbagel.cli.errors import CommandParser, OneLineParser, one_line_errors
+from hyperbagel.cli.explanation import UsageError, did_you_mean
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
 from hyperbagel.cli.text import Chat, chat
 from hyperbagel.files import check_folder
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+OTHER_COMMANDS = ("export", "checkpoint", "data", "configs", "plan", "report")
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "generate": (Generate, generate),
@@ -79,7 +80,8 @@ def main(args: Sequence[str] | None = None) -> None:
     elif command in TRAINER_COMMANDS:
         from hyperbagel.cli.trainer import run
 
-        run(arguments)
+        with one_line_errors(f"hyperbagel {command}"):
+            run(arguments)
     elif command == "data":
         from hyperbagel.cli.data import DATA_COMMANDS
 
@@ -105,20 +107,21 @@ def main(args: Sequence[str] | None = None) -> None:
     elif command in COMMANDS:
         run_command(*COMMANDS[command], f"hyperbagel {command}", arguments[1:])
     else:
-        sys.exit(f"hyperbagel: no command {command!r}; `hyperbagel --help` lists them")
+        with one_line_errors("hyperbagel"):
+            unknown_command(command, (*COMMANDS, *OTHER_COMMANDS, *TRAINER_COMMANDS))
 
 
 def run_command(options: type, action: Callable[[Any], None], name: str, arguments: Sequence[str]) -> None:
     """Parse the arguments of a plain command and run it."""
-    parsed = _parse(options, name, arguments)
     with one_line_errors(name):
-        action(parsed)
+        action(_parse(options, name, arguments))
 
 
 def run_group(group: str, commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> None:
     """Run a command of a group, such as `hyperbagel data scenes`, and print what it returns."""
     if not arguments or arguments[0] not in commands:
-        sys.exit(f"usage: hyperbagel {group} {{{','.join(commands)}}} ...")
+        with one_line_errors(f"hyperbagel {group}"):
+            unknown_command(arguments[0] if arguments else "", tuple(commands))
     name = f"hyperbagel {group} {arguments[0]}"
     with one_line_errors(name):
         result = _parse(commands[arguments[0]], name, arguments[1:])
@@ -126,32 +129,27 @@ def run_group(group: str, commands: Mapping[str, Callable[..., Any]], arguments:
         print(result)
 
 
+def unknown_command(word: str, known: Sequence[str]) -> NoReturn:
+    """Raises UsageError, with the commands there are."""
+    told = f"no command {word!r}{did_you_mean(word, known)}" if word and not word.startswith("-") else "which command?"
+    raise UsageError(f"{told} (one of {', '.join(known)})")
+
+
 def run_report(arguments: Sequence[str]) -> None:
     """Print the tables of finished runs side by side, and write them if asked to."""
     from hyperbagel.callbacks.report import combined, read_report, tables, write_report
 
-    parser = argparse.ArgumentParser("hyperbagel report", description="Tables of finished runs, side by side.")
+    parser = OneLineParser("hyperbagel report", description="Tables of finished runs, side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with a report.json, or such a file")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write report.json and report.md there")
-    options = parser.parse_args(arguments)
     with one_line_errors("hyperbagel report"):
+        options = parser.parse_args(arguments)
         if options.out is not None:
             check_folder(options.out)
         reports = {run: read_report(run) for run in options.runs}
         print(tables(reports))
         if options.out is not None:
             write_report(combined(reports), options.out)
-
-
-@contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """User errors end the process with one line; HYPERBAGEL_TRACEBACK=1 shows where they come from."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("HYPERBAGEL_TRACEBACK"):
-            raise
-        sys.exit(f"{name}: {error}")
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
@@ -185,10 +183,10 @@ def _parse(component: Callable[..., Any], name: str, arguments: Sequence[str]) -
     )
 
 
-def _named(name: str) -> type[ArgumentParser]:
-    """jsonargparse's parser, with the command's name in its usage line."""
+def _named(name: str) -> type[CommandParser]:
+    """A parser with the command's name in its usage line."""
 
-    class Parser(ArgumentParser):
+    class Parser(CommandParser):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "prog": name})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -19,6 +19,7 @@ from hyperbagel.bagel.checkpoint import save_config
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.cli.errors import CommandParser
 from hyperbagel.cli.trainer import read_config
 from hyperbagel.modules.networks import LoRA
 from hyperbagel.modules.planning import Cluster, Plan, Workload, plan
@@ -57,21 +58,23 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, with what it is of. notes: what was taken for granted."""
+    """A plan, with what it is of. adapted: whether adapters train; notes: what was taken for granted."""
 
     stage: str
     cluster: Cluster
     plan: Plan
     notes: tuple[str, ...]
+    adapted: bool = False
 
 
 def run_plan(arguments: Sequence[str]) -> None:
     """Parse the command's arguments, plan and print."""
-    parser = ArgumentParser(prog="hyperbagel plan", description=PlanOptions.__doc__)
-    parser.add_argument("--config", nargs="+", required=True, help="YAML of a stage; later files override earlier ones")
+    parser = CommandParser(prog="hyperbagel plan")
+    told = "YAML of a stage; several are laid over each other, the later over the earlier"
+    parser.add_argument("--config", nargs="+", action="append", required=True, help=told)
     parser.add_class_arguments(PlanOptions)
     parsed = parser.parse_args(list(arguments)).as_dict()
-    configs = parsed.pop("config")
+    configs = [file for files in parsed.pop("config") for file in files]
     options = PlanOptions(**parsed)
     print(table(planned(configs, options), options))
 
@@ -92,7 +95,8 @@ def planned(configs: Sequence[str], options: PlanOptions) -> Planned:
     cluster = Cluster(devices, sharded)
     found = plan(stage, cluster, Workload(options.side, options.text, options.editing))
     name = str(config.model.class_path).rpartition(".")[2]
-    return Planned(name, cluster, dataclasses.replace(found, fixed=found.fixed | outside), tuple(notes))
+    adapted = any(getattr(arguments.get(branch), "lora", None) is not None for branch in _BRANCHES)
+    return Planned(name, cluster, dataclasses.replace(found, fixed=found.fixed | outside), tuple(notes), adapted)
 
 
 def build_on_meta(model: Namespace) -> LightningModule:
@@ -147,6 +151,7 @@ def table(found: Planned, options: PlanOptions) -> str:
     width = max(len(part) for part in parts)
     lines += [f"  {part.ljust(width)} {size / GIB:8.2f}" for part, size in parts.items()]
     batch = found.plan.largest_batch(int(options.memory * GIB))
-    fits = f"{batch} documents a device" if batch else "none: shard over more devices, or train adapters (--lora)"
+    remedy = "shard over more devices" + ("" if found.adapted else ", or train adapters (--lora)")
+    fits = f"{batch} documents a device" if batch else f"none: {remedy}"
     lines += [f"largest batch in {options.memory:g} GiB: {fits}", *(f"note: {note}" for note in found.notes)]
     return "\n".join(lines)

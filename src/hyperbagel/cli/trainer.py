@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import torch
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from hyperbagel.callbacks.safeguard import Safeguard
+from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
 from hyperbagel.cli.configs import with_found_configs
+from hyperbagel.cli.errors import OneLineParser
+
+_STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
+_INSTEAD = {
+    "predict": "draw with `hyperbagel generate` and `edit`, answer with `hyperbagel chat`, measure with `test`",
+    "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretrain.Pretraining with a sampler "
+    "whose `branch` is that file",
+}
+_INSTEAD["validate"] = _INSTEAD["test"]
+
+
+class TrainerParser(OneLineParser, LightningArgumentParser):
+    """LightningCLI's parser."""
 
 
 class TrainerCLI(LightningCLI):
@@ -27,6 +44,35 @@ class TrainerCLI(LightningCLI):
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Look into a checkpoint before anything is made, and take its settings over, if it has any.
+
+        Raises FileNotFoundError, or ValueError for what is no whole checkpoint of a run.
+        """
+        path = self.config[self.config.subcommand].get("ckpt_path") or "last"
+        with readable_checkpoint(path):
+            content = torch.load(path, "cpu", mmap=True, weights_only=True) if Path(path).is_file() else None
+        if content is not None and "state_dict" not in content:
+            raise ValueError(f"{path}: not a checkpoint of a run; give a .ckpt file, or last")
+        if content is not None and "hyper_parameters" in content:
+            super()._parse_ckpt_path()
+
+    def instantiate_classes(self) -> None:
+        """Make all objects. Raises ValueError for a command that the stage has nothing for, before time is spent."""
+        refuse_command(str(self.subcommand), self.config[self.subcommand].model.class_path)
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer. Raises ValueError for devices that are not there."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            wanted = self.config[self.subcommand].trainer
+            raise ValueError(
+                f"trainer.accelerator {wanted.accelerator}, trainer.devices {wanted.devices}: {error} "
+                "`--trainer.accelerator auto --trainer.devices auto` takes what there is"
+            ) from error
+
 
 class ConfigReader(TrainerCLI):
     """The command line up to where objects would be made."""
@@ -36,6 +82,15 @@ class ConfigReader(TrainerCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+def refuse_command(command: str, class_path: str) -> None:
+    """Raises ValueError, with what to do instead, for a command that a stage has no step for."""
+    steps = _STEPS.get(command, ())
+    module, _, name = class_path.rpartition(".")
+    stage = getattr(import_module(module), name)
+    if steps and all(getattr(stage, step, None) is getattr(LightningModule, step) for step in steps):
+        raise ValueError(f"{name} has no `{steps[0]}`, so `{command}` has nothing to do: {_INSTEAD[command]}")
 
 
 def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
@@ -48,6 +103,7 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": [Safeguard()]},
+        parser_class=TrainerParser,
         args=with_found_configs(arguments),
     )
 

@@ -108,7 +108,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
             prefetch_factor=settings.prefetch if workers else None,
             persistent_workers=bool(workers) and not repeat,
             generator=torch.Generator(),  # the default would draw from the global state, once an epoch
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=_outlive_signals,
         )
 
     def __len__(self) -> int:
@@ -200,12 +200,14 @@ class _Meter:
         }
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Clusters end a run with a SIGTERM to each of its processes: the trainer needs its batches until it has saved.
+def _outlive_signals(worker: int) -> None:
+    """Clusters end a run with a SIGTERM to each of its processes, terminals with a SIGINT: the trainer needs its
+    batches until it has saved.
 
-    Only the trainer's own, with which it stops its workers, ends the worker. Systems that do not tell who sent a signal
-    end it with any.
+    Only the trainer's own SIGTERM, with which it stops its workers, ends the worker. Systems that do not tell who sent
+    a signal end it with any.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()

@@ -163,7 +163,9 @@ def test_nobody_listens() -> None:
 @pytest.mark.parametrize("status", [301, 400, 401, 404])
 def test_refused_request_stops_with_one_clear_error(server: Server, status: int) -> None:
     server.replies = [lambda: (status, "no such model", {"Location": "http://127.0.0.1:9/"})]
-    with pytest.raises(RuntimeError, match=rf"HTTP {status} for model 'judge'.*check base_url, model and the key"):
+    with pytest.raises(
+        ConnectionRefusedError, match=rf"HTTP {status} for model 'judge'.*check base_url, model and the key"
+    ):
         judge_of(server).score("x", SOURCE, EDITED)
     assert len(server.requests) == 1
 

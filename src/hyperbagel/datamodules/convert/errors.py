@@ -39,5 +39,5 @@ class FormatError(ValueError):
     """A data set is not of the expected format; the message names the file, the place and the remedy."""
 
 
-class TooManyBadRowsError(RuntimeError):
+class TooManyBadRowsError(ValueError):
     """A larger share of the rows is unusable than `max_skipped` allows."""

@@ -31,7 +31,7 @@ class OpenAIJudge:
     Not repeatable: the published figures move by about 0.1 between runs. The model that the endpoint says it used is
     kept in `version`. Rate limits, time-outs and server errors are tried again with growing pauses, `retries` times;
     then the answer counts as invalid (`transport`). A refusal of the request itself (wrong key, unknown model) raises
-    RuntimeError at once. Safe to use from several threads.
+    ConnectionRefusedError at once. Safe to use from several threads.
 
     model: name of the model, best a dated one. base_url: up to and including "/v1". api_key_env: environment variable
     that holds the key; None sends none. max_tries: answers a question. timeout: seconds to wait for a connection, and
@@ -101,7 +101,7 @@ class OpenAIJudge:
         if response.status_code == requests.codes.bad_request and any(word in response.text for word in _FILTERED):
             return ""  # a content filter refused these images; the others may pass
         if response.status_code != requests.codes.ok:
-            raise RuntimeError(
+            raise ConnectionRefusedError(
                 f"{self.url}: HTTP {response.status_code} for model {self.name!r}: {response.text[:500]!r}; "
                 "check base_url, model and the key"
             )
