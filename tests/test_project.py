@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHIPPED = ("src", "configs", "docs", "examples", "benchmarks", "README.md", "CHANGELOG.md", "Makefile")
+SHIPPED = ("src", "configs", "docs", "examples", "benchmarks", "scripts", "README.md", "CHANGELOG.md", "Makefile")
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".html", ".js", ""}
 
 
@@ -31,6 +34,16 @@ def shell_commands(program: str) -> set[str]:
         for block in blocks
         for found in re.findall(rf"^[$ ]*(?:\.venv/bin/)?{program} +([a-z][\w-]*)", block, re.M)
     }
+
+
+def shipped_texts() -> list[Path]:
+    """All files of text that users get."""
+    return [
+        file
+        for name in SHIPPED
+        for file in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))
+        if file.is_file() and file.suffix in TEXT_SUFFIXES
+    ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -82,15 +95,58 @@ def test_ci_entry_is_executable() -> None:
 
 def test_nothing_refers_to_one_machine() -> None:
     private = re.compile(r"(?<![\w./])(?:\.\./)*shared/|/work/|/root/|/home/\w|\bissues? #?\d")
-    files = [
-        file
-        for name in SHIPPED
-        for file in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))
-        if file.is_file() and file.suffix in TEXT_SUFFIXES
-    ]
+    files = shipped_texts()
     found = [
         f"{file.relative_to(ROOT)}: {match[0]}"
         for file in files
         if (match := private.search(file.read_text(encoding="utf-8")))
     ]
     assert files and not found
+
+
+def test_every_requirement_has_a_lower_bound() -> None:
+    script = ROOT / "scripts" / "lowest_versions.py"
+    pins = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch==2.9", "gradio==6.0", "jsonargparse==4.49"} <= set(pins)
+    assert all(re.fullmatch(r"[\w-]+==\d[\d.]*", pin) for pin in pins)
+    spec = importlib.util.spec_from_file_location("lowest_versions", script)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    for wrong in ("torch", "torch<3", "torch>=2.9,<3"):
+        with pytest.raises(ValueError, match=f"'{wrong}' in pyproject.toml: give one lower bound"):
+            module.lowest_versions({"name": "own", "dependencies": [wrong], "optional-dependencies": {}})
+
+
+def test_pip_installs_what_users_are_told_to() -> None:
+    """The package is in no index: hints name packages that are, or extras of the clone that one stands in."""
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        extras = tomllib.load(stream)["project"]["optional-dependencies"]
+    requirements = [requirement for group in extras.values() for requirement in group]
+    known = {re.split(r"[>\[]", requirement)[0] for requirement in requirements} | {f".[{extra}]" for extra in extras}
+    known.add("hpsv3")  # in no extra: it asks for releases that nothing else here admits
+    told = {
+        (file.name, package)
+        for file in shipped_texts()
+        for package in re.findall(r"pip install (?:--no-deps )?'?([\w.][\w.\[\]-]*)", file.read_text(encoding="utf-8"))
+    }
+    assert {package for _, package in told} >= {"peft", "gradio", "pyarrow", "gguf", ".[app]"}
+    assert not {(name, package) for name, package in told if package not in known - {"hyperbagel"}}
+
+
+def test_no_protocol_with_data_is_checked_at_runtime() -> None:
+    """isinstance reads them without `__getattr__`: it misses the submodules of a network, since Python 3.12."""
+    checked = [
+        (file.name, node.name)
+        for file in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any("runtime_checkable" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and any(
+            isinstance(member, ast.AnnAssign | ast.Assign)
+            or (
+                isinstance(member, ast.FunctionDef) and any("property" in ast.unparse(d) for d in member.decorator_list)
+            )
+            for member in node.body
+        )
+    ]
+    assert not checked

@@ -196,9 +196,11 @@ def test_choices_are_made_on_prompts_and_edits_apart_from_the_test():
 
 def test_a_stage_that_cannot_be_evaluated_is_refused(tmp_path: Path):
     class Other(LightningModule):
-        pass
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.branch = torch.nn.Linear(1, 1), None
 
-    with pytest.raises(TypeError, match="Other lacks some"):
+    with pytest.raises(TypeError, match=r"GenEval evaluates .*; Other has no `sampler`, `editing_sampler`$"):
         geneval().setup(trainer(tmp_path), Other(), "test")
 
 

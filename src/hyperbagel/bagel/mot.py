@@ -174,8 +174,13 @@ def layer_forward(
 @cache
 def compiled_layer_forward() -> Callable[..., Any]:
     """`layer_forward` by torch.compile, made when first asked for; one for all sizes of batches and contexts."""
-    # Kinds of passes are few, but more than the usual limit: with or without gradients, a context, a mask.
-    compiled: Callable[..., Any] = torch.compile(layer_forward, dynamic=True, recompile_limit=32)  # type: ignore[call-overload]
+    import torch._dynamo  # slow to import
+
+    # Kinds of passes are few, but more than the usual limit: with or without gradients, a context, a mask. The limit is
+    # raised for the process: only the newest releases of PyTorch take one with each function.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 32)
+    compiled: Callable[..., Any] = torch.compile(layer_forward, dynamic=True)
     return compiled
 
 

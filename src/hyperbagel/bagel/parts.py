@@ -212,7 +212,7 @@ def _require_gguf(file: Path) -> None:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
-        raise CheckpointError(f"{file}: reading GGUF needs more packages: pip install 'hyperbagel[gguf]'") from error
+        raise CheckpointError(f"{file}: reading GGUF needs more packages: pip install gguf accelerate") from error
 
 
 def _check_complete(source: Path, report: Mapping[str, Any]) -> None:

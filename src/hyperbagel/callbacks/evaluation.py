@@ -23,7 +23,7 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.stage import EvaluatedStage
+from hyperbagel.modules.stage import EvaluatedStage, evaluated
 
 OWN = "model"
 """Name of the row of the stage's own sampler."""
@@ -111,11 +111,7 @@ class Evaluation(Callback, ABC):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a stage that cannot be evaluated, before anything runs."""
-        if not isinstance(pl_module, EvaluatedStage):
-            raise TypeError(
-                f"{type(self).__name__} needs a stage with `model`, `branch`, `sampler` and `editing_sampler`; "
-                f"{type(pl_module).__name__} lacks some of them"
-            )
+        evaluated(pl_module, by=type(self).__name__)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from where a resumed run stopped."""
@@ -149,7 +145,8 @@ class Evaluation(Callback, ABC):
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = pl_module.training
         pl_module.eval()
-        run = Run(pl_module, _tokenizer(trainer), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
+        stage = evaluated(pl_module, by=type(self).__name__)
+        run = Run(stage, _tokenizer(trainer), trainer.global_rank, trainer.world_size)
         with averaged_weights(trainer, pl_module), torch.no_grad(), _autocast(trainer):
             self.findings = self.evaluate(run)
         for row, metrics in self.findings.rows.items():

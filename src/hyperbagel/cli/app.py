@@ -87,7 +87,7 @@ def build_page(studio: Studio) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise ImportError("the page needs gradio: pip install 'hyperbagel[app]'") from error
+        raise ImportError("the page needs gradio: pip install gradio") from error
 
     with gr.Blocks(title="hyperbagel", analytics_enabled=False) as page:
         gr.Markdown("# hyperbagel")

@@ -17,7 +17,7 @@ from hyperbagel.bagel.branch import GenerationBranch
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters in a branch instead of training it all; needs `pip install hyperbagel[lora]`.
+    """Low-rank adapters in a branch instead of training it all; needs `pip install peft`.
 
     rank, alpha: of the adapters; targets: linear layers that get one; full: parts that train in full because they are
     small or, as the guidance embedders, start untrained. The frozen weights are shared with the branch it was made
@@ -84,7 +84,7 @@ def _adapt(branch: GenerationBranch, lora: LoRA) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("training with LoRA needs peft: pip install 'hyperbagel[lora]'") from error
+        raise ImportError("training with LoRA needs peft: pip install peft") from error
     for name, part in list(branch.named_parameters()):
         if any(name.startswith(prefix) for prefix in lora.full):
             owner = branch.get_submodule(name.rpartition(".")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ FINGERPRINT = "frozen_fingerprint"
 _GENERATION, _EDITING = Sampler(guidance=GENERATION), Sampler(guidance=EDITING)
 
 
-@runtime_checkable
 class EvaluatedStage(Protocol):
     """What evaluating callbacks need of a stage: the model, the branch that draws (None: the model's own), and how it
     samples generated and edited pictures."""
@@ -31,6 +30,16 @@ class EvaluatedStage(Protocol):
     branch: GenerationBranch | None
     sampler: Sampler
     editing_sampler: Sampler
+
+
+def evaluated(stage: object, by: str) -> EvaluatedStage:
+    """The stage as evaluating callbacks see it; by: who asks. Raises TypeError, naming what the stage lacks."""
+    # Asked one by one: isinstance reads a protocol's attributes without __getattr__, and so finds no submodules.
+    missing = [name for name in EvaluatedStage.__annotations__ if not hasattr(stage, name)]
+    if missing:
+        lacking = ", ".join(f"`{name}`" for name in missing)
+        raise TypeError(f"{by} evaluates stages that draw; {type(stage).__name__} has no {lacking}")
+    return cast(EvaluatedStage, stage)
 
 
 @dataclass(frozen=True)

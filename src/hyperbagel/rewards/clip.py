@@ -28,11 +28,9 @@ class CLIPReward(Reward):
 
     def __init__(self, name: str = "ViT-L-14", weights: str | None = None) -> None:
         super().__init__()
-        try:
-            import open_clip
-        except ImportError as error:
-            raise ImportError("CLIPReward needs open_clip: pip install 'hyperbagel[geneval]'") from error
         from pathlib import Path
+
+        import open_clip  # slow to import
 
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such file of CLIP weights for {name}")

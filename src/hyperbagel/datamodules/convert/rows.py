@@ -272,5 +272,5 @@ def import_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("Parquet files need pyarrow; install it with `pip install hyperbagel[data]`") from error
+        raise ImportError("Parquet files need pyarrow: pip install pyarrow") from error
     return pyarrow

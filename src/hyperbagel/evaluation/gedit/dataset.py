@@ -82,7 +82,7 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError(f"{file}: pyarrow is needed to read this; pip install 'hyperbagel[data]'") from error
+        raise ImportError(f"{file}: pyarrow is needed to read this: pip install pyarrow") from error
     try:
         if file.suffix == ".arrow":
             with pa.memory_map(str(file)) as source:

@@ -37,10 +37,8 @@ class CLIPColorClassifier:
         quick_gelu: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        try:
-            import open_clip
-        except ImportError as error:
-            raise ImportError("CLIPColorClassifier needs open_clip: pip install 'hyperbagel[geneval]'") from error
+        import open_clip  # slow to import
+
         known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
         if known and bool(known.get("quick_gelu", False)) != quick_gelu:
             raise ValueError(f"open_clip's {model} / {pretrained} was trained with quick_gelu={not quick_gelu}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,6 @@ class Detections:
         return _none() if found is None else found
 
 
-@runtime_checkable
 class Detector(Protocol):
     """Finds objects. `classes` are all the class names it can ever return."""
 
@@ -80,7 +79,6 @@ class Detector(Protocol):
         ...
 
 
-@runtime_checkable
 class ColorClassifier(Protocol):
     """Names the colour of detected objects. `colors` are all the names it can ever return."""
 
@@ -92,3 +90,8 @@ class ColorClassifier(Protocol):
     def classify(self, image: Tensor, class_name: str, found: ClassDetections) -> list[str]:
         """One colour name for each of `found`, objects of class `class_name` in `image` (3, H, W) uint8."""
         ...
+
+
+def names_colors(detector: object) -> TypeGuard[ColorClassifier]:
+    """Whether a detector is a colour classifier too."""
+    return hasattr(detector, "colors") and callable(getattr(detector, "classify", None))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hyperbagel.evaluation.geneval.prompts import GenEvalPrompt, PromptSet
-from hyperbagel.evaluation.geneval.protocol import ColorClassifier, Detector
+from hyperbagel.evaluation.geneval.protocol import ColorClassifier, Detector, names_colors
 from hyperbagel.evaluation.geneval.report import GenEvalReport, ImageResult, RunInfo, build_report
 from hyperbagel.evaluation.geneval.rules import RuleSettings, Verdict, judge
 from hyperbagel.evaluation.statistics import BootstrapSettings
@@ -61,7 +61,7 @@ class Scorer:
         self, detector: Detector, color_classifier: ColorClassifier | None = None, rules: RuleSettings | None = None
     ) -> None:
         if color_classifier is None:
-            if not isinstance(detector, ColorClassifier):
+            if not names_colors(detector):
                 raise ValueError(f"{type(detector).__name__} names no colours: give a colour classifier too")
             color_classifier = detector
         self.detector = detector
