@@ -93,7 +93,9 @@ def test_conversations_have_the_ids_of_the_chat_template(gguf: Path, tmp_path: P
         {"type": "text", "text": answer, "loss": True},
     ]
     sample = Sample("france", {"json": json.dumps({"segments": segments}).encode()})
-    built = DocumentBuilder(Formatting(str(tmp_path), answer_prefix=PREFIX)).build(sample)
+    built = DocumentBuilder(
+        Formatting(str(tmp_path), NANO.vae_transform, NANO.vit_transform, answer_prefix=PREFIX)
+    ).build(sample)
     batch = pack([built], "chat", []).unpack()
     llm = dataclasses.replace(NANO.llm, vocab_size=tokenizer.size)
     layout = build_layout(batch.documents, dataclasses.replace(NANO, llm=llm, tokens=tokenizer.tokens))

@@ -103,6 +103,7 @@ def test_workers_outlive_the_sigterm_that_tells_a_run_to_end(shards, make_module
 def test_a_process_ends_while_its_workers_wait():
     script = """
 import torch
+from hyperbagel.bagel.assemble import NANO
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
 from hyperbagel.datamodules.pipeline import Formatting
 from hyperbagel.datamodules.scenes import SceneSource
@@ -111,7 +112,8 @@ from hyperbagel.scenes.vocabulary import tokenizer_folder
 
 torch.set_num_threads(1)
 source = Source(name="scenes", samples=SceneSource(weights={"generation": 1}))
-module = InterleavedDataModule(Formatting(tokenizer=str(tokenizer_folder())), train=[source])
+formatting = Formatting(str(tokenizer_folder()), NANO.vae_transform, NANO.vit_transform)
+module = InterleavedDataModule(formatting, train=[source])
 module.setup("fit")
 kept = iter(module.train_dataloader())
 next(kept)
@@ -293,6 +295,7 @@ def test_configured_from_yaml(shards, formatting, tmp_path):
           formatting:
             tokenizer: {formatting.tokenizer}
             latent: {{max_size: 32, min_size: 16, stride: 8}}
+            vit: {{max_size: 28, min_size: 14, stride: 14}}
           train:
             - name: text-to-image
               weight: 2

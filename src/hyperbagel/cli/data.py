@@ -92,10 +92,7 @@ def _with_builder(model: str, answer_prefix: str, device: Device) -> tuple[Bagel
     from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 
     bagel, _ = load_model(model, device)
-    config = bagel.config
-    return bagel, DocumentBuilder(
-        Formatting(str(model_folder(model)), config.vae_transform, config.vit_transform, answer_prefix=answer_prefix)
-    )
+    return bagel, DocumentBuilder(Formatting(answer_prefix=answer_prefix).for_model(model_folder(model)))
 
 
 def features(

@@ -11,13 +11,15 @@ from typing import Any
 
 import lightning as L
 
-from hyperbagel.bagel.shipped import cache_folder
+from hyperbagel.bagel.checkpoint import read_config
+from hyperbagel.bagel.shipped import cache_folder, resolve
 from hyperbagel.datamodules.corruption import SkipLog
 from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
-from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting
+from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting, check_vit_pictures
 from hyperbagel.datamodules.plan import Plan, PlannedSource, PlanSettings
 from hyperbagel.datamodules.sources import Source, open_source
 
+_FORMATTING = Formatting()
 _DROPOUT = CondDropout()
 _READER = ReaderSettings()
 
@@ -53,7 +55,7 @@ class InterleavedDataModule(L.LightningDataModule):
     another number of workers. Validation and test read the sources one after another in order and without dropout.
 
     Args:
-        formatting: tokenizer folder, resize rules, longest document.
+        formatting: tokenizer, resize rules, longest document; what it leaves open is that of the stage's model.
         train, val, test: sources of each stage; prediction reads `test`.
         batching: sizes, epoch length and seed.
         dropout: of conditions in training documents that generate pictures.
@@ -63,7 +65,7 @@ class InterleavedDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        formatting: Formatting,
+        formatting: Formatting = _FORMATTING,
         train: list[Source] | None = None,
         val: list[Source] | None = None,
         test: list[Source] | None = None,
@@ -84,7 +86,9 @@ class InterleavedDataModule(L.LightningDataModule):
             raise ValueError("give both `rank` and `world_size`, or neither")
         self.batching, self.dropout, self.reader = batching, dropout, reader
         self.rank, self.world_size = rank, world_size
-        self.builder = DocumentBuilder(formatting)
+        self.formatting = formatting
+        self.builder: DocumentBuilder | None = None
+        self._built_for: str | None = None
         self.skips = SkipLog(reader.max_skipped)
         self._open: dict[str, list[OpenSource]] = {}
         self._train_loader: DocumentLoader | None = None
@@ -92,12 +96,18 @@ class InterleavedDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Copy remote shards and scan new ones, in one process of each machine."""
+        self._build()  # refuses what does not fit the model before anything is scanned
         for split in self._splits(self.trainer.state.fn if self.trainer is not None else None):
             for source in self.sources[split]:
                 open_source(source, self._cache_dir, with_loss=split == "train")
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the sources of a stage. Raises TooManySkippedError when too many of their samples are unusable."""
+        """Open the sources of a stage.
+
+        Raises TooManySkippedError when too many of their samples are unusable, ValueError for a formatting that does
+        not fit the stage's model, or leaves something open without one.
+        """
+        self._build()
         for split in self._splits(stage):
             if split in self._open:
                 continue
@@ -158,6 +168,20 @@ class InterleavedDataModule(L.LightningDataModule):
         self._train_loader = None
         self.skips.load_state_dict(state_dict.get("skipped", {}))
 
+    def _build(self) -> DocumentBuilder:
+        """What makes documents of samples, as the stage's model reads them."""
+        folder = getattr(self.trainer.lightning_module, "folder", None) if self.trainer is not None else None
+        if self.builder is None or folder != self._built_for:
+            formatting = self.formatting
+            if folder is not None:
+                formatting = formatting.for_model(folder)
+                config = read_config(resolve(folder))
+                for source in (source for sources in self.sources.values() for source in sources):
+                    if source.vit_transform is not None:
+                        check_vit_pictures(f"vit_transform of source {source.name!r}", source.vit_transform, config)
+            self.builder, self._built_for = DocumentBuilder(formatting), folder
+        return self.builder
+
     @staticmethod
     def _splits(stage: str | None) -> tuple[str, ...]:
         """The splits that a stage of the trainer reads; all of them when it is not known."""
@@ -190,9 +214,9 @@ class InterleavedDataModule(L.LightningDataModule):
             raise RuntimeError("call setup() first")
         if not self._open[split]:
             raise ValueError(f"no sources for {split}; set `data.{split}`")
-        formatting, planned = self.builder.formatting, []
+        builder, planned = self._build(), []
         for source, opened in zip(self.sources[split], self._open[split], strict=True):
-            order = opened.samples.size_order(formatting.latent, source.vit_transform or formatting.vit)
+            order = opened.samples.size_order(builder.latent, source.vit_transform or builder.vit)
             weight = source.weight if seed is not None else None
             planned.append(PlannedSource(order, source.batch_size or self.batching.batch_size, weight))
         rank, world = self._ranks()
@@ -206,7 +230,7 @@ class InterleavedDataModule(L.LightningDataModule):
         return (distributed["rank"], distributed["num_replicas"]) if distributed else (0, 1)
 
     def _dataset(self, split: str, dropout: CondDropout | None) -> BatchDataset:
-        return BatchDataset(self._open[split], self.builder, self.batching.seed, dropout)
+        return BatchDataset(self._open[split], self._build(), self.batching.seed, dropout)
 
     def _fingerprint(self, plan: Plan) -> dict[str, Any]:
         """What the sequence of batches depends on."""

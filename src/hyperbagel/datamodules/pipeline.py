@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hyperbagel.bagel.images import LATENT_TRANSFORM, VIT_TRANSFORM, ImageError, ImageTransform, load_image
+from hyperbagel.bagel.checkpoint import read_config
+from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.images import ImageError, ImageTransform, load_image
+from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, image_skip
 from hyperbagel.datamodules.documents import ImagePart, InterleavedDocument
@@ -42,17 +46,65 @@ class CondDropout:
 class Formatting:
     """How documents become segments.
 
-    tokenizer: folder of a Hugging Face tokenizer; latent, vit: resize rules of the autoencoder's and the ViT's
-    pictures; max_tokens: longer documents are skipped (image blocks count with their two delimiters);
-    answer_prefix: what the model is made to begin its answers with, as chat models expect (such as "assistant\\n"); it
-    is put before texts with loss and not learnt.
+    Args:
+        tokenizer: folder of a Hugging Face tokenizer; None for that of the model.
+        latent: resize rules of the autoencoder's pictures; None for those of the model.
+        vit: resize rules of the ViT's pictures; None for those of the model.
+        max_tokens: longer documents are skipped (image blocks count with their two delimiters).
+        answer_prefix: what the model is made to begin its answers with, as chat models expect (such as
+            "assistant\\n"); it is put before texts with loss and not learnt.
     """
 
-    tokenizer: str
-    latent: ImageTransform = LATENT_TRANSFORM
-    vit: ImageTransform = VIT_TRANSFORM
+    tokenizer: str | None = None
+    latent: ImageTransform | None = None
+    vit: ImageTransform | None = None
     max_tokens: int = 16_384
     answer_prefix: str = ""
+
+    def for_model(self, folder: str | Path) -> Formatting:
+        """The same for the model of a checkpoint folder, which decides what was left open.
+
+        Raises ValueError for pictures or tokens that the model cannot read, CheckpointError for what is no such folder.
+        """
+        config = read_config(resolve(folder))
+        if self.latent is not None:
+            limit = config.max_latent_size * config.latent_stride
+            check_pictures("formatting.latent", self.latent, config.latent_stride, limit)
+        if self.vit is not None:
+            check_vit_pictures("formatting.vit", self.vit, config)
+        if self.tokenizer is not None:
+            tokenizer = Tokenizer.from_pretrained(self.tokenizer)
+            if tokenizer.tokens != config.tokens or tokenizer.size > config.llm.vocab_size:
+                raise ValueError(
+                    f"formatting.tokenizer: {self.tokenizer} has {tokenizer.size} tokens, {tokenizer.tokens}, but the "
+                    f"model {folder} takes up to {config.llm.vocab_size}, {config.tokens}; leave the setting out for "
+                    "the model's own"
+                )
+        return replace(
+            self,
+            tokenizer=self.tokenizer or str(folder),
+            latent=self.latent or config.vae_transform,
+            vit=self.vit or config.vit_transform,
+        )
+
+
+def check_pictures(setting: str, transform: ImageTransform, stride: int, largest: int) -> None:
+    """Refuse resize rules whose pictures a model cannot read.
+
+    setting: where they come from; stride: sides are multiples of it; largest: longest side, in pixels.
+    Raises ValueError that names all three.
+    """
+    if transform.stride % stride or transform.max_size > largest:
+        raise ValueError(
+            f"{setting}: max_size {transform.max_size} and stride {transform.stride} do not fit the model, which reads "
+            f"pictures of at most {largest} pixels a side, in multiples of {stride}; leave the setting out for the "
+            "model's own"
+        )
+
+
+def check_vit_pictures(setting: str, transform: ImageTransform, config: BagelConfig) -> None:
+    """Refuse resize rules whose pictures a model's ViT cannot read; raises like `check_pictures`."""
+    check_pictures(setting, transform, config.vit.patch_size, config.vit.patches_per_side * config.vit.patch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +142,18 @@ class DocumentBuilder:
     In a document that generates pictures, a given picture enters as clean latent image and then as ViT image (resized
     from the former), a picture to be generated as noisy image, followed by its clean copies if something learnt comes
     later. In a document for understanding every picture is a ViT image only.
-    Raises FileNotFoundError or TokenizerError for a tokenizer that cannot be used.
+    Raises ValueError for a formatting that leaves something open (`Formatting.for_model` closes it), FileNotFoundError
+    or TokenizerError for a tokenizer that cannot be used.
     """
 
     def __init__(self, formatting: Formatting) -> None:
-        self.formatting = formatting
+        if formatting.tokenizer is None or formatting.latent is None or formatting.vit is None:
+            unset = [name for name in ("tokenizer", "latent", "vit") if getattr(formatting, name) is None]
+            raise ValueError(
+                f"formatting leaves {', '.join(unset)} open, and there is no stage with a model's folder to take it "
+                "from; set it"
+            )
+        self.formatting, self.latent, self.vit = formatting, formatting.latent, formatting.vit
         self.tokenizer = Tokenizer.from_pretrained(formatting.tokenizer)
         self.answer_prefix = self.tokenizer.encode(formatting.answer_prefix).numpy()
 
@@ -106,10 +165,10 @@ class DocumentBuilder:
         Raises SkippedSampleError for a document that cannot be used.
         """
         document = sample.document()
-        blocks = list(self._blocks(document, self._pictures(sample, document), vit or self.formatting.vit))
+        blocks = list(self._blocks(document, self._pictures(sample, document), vit or self.vit))
         if dropout is not None and document.generates:
             blocks = list(_drop(blocks, *dropout))
-        tokens = sum(self._tokens(block, vit or self.formatting.vit) for block in blocks)
+        tokens = sum(self._tokens(block, vit or self.vit) for block in blocks)
         if tokens > self.formatting.max_tokens:
             raise SkippedSampleError(Skip.TOO_LONG, f"{tokens} tokens, over the limit of {self.formatting.max_tokens}")
         return BuiltDocument(sample.key, tuple(blocks), document.meta, tokens)
@@ -129,7 +188,7 @@ class DocumentBuilder:
             elif not document.generates:
                 yield Block("vit", _pixels(vit.resize(pictures[part.file], images=len(document.images))))
             else:
-                resized = self.formatting.latent.resize(pictures[part.file])
+                resized = self.latent.resize(pictures[part.file])
                 pixels = _pixels(resized)
                 if part.loss:
                     yield Block("image", pixels, loss=True)
@@ -146,7 +205,7 @@ class DocumentBuilder:
             return 0
         if block.kind == "text":
             return len(block.data) + 2
-        stride = vit.stride if block.kind == "vit" else self.formatting.latent.stride
+        stride = vit.stride if block.kind == "vit" else self.latent.stride
         return (block.data.shape[1] // stride) * (block.data.shape[2] // stride) + 2
 
 
