@@ -197,3 +197,44 @@ def test_a_checkpoint_is_split_and_joined(tmp_path: Path, capsys: pytest.Capture
     assert joined["loops"] == content["loops"] and torch.equal(joined["state_dict"]["weight"], torch.arange(3.0))
     with pytest.raises(SystemExit, match=r"hyperbagel checkpoint split: .*none\.ckpt: no such file"):
         main(["checkpoint", "split", str(tmp_path / "none.ckpt"), str(tmp_path / "state")])
+
+
+@pytest.mark.parametrize(
+    ("command", "left_out"),
+    [
+        (["generate", "a red circle"], set()),
+        (["generate", "a red circle", "--branch", "BRANCH"], {"generation"}),
+        (["edit", "PICTURE", "Remove it.", "--branch", "BRANCH"], set()),
+        (["chat", "PICTURE", "what?", "--max-tokens", "2"], {"generation", "autoencoder"}),
+        (["export", "draft", "DRAFT", "OUT"], {"generation", "autoencoder"}),
+    ],
+)
+def test_commands_load_what_they_use(
+    studio_folder: Path,
+    branches: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    left_out: set[str],
+) -> None:
+    """Edits read their picture through the model's own generation experts, whatever denoises."""
+    loaded: list[Bagel] = []
+    load = Bagel.from_pretrained
+
+    def noted(*arguments: object) -> Bagel:
+        loaded.append(load(*arguments))  # type: ignore[arg-type]
+        return loaded[-1]
+
+    monkeypatch.setattr(Bagel, "from_pretrained", noted)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    places = {
+        "BRANCH": branches["two"],
+        "PICTURE": str(tmp_path / "a.png"),
+        "DRAFT": str(studio_folder / "draft.safetensors"),
+        "OUT": str(tmp_path / "out"),
+    }
+    picture = ["--steps", "2", "--out", str(tmp_path / "b.png")] if command[0] in ("generate", "edit") else []
+    main([places.get(word, word) for word in command] + [*picture, "--model", str(studio_folder)])
+    (model,) = loaded
+    weights = {name.partition(".")[0] for name in model.state_dict()}
+    assert weights == {"understanding", "generation", "autoencoder"} - left_out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,27 +15,21 @@ from hyperbagel.bagel.checkpoint import (
     CheckpointError,
     check_keys,
     official_key,
-    open_tensors,
-    read_tensors,
     shapes_only,
     write_tensors,
 )
+from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve, shipped_files
+from hyperbagel.bagel.tensors import open_tensors, read_tensors
 
 _METADATA = "hyperbagel_branch"
 
 
 def base_hash(model: Bagel) -> str:
     """Fingerprint of the understanding stack a branch belongs to: names, shapes and a few values of every tensor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.understanding.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        if value.is_meta:
-            continue
-        digest.update(value.flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(model.understanding.state_dict().items())
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,12 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
         return shapes, BranchInfo("", 0, base_hash(model))
     path = resolve(path, ".safetensors")
     info = read_info(path)
-    tensors = read_tensors(path, model.dtype)
+    if info.base != base_hash(model):
+        raise CheckpointError(
+            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
+            "load the model it was distilled from"
+        )
+    tensors = read_tensors(path, model.dtype, model.device)
     with torch.device("meta"):
         branch = GenerationBranch(model.config)
         if any(key.startswith("text_scale_embedder") for key in tensors):
@@ -124,13 +122,8 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
     state = branch.state_dict()
     names = {name: official_key(f"generation.{name}") for name in state}
     check_keys(str(path), {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
-    if info.base != base_hash(model):
-        raise CheckpointError(
-            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
-            "load the model it was distilled from"
-        )
     branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
-    return branch.to(model.device), info
+    return branch, info
 
 
 def _finite_tensors(path: Path) -> dict[str, Tensor]:

@@ -11,21 +11,25 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hyperbagel.bagel.absent import Absent, NotLoadedError, Part
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
+from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import NotFiniteError, require_finite
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
+from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
+from hyperbagel.bagel.tensors import named_tensors, read_tensors, tensor_shapes
 from hyperbagel.files import whole_file, write_json
 
 WEIGHTS = "ema.safetensors"
@@ -33,10 +37,6 @@ AUTOENCODER = "ae.safetensors"
 EXTRAS = "hyperbagel.json"
 
 _Model = TypeVar("_Model", bound=Bagel)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file that is missing, broken or made for another model; the message names file, keys and remedy."""
 
 
 # Names
@@ -93,24 +93,23 @@ def not_finite(what: str, model: Bagel, branch: GenerationBranch | None = None) 
     )
 
 
+def official_shapes(model: Bagel) -> dict[str, torch.Size]:
+    """Official name -> shape of everything in `ema.safetensors`."""
+    state = model.state_dict()
+    return {official: state[own].shape for own, official in official_names(model).items()}
+
+
 # Reading
 
 
-def open_tensors(path: Path) -> Any:
-    """An open safetensors file. Raises CheckpointError for one that is missing or broken."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; a checkpoint folder needs it")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
-
-
-def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones converted to `dtype`. Raises CheckpointError."""
-    with open_tensors(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    return {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in tensors.items()}
+def part_digests(folder: Path) -> dict[str, str]:
+    """Fingerprints of a folder's understanding stack, generation branch and autoencoder, of which little is read."""
+    digests = {"autoencoder": digest(named_tensors([folder / AUTOENCODER]))}
+    files = _weight_files(folder)
+    generation = set(generation_keys(tensor_shapes(files)))
+    digests["generation"] = digest((name, value) for name, value in named_tensors(files) if name in generation)
+    digests["understanding"] = digest((name, value) for name, value in named_tensors(files) if name not in generation)
+    return digests
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -191,36 +190,53 @@ def shapes_only() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load_bagel(folder: str | Path, dtype: torch.dtype, cls: type[_Model]) -> _Model:
+@dataclass(frozen=True)
+class Placement:
+    """Where weights go as they are read, in which type, and the parts that are left out (see `Absent`)."""
+
+    dtype: torch.dtype
+    device: torch.device
+    without: frozenset[Part]
+
+
+def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _Model:
     """Build a model from an official folder, or from one that comes with the package, by its name.
 
-    With the meta device as default only the folder's configuration is read, and the model has shapes but no weights.
-    Raises CheckpointError for missing, broken, or unfitting files.
+    Weights go straight to their place, tensor by tensor. With the meta device as default only the folder's
+    configuration is read, and the model has shapes but no weights. Raises CheckpointError for missing, broken, or
+    unfitting files, also of parts that are left out.
     """
     folder = resolve(folder)
     config = read_config(folder)
+    dtype, device, without = placement.dtype, placement.device, placement.without
     if shapes_only():
         return cls(config).to(dtype).eval()
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        tensors |= read_tensors(path, dtype)
-    autoencoder = read_tensors(folder / AUTOENCODER, dtype)
     with torch.device("meta"):
         model = cls(config)
-    load_official(model, tensors, str(folder))
+    files = _weight_files(folder)
+    check_keys(str(folder), official_shapes(model), tensor_shapes(files))  # before gigabytes are read
+    place = torch.device("meta") if "autoencoder" in without else device
+    autoencoder = read_tensors(folder / AUTOENCODER, dtype, place)
     try:
         model.autoencoder.load_official_state_dict(autoencoder, assign=True)
     except ValueError as error:
         raise CheckpointError(f"{folder / AUTOENCODER}: {error}") from error
+    left_out = set(generation_keys(official_shapes(model))) if "generation" in without else set()
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= read_tensors(path, dtype, device, left_out)
+    load_official(model, tensors, str(folder))
+    digests = part_digests(folder) if without else {}
+    for part in without:
+        setattr(model, part, Absent(part, digests[part]))
     return model.eval()
 
 
 def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> None:
     """Put tensors with official names into the model (not its autoencoder); the tensors become its parameters."""
-    names = official_names(model)
-    state = model.state_dict()
-    check_keys(source, {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
-    model.load_state_dict({own: tensors[official] for own, official in names.items()}, strict=False, assign=True)
+    check_keys(source, official_shapes(model), {k: v.shape for k, v in tensors.items()})
+    named = {own: tensors[official] for own, official in official_names(model).items()}
+    model.load_state_dict(named, strict=False, assign=True)
 
 
 # Writing
@@ -237,8 +253,10 @@ def save_config(config: BagelConfig, folder: str | Path) -> None:
 
 
 def save_bagel(model: Bagel, folder: str | Path) -> None:
-    """Write a model in the official layout (tokenizer files are the caller's)."""
+    """Write a model in the official layout (tokenizer files are the caller's). Raises NotLoadedError for half a one."""
     folder = Path(folder)
+    if absent := [part.part for part in (model.generation, model.autoencoder) if isinstance(part, Absent)]:
+        raise NotLoadedError(f"{folder}: not written, as the model was loaded without its {' and '.join(absent)}")
     save_config(model.config, folder)
     names, state = official_names(model), model.state_dict()
     write_tensors({official: state[own] for own, official in names.items()}, folder / WEIGHTS)

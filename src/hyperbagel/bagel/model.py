@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from hyperbagel.bagel.absent import Part
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
 from hyperbagel.bagel.config import BagelConfig
@@ -50,11 +51,17 @@ class Bagel(nn.Module):
         self.compiled = False
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        without: Collection[Part] = (),
+    ) -> Self:
         """Load an official checkpoint folder; see `checkpoint.load_bagel`."""
-        from hyperbagel.bagel.checkpoint import load_bagel
+        from hyperbagel.bagel.checkpoint import Placement, load_bagel
 
-        return load_bagel(folder, dtype, cls)
+        return load_bagel(folder, Placement(dtype, torch.device(device), frozenset(without)), cls)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the official layout; see `checkpoint.save_bagel`."""
@@ -236,9 +243,8 @@ class Bagel(nn.Module):
         """Append text tokens ids (B, n), causal, to the cache. `streams.und` (B, n, D) goes through `next_logits`."""
         position = cache.next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
         x = self.understanding.embed_tokens(ids)
-        experts: list[tuple[ExpertLayer, ExpertLayer | None]] = [(layer, None) for layer in self.understanding.layers]  # type: ignore[misc]
         output = mot_forward(
-            experts,
+            self._experts(None),
             Streams(x, x[:, :0]),
             self._rope(position),
             cache.mask(ids.shape[1]),
@@ -275,15 +281,16 @@ class Bagel(nn.Module):
         if layout.vit is not None:
             vit = self.understanding.embed_vit(layout.vit)[layout.vit.valid].to(und.dtype)
             und = und.flatten(0, 1).index_copy(0, layout.vit.slots, vit).view_as(und)
-        gen = und[:, :0]
+        gen, branch = und[:, :0], None
         if layout.grid_ids.shape[1]:
-            gen = self.generation.embed(latents, t, layout.grid_ids)
+            branch = self.generation
+            gen = branch.embed(latents, t, layout.grid_ids)
         order = layout.und.cat(layout.gen)
         mask = order.mask()
         if past is not None and past.length:
             mask = torch.cat([past.valid_mask()[:, None, None].expand(-1, -1, mask.shape[2], -1), mask], dim=-1)
         return mot_forward(
-            self._experts(self.generation),
+            self._experts(branch),
             Streams(und, gen),
             self._rope(order.position),
             mask,
@@ -293,8 +300,10 @@ class Bagel(nn.Module):
             compiled=self.compiled,
         )
 
-    def _experts(self, branch: GenerationBranch) -> list[tuple[ExpertLayer, ExpertLayer | None]]:
-        return list(zip(self.understanding.layers, branch.layers, strict=True))  # type: ignore[arg-type]
+    def _experts(self, branch: GenerationBranch | None) -> list[tuple[ExpertLayer, ExpertLayer | None]]:
+        """Both experts of all layers; branch: None where there are no latent tokens."""
+        layers = self.understanding.layers
+        return list(zip(layers, [None] * len(layers) if branch is None else branch.layers, strict=True))  # type: ignore[arg-type]
 
     def _rope(self, positions: Tensor) -> Rotation:
         llm = self.config.llm

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
-from hyperbagel.bagel.checkpoint import CheckpointError, read_tensors
 from hyperbagel.bagel.config import LLMConfig, ViTConfig
+from hyperbagel.bagel.tensors import CheckpointError, read_tensors
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose computation is that of BAGEL's understanding expert (without or with q/k norm)."""

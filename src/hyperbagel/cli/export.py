@@ -27,7 +27,7 @@ def draft(
     from hyperbagel.draft.export import export_eagle3
 
     check_folder(out)
-    bagel, _ = load_model(model, Device("cpu", dtype))
+    bagel, _ = load_model(model, Device("cpu", dtype), without=("generation", "autoencoder"))
     head = load_draft(draft, bagel)
     export_eagle3(head, bagel, out)
     print(f"{out}: {sum(p.numel() for p in head.parameters()) / 1e6:.1f} M parameters, {format}, {dtype}")

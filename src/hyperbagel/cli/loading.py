@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -11,6 +12,7 @@ from hyperbagel.bagel.shipped import resolve, shipped_models
 if TYPE_CHECKING:
     import torch
 
+    from hyperbagel.bagel.absent import Part
     from hyperbagel.bagel.branch import GenerationBranch
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
@@ -79,8 +81,11 @@ def model_folder(model: str) -> Path:
     )
 
 
-def load_model(model: str, device: Device) -> tuple[Bagel, Tokenizer]:
-    """A model with its tokenizer, ready to use. Raises errors that name the file and the remedy."""
+def load_model(model: str, device: Device, without: Collection[Part] = ()) -> tuple[Bagel, Tokenizer]:
+    """A model with its tokenizer, ready to use. without: parts that are not needed.
+
+    Raises errors that name the file and the remedy.
+    """
     from hyperbagel.bagel.memory import arrange_for_decoding
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
@@ -88,7 +93,7 @@ def load_model(model: str, device: Device) -> tuple[Bagel, Tokenizer]:
     place, dtype = device.resolve()
     folder = model_folder(model)
     tokenizer = Tokenizer.from_pretrained(folder)
-    bagel = Bagel.from_pretrained(folder, dtype).to(place)
+    bagel = Bagel.from_pretrained(folder, dtype, place, without)
     bagel.requires_grad_(False)
     if bagel.device.type == "cpu":
         arrange_for_decoding(bagel)

@@ -13,6 +13,7 @@ from hyperbagel.files import check_picture, write_picture
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from hyperbagel.bagel.absent import Part
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.segments import Document
     from hyperbagel.flow.guidance import Guidance
@@ -84,7 +85,9 @@ def generate(options: Generate) -> None:
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
     check_picture(options.out)
-    bagel, tokenizer = load_model(options.model, options.device)
+    # The prompt is read by the understanding experts alone, so with a branch nothing asks the model's own.
+    without: tuple[Part, ...] = () if options.branch is None else ("generation",)
+    bagel, tokenizer = load_model(options.model, options.device, without)
     config = bagel.config
     largest = min(config.max_latent_size * config.latent_stride, config.vae_transform.max_size)
     task = _Task(

@@ -89,7 +89,7 @@ def chat(options: Chat) -> None:
 
     picture = None if options.image == "-" else load_image(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
-    bagel, tokenizer = load_model(options.model, options.device)
+    bagel, tokenizer = load_model(options.model, options.device, without=("generation", "autoencoder"))
     stream = TextStream(tokenizer, bagel.config.tokens.eos)
 
     def show(new: torch.Tensor) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
-from hyperbagel.bagel.checkpoint import CheckpointError, read_tensors, write_tensors
+from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
+from hyperbagel.bagel.tensors import read_tensors
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
@@ -47,7 +48,7 @@ def load_draft(path: str | Path, model: Bagel) -> DraftHead:
             f"{path}: made for another target (fingerprint {content['base']}, this model has {base_hash(model)}); "
             "load the model it was trained for"
         )
-    tensors = read_tensors(path, model.dtype)
+    tensors = read_tensors(path, model.dtype, model.device)
     for key, value in tensors.items():  # few, and a target never shows what is wrong with its draft head
         require_finite(value, f"{path}: {key}")
     vocabulary = tensors["vocabulary"].tolist() if "vocabulary" in tensors else None

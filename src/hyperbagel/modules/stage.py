@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.embeddings import PositionTable
+from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.guidance import EDITING, GENERATION
 from hyperbagel.flow.sampler import Sampler
@@ -78,15 +78,6 @@ def frozen_names(module: nn.Module) -> set[str]:
     return names
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """A short hash of names, shapes and a few values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:8].to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 class Stage(PartialCheckpoint):
     """A training stage: counts its updates, and keeps what is frozen out of its checkpoints.
 
@@ -130,4 +121,4 @@ class Stage(PartialCheckpoint):
     def _frozen_fingerprint(self) -> str:
         frozen = frozen_names(self)
         tensors = (*self.named_parameters(), *self.named_buffers())
-        return fingerprint({name: value for name, value in tensors if name in frozen})
+        return digest((name, value) for name, value in tensors if name in frozen)

@@ -32,7 +32,7 @@ class UnderstandingReward(Reward):
         self._shared: tuple[Bagel, ...] = ()  # in a tuple, so that the stage's model is not registered again
         self._tokenizer: Tokenizer | None = None
         if model is not None:
-            self.judge = Bagel.from_pretrained(model).requires_grad_(False)
+            self.judge = Bagel.from_pretrained(model, without=("generation", "autoencoder")).requires_grad_(False)
             self._tokenizer = Tokenizer.from_pretrained(model)
 
     def attach(self, model: Bagel, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,64 @@
+"""Safetensors files, read tensor by tensor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_MAPPED = 2**26
+"""Bytes of a file that are read before it is mapped anew."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that is missing, broken or made for another model; the message names file, keys and remedy."""
+
+
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file. Raises CheckpointError for one that is missing or broken."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a checkpoint folder needs it")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download or save it again") from error
+
+
+def read_tensors(
+    path: Path, dtype: torch.dtype | None = None, device: torch.device | None = None, left_out: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file on a device, floating ones converted to `dtype`. Raises CheckpointError.
+
+    left_out: names of those that come as shapes only. Each tensor goes where it is to stay before the next one is read,
+    and the file is mapped anew from time to time, so that beside the result little of it is in memory.
+    """
+    with open_tensors(path) as file:
+        waiting = deque(file.keys())
+    tensors: dict[str, Tensor] = {}
+    while waiting:
+        mapped = 0
+        with open_tensors(path) as file:
+            while waiting and mapped < _MAPPED:
+                key = waiting.popleft()
+                value = file.get_tensor(key)
+                mapped += value.nbytes
+                place = torch.device("meta") if key in left_out else device
+                tensors[key] = value.to(place, dtype if value.is_floating_point() else None)
+    return tensors
+
+
+def named_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of some files, of which only what is looked at is read."""
+    for path in paths:
+        with open_tensors(path) as file:
+            yield from ((key, file.get_tensor(key)) for key in file.keys())
+
+
+def tensor_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
+    """Name -> shape of all tensors in some files."""
+    return {name: value.shape for name, value in named_tensors(paths)}
