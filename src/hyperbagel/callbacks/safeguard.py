@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from hyperbagel.callbacks.report import run_folder
 from hyperbagel.callbacks.stop_request import StopRequest
 from hyperbagel.files import whole_file, write_json
+from hyperbagel.modules.resuming import keep_base_rates, keep_settings
 
 FAILURE = "failure.json"
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Safeguard(Callback):
     * On SIGTERM, which clusters send before they take a machine away, and on SIGINT (Ctrl+C), the batch is finished,
       `last.ckpt` is written, and the process ends with status 143 or 130. A second Ctrl+C ends it at once, unsaved.
       What does not train ends with these statuses at once.
+    * A resumed run trains by the optimizer settings that are configured now, and tells where the checkpoint's differ.
     * Where training fails, `failure.json` in the run's folder holds what happened, where, and the keys of the batch's
       documents.
 
@@ -102,13 +104,20 @@ class Safeguard(Callback):
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
                 trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have settings of optimizers stay what they are configured to be, before a checkpoint is read."""
+        for optimizer in trainer.optimizers:
+            keep_settings(optimizer, log.warning if trainer.is_global_zero else lambda message: None)
+
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals as soon as the trainer does."""
         self._stop.listen(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals where no sanity check came first."""
+        """Listen to signals where no sanity check came first; rates start from those that are configured."""
         self._stop.listen(trainer)
+        for config in trainer.lr_scheduler_configs:
+            keep_base_rates(config.scheduler)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals in `validate`."""

@@ -17,6 +17,7 @@ from hyperbagel.cli.configs import run_configs
 from hyperbagel.cli.errors import CommandParser, OneLineParser, one_line_errors
 from hyperbagel.cli.explanation import UsageError, did_you_mean
 from hyperbagel.cli.pictures import Edit, Generate, edit, generate
+from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 from hyperbagel.cli.text import Chat, chat
 from hyperbagel.files import check_folder
 
@@ -71,6 +72,7 @@ train and measure (PyTorch Lightning; settings in YAML, a file or the name of on
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line `args` (default: the process's)."""
+    refuse_repeated_keys()
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
+from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 
 _STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
 _INSTEAD = {
@@ -94,6 +95,7 @@ def refuse_command(command: str, class_path: str) -> None:
 
 
 def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
+    refuse_repeated_keys()
     return cli(
         LightningModule,
         LightningDataModule,
