@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and places to write to that are tried before work is spent on them."""
+"""Files that are whole or absent; what a run reads, and where it writes to, is tried before work is spent on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ USUAL_PICTURES = (".png", ".jpg", ".webp", ".bmp", ".tiff")
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """What writing to an open file fails with; such errors carry no file name."""
+
+
+_WHERE_FROM = "run what makes them first, correct the names, or leave out what asks for them"
 
 
 class WriteError(OSError):
@@ -172,6 +175,33 @@ def _cause(error: BaseException | None, path: Path) -> str | None:
             return error.strerror if mine or touched in path.parents else None
         error = error.__cause__ or error.__context__
     return None
+
+
+# Needs
+
+
+def require_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Make all checks before work begins, and raise one error that tells what all of them found.
+
+    A check raises OSError or ValueError. Missing files, of which a FileNotFoundError names one, are listed together.
+    """
+    missing: dict[str, OSError] = {}
+    others: dict[str, Exception] = {}
+    for check in checks:
+        try:
+            check()
+        except FileNotFoundError as error:
+            name = error.filename
+            (missing if name is not None else others).setdefault(str(name or error), error)
+        except (OSError, ValueError) as error:
+            others.setdefault(str(error), error)
+    if len(missing) + len(others) == 1 and others:
+        raise next(iter(others.values()))
+    told = [*others]
+    if missing:
+        told = [f"no such file{'s' * (len(missing) > 1)}: {', '.join(missing)}; {_WHERE_FROM}", *told]
+    if told:
+        raise (FileNotFoundError if missing else ValueError)("; ".join(told))
 
 
 # Places

@@ -14,6 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hyperbagel.bagel.checkpoint import CheckpointError
+from hyperbagel.bagel.shipped import WEIGHTS
+from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance, Report, Understanding
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
@@ -31,6 +34,7 @@ from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretrain import Pretraining
 from hyperbagel.modules.stage import Compute, Samplers
+from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.runs import nano_folder, scenes, trainer
 
 GUIDED = Guidance(interval=(0.0, 1.0))
@@ -57,7 +61,7 @@ class Shares:
     """Two processes, one after the other: their gathered results are those of both."""
 
     def __init__(self, stage: Pretraining, world: int) -> None:
-        tokenizer = scenes({"caption": 1.0}).builder.tokenizer
+        tokenizer = Tokenizer.from_pretrained(tokenizer_folder())
         self.runs = [Run(stage, tokenizer, rank, world) for rank in range(world)]
 
 
@@ -175,7 +179,9 @@ def test_fidelity_compares_features_with_real_and_saved_ones(stage: Pretraining,
     between = frechet_distance(saved["features"][~early], saved["features"][early])
     assert metrics["fidelity/other_run"] == pytest.approx(between, rel=1e-4) and between > 0
     with pytest.raises(FileNotFoundError, match="no features of the teacher"):
-        Fidelity(teacher=str(tmp_path / "nothing"))
+        Fidelity(teacher=str(tmp_path / "nothing")).check()
+    with pytest.raises(CheckpointError, match="no features of a teacher"):
+        Fidelity(teacher=str(WEIGHTS / "scenes" / "nfe1.safetensors")).check()
 
 
 def test_bf16_mixed_precision_is_used_in_evaluation(stage: Pretraining, tmp_path: Path):
@@ -194,14 +200,14 @@ def test_choices_are_made_on_prompts_and_edits_apart_from_the_test():
     assert [edit.key for edit in GEditData(per_kind=2).read()[0]] == [edit.key for edit in edits["test"]]
 
 
-def test_a_stage_that_cannot_be_evaluated_is_refused(tmp_path: Path):
+def test_a_stage_that_cannot_be_evaluated_is_refused():
     class Other(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model, self.branch = torch.nn.Linear(1, 1), None
 
-    with pytest.raises(TypeError, match=r"GenEval evaluates .*; Other has no `sampler`, `editing_sampler`$"):
-        geneval().setup(trainer(tmp_path), Other(), "test")
+    with pytest.raises(ValueError, match=r"GenEval evaluates .*; Other has no `sampler`, `editing_sampler`$"):
+        next(geneval().requirements(Other(), "test"))
 
 
 def test_tables_put_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -56,7 +56,7 @@ def test_foreign_files_are_not_replaced(folder: str, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="other files than a model"):
         ExportModel(str(tmp_path)).setup(trainer(tmp_path), Pretraining(folder), "fit")
-    with pytest.raises(TypeError, match="distillation stages write a branch"):
+    with pytest.raises(ValueError, match="distillation stages write a branch"):
         ExportModel(str(tmp_path / "new")).setup(trainer(tmp_path), LightningModule(), "fit")
 
 
@@ -73,5 +73,5 @@ def test_a_loss_term_is_added_to_a_stage_once(tmp_path: Path):
     callback.setup(trainer(tmp_path), stage, "fit")
     callback.setup(trainer(tmp_path), stage, "test")
     assert [term.name for term in stage.terms] == ["mine"]
-    with pytest.raises(TypeError, match="takes no loss terms"):
+    with pytest.raises(ValueError, match="takes no loss terms"):
         AddLoss(MeanSquaredError("mine")).setup(trainer(tmp_path), LightningModule(), "fit")

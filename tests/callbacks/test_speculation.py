@@ -79,5 +79,5 @@ def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_stages_without_a_draft_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="no draft head"):
-        CALLBACK.setup(trainer(tmp_path), Pretraining(nano_folder(tmp_path / "nano")), "test")
+    with pytest.raises(ValueError, match="no draft head"):
+        CALLBACK.requirements(Pretraining(nano_folder(tmp_path / "nano")), "test")

@@ -16,6 +16,7 @@ from hyperbagel.cli.explanation import UsageError
 from hyperbagel.cli.trainer import refuse_command
 from hyperbagel.datamodules.convert import TooManyBadRowsError
 from hyperbagel.datamodules.corruption import TooManySkippedError
+from hyperbagel.datamodules.interleaved import InterleavedDataModule
 from tests.runs import nano_folder
 
 
@@ -99,6 +100,18 @@ def test_mistakes_of_a_training_are_told_in_one_line(
     assert status == (2 if end.value.code == 2 else 1)
     assert isinstance(line, str) and line.startswith("hyperbagel fit: ") and told in line
     assert "\n" not in line and "Namespace" not in line
+
+
+def test_a_missing_branch_of_a_row_is_told_before_data_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    rows = {"teacher": None, "student": {"branch": "student.safetensors"}}
+    detector = {"class_path": "hyperbagel.evaluation.geneval.scene_detector.SceneDetector"}
+    init = {"detector": detector, "prompts": {"limit": 6}, "samplers": rows}
+    callbacks = [{"class_path": "hyperbagel.callbacks.GenEval", "init_args": init}]
+    (folder / "test.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    monkeypatch.setattr(InterleavedDataModule, "prepare_data", None)
+    with pytest.raises(SystemExit, match=r"hyperbagel test: no such file: student\.safetensors; run what makes"):
+        main(["test", "--config", "good.yaml", "--config", "test.yaml", "--trainer.max_steps", "-1"])
 
 
 def test_commands_that_a_stage_has_nothing_for() -> None:

@@ -222,7 +222,7 @@ def test_terms_come_by_class_and_name(folder: str) -> None:
     assert [(term.name, term.weight) for term in module.terms] == [("total_variation", 0.5), ("lk", 1.0)]
     with pytest.raises(ValueError, match="already has a loss term 'lk'"):
         module.add_loss(AcceptanceLikelihood())
-    with pytest.raises(TypeError, match="DraftLoss"):
+    with pytest.raises(ValueError, match="DraftLoss"):
         module.add_loss(torch.nn.MSELoss())  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -97,16 +97,11 @@ def shipped_branches() -> list[str]:
     return [name for name, path in shipped_files().items() if _METADATA in _metadata(path)]
 
 
-def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
-    """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
+def check_branch(path: str | Path, model: Bagel) -> BranchInfo:
+    """What the branch in a file, or of a name, says about itself, if `model` can load it; tensors are not read.
 
-    With the meta device as default no file is read. Raises CheckpointError when the file is missing, broken, not a
-    branch, or belongs to another base model.
+    Raises CheckpointError when the file is missing, broken, not a branch, or belongs to another base model.
     """
-    if shapes_only():
-        shapes = GenerationBranch(model.config).to(model.dtype)
-        shapes.add_guidance_embedders()
-        return shapes, BranchInfo("", 0, base_hash(model))
     path = resolve(path, ".safetensors")
     info = read_info(path)
     if info.base != base_hash(model):
@@ -114,15 +109,35 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
             f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
             "load the model it was distilled from"
         )
-    tensors = read_tensors(path, model.dtype, model.device)
+    with open_tensors(path) as file:
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
+    expected = _without_weights(model, shapes).state_dict()
+    check_keys(str(path), {official_key(f"generation.{k}"): v.shape for k, v in expected.items()}, shapes)
+    return info
+
+
+def _without_weights(model: Bagel, keys: Iterable[str]) -> GenerationBranch:
+    """A branch such as the one in a file with these keys, on the meta device."""
     with torch.device("meta"):
         branch = GenerationBranch(model.config)
-        if any(key.startswith("text_scale_embedder") for key in tensors):
+        if any(key.startswith("text_scale_embedder") for key in keys):
             branch.add_guidance_embedders()
-    state = branch.state_dict()
-    names = {name: official_key(f"generation.{name}") for name in state}
-    check_keys(str(path), {names[k]: state[k].shape for k in names}, {k: v.shape for k, v in tensors.items()})
-    branch.load_state_dict({own: tensors[official] for own, official in names.items()}, assign=True)
+    return branch
+
+
+def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
+    """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
+
+    With the meta device as default no file is read. Raises CheckpointError as `check_branch`.
+    """
+    if shapes_only():
+        shapes = GenerationBranch(model.config).to(model.dtype)
+        shapes.add_guidance_embedders()
+        return shapes, BranchInfo("", 0, base_hash(model))
+    info = check_branch(path, model)
+    tensors = read_tensors(resolve(path, ".safetensors"), model.dtype, model.device)
+    branch = _without_weights(model, tensors)
+    branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
     return branch, info
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
@@ -21,6 +23,7 @@ from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
+from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.stage import EvaluatedStage, evaluated
@@ -94,9 +97,13 @@ class Evaluation(Callback, ABC):
     Metrics are logged against student updates: those of the first row under their plain names, those of others as
     `<row>/<metric>`. `findings` keeps the last results for reports.
 
+    samplers: settings of the rows, by name, where there are several; None for the stage's own.
+
     Args:
         every_n_updates: student updates between two runs in `fit`; 0 for none.
     """
+
+    samplers: Mapping[str, Sampler | None] = MappingProxyType({})
 
     def __init__(self, every_n_updates: int = 0) -> None:
         if every_n_updates < 0:
@@ -109,9 +116,20 @@ class Evaluation(Callback, ABC):
     def evaluate(self, run: Run) -> Findings:
         """Do this process's share, gather, and return the results of all; the same on every process."""
 
+    def requirements(self, stage: L.LightningModule, command: str) -> Iterator[Callable[[], object]]:
+        """Checks of what evaluating a stage will need, see `check_requirements`: here of the rows' branches.
+
+        Raises ValueError for a stage that cannot be evaluated.
+        """
+        model = evaluated(stage, by=type(self).__name__).model
+        if command != "fit" or self.every_n_updates:
+            for sampler in self.samplers.values():
+                if isinstance(sampler, BranchSampler) and sampler.branch is not None:
+                    yield partial(require_branch, sampler.branch, model)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a stage that cannot be evaluated, before anything runs."""
-        evaluated(pl_module, by=type(self).__name__)
+        """Refuse, before anything runs, what lacks something that this or another callback needs."""
+        check_requirements(trainer.callbacks, pl_module, stage)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from where a resumed run stopped."""
@@ -145,7 +163,7 @@ class Evaluation(Callback, ABC):
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = pl_module.training
         pl_module.eval()
-        stage = evaluated(pl_module, by=type(self).__name__)
+        stage = cast(EvaluatedStage, pl_module)  # `requirements` refused others
         run = Run(stage, _tokenizer(trainer), trainer.global_rank, trainer.world_size)
         with averaged_weights(trainer, pl_module), torch.no_grad(), _autocast(trainer):
             self.findings = self.evaluate(run)
@@ -185,6 +203,6 @@ def _tokenizer(trainer: L.Trainer) -> Tokenizer:
     data = getattr(trainer, "datamodule", None)
     builder = getattr(data, "builder", None)
     if builder is None:
-        raise TypeError("evaluation reads texts with the data module's tokenizer: use InterleavedDataModule")
+        raise ValueError("evaluation reads texts with the data module's tokenizer: use InterleavedDataModule")
     tokenizer: Tokenizer = builder.tokenizer
     return tokenizer

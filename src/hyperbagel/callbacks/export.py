@@ -34,7 +34,7 @@ class ExportModel(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a stage that has no whole model to write, before hours of training."""
         if not isinstance(getattr(pl_module, "model", None), Bagel) or not hasattr(pl_module, "folder"):
-            raise TypeError(
+            raise ValueError(
                 f"ExportModel writes stages that train a model folder, {type(pl_module).__name__} does not; "
                 "distillation stages write a branch of their own"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.images import to_uint8
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.tensors import CheckpointError, open_tensors
 from hyperbagel.callbacks.evaluation import Run
 from hyperbagel.datamodules.documents import parse_document
 from hyperbagel.evaluation.fidelity import extract_features, frechet_distance, within_prompt_diversity
@@ -64,13 +66,22 @@ class Fidelity:
         save: str | None = None,
         extractor: nn.Module | None = None,
     ) -> None:
-        if teacher is not None and not Path(teacher).is_file():
-            raise FileNotFoundError(f"{teacher}: no features of the teacher; a run with `save` writes them")
         if real is not None and not (hasattr(real, "__len__") and hasattr(real, "__getitem__")):
             raise ValueError(f"fidelity: `real` needs __len__ and __getitem__, got {real!r}")
         self.real, self.teacher, self.save = real, teacher, save
         self.extractor = extractor
         self._real_features: Tensor | None = None
+
+    def check(self) -> None:
+        """Raises FileNotFoundError or CheckpointError when the teacher's features cannot be had."""
+        if self.teacher is None:
+            return
+        if not Path(self.teacher).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no features of the teacher", self.teacher)
+        with open_tensors(Path(self.teacher)) as file:
+            lacking = {"features", "keys"} - set(file.keys())
+        if lacking:
+            raise CheckpointError(f"{self.teacher}: no features of a teacher; a run with `save` writes them")
 
     def features(self, images: Sequence[Tensor], model: Bagel) -> Tensor:
         """(n, d) float32 on the CPU of pictures (3, H, W) uint8 of one size."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import lightning as L
 from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -101,7 +102,13 @@ class GenEval(Evaluation):
         self.scorer.check(self.prompts.prompts)
         self.size, self.shown = prompts.size, prompts.shown
         self.fidelity = fidelity
-        self.samplers: Mapping[str, BranchSampler | None] = samplers or {OWN: None}
+        self.samplers = samplers or {OWN: None}
+
+    def requirements(self, stage: L.LightningModule, command: str) -> Iterator[Callable[[], object]]:
+        """Of the rows, and the teacher's features."""
+        yield from super().requirements(stage, command)
+        if self.fidelity is not None and (command != "fit" or self.every_n_updates):
+            yield self.fidelity.check
 
     def evaluate(self, run: Run) -> Findings:
         """One row a sampler."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,12 +121,13 @@ class Speculation(Evaluation):
         self.results: Results = {}
         self._asked: list[Question] | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a stage without a draft head, before anything runs."""
-        if not isinstance(getattr(pl_module, "draft", None), DraftHead):
-            raise TypeError(
-                f"Speculation needs a stage with `model` and `draft`; {type(pl_module).__name__} has no draft head"
+    def requirements(self, stage: L.LightningModule, command: str) -> Iterator[Callable[[], object]]:
+        """Nothing but a stage with a draft head. Raises ValueError for another."""
+        if not isinstance(getattr(stage, "draft", None), DraftHead):
+            raise ValueError(
+                f"Speculation needs a stage with `model` and `draft`; {type(stage).__name__} has no draft head"
             )
+        return iter(())
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a new run."""

@@ -14,6 +14,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from hyperbagel.callbacks.requirements import check_requirements
 from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
@@ -63,6 +64,10 @@ class TrainerCLI(LightningCLI):
         refuse_command(str(self.subcommand), self.config[self.subcommand].model.class_path)
         super().instantiate_classes()
 
+    def after_instantiate_classes(self) -> None:
+        """Raises OSError or ValueError for what callbacks will need and not find, before data is prepared."""
+        check_requirements(self.trainer.callbacks, self.model, str(self.subcommand))  # type: ignore[attr-defined]
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer. Raises ValueError for devices that are not there."""
         try:
@@ -80,6 +85,9 @@ class ConfigReader(TrainerCLI):
 
     def instantiate_classes(self) -> None:
         """Make nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Check nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor,
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting, check_vit_pictures
 from hyperbagel.datamodules.plan import Plan, PlannedSource, PlanSettings
 from hyperbagel.datamodules.sources import Source, open_source
+from hyperbagel.files import require_all
 
 _FORMATTING = Formatting()
 _DROPOUT = CondDropout()
@@ -95,11 +97,14 @@ class InterleavedDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
-        """Copy remote shards and scan new ones, in one process of each machine."""
+        """Copy remote shards and scan new ones, in one process of each machine. Names all shards that are missing."""
         self._build()  # refuses what does not fit the model before anything is scanned
-        for split in self._splits(self.trainer.state.fn if self.trainer is not None else None):
-            for source in self.sources[split]:
-                open_source(source, self._cache_dir, with_loss=split == "train")
+        splits = self._splits(self.trainer.state.fn if self.trainer is not None else None)
+        require_all(
+            partial(open_source, source, self._cache_dir, with_loss=split == "train")
+            for split in splits
+            for source in self.sources[split]
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the sources of a stage.

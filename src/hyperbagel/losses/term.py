@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -125,6 +125,10 @@ class LossTerm(nn.Module, ABC):
     def concerns(self, batch: DocumentBatch) -> bool:
         """Whether the term is computed on a batch."""
         return bool(self.weight) and (self.sources is None or batch.source in self.sources)
+
+    def requirements(self, model: Bagel) -> Iterable[Callable[[], object]]:
+        """Checks of the files that `attach` will read, made before anything is; each raises OSError or ValueError."""
+        return ()
 
     def attach(self, model: Bagel, folder: str) -> None:
         """Called once by the stage that takes the term: its frozen model, and the folder that it came from."""

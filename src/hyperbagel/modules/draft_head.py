@@ -109,11 +109,11 @@ class DraftTraining(Stage):
         self.leave_out("model")
 
     def add_loss(self, term: DraftLoss) -> None:
-        """Add a loss term, before the optimizer is built. Raises ValueError for a taken name, TypeError for other
+        """Add a loss term, before the optimizer is built. Raises ValueError for a taken name, and for other
         terms.
         """
         if not isinstance(term, DraftLoss):
-            raise TypeError(
+            raise ValueError(
                 f"{type(term).__name__} is no loss of draft heads: derive it from hyperbagel.draft.losses.DraftLoss"
             )
         if term.name in [own.name for own in self.loss_terms]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, check_branch, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import timesteps
@@ -57,6 +58,10 @@ class PairRegression(LossTerm):
         self.branch: GenerationBranch | None = None
         self.info: BranchInfo | None = None
         self.filters = PairFilters(filters)
+
+    def requirements(self, model: Bagel) -> Iterable[Callable[[], object]]:
+        """The branch, for this model."""
+        return [partial(check_branch, self.file, model)]
 
     def attach(self, model: Bagel, folder: str) -> None:
         """Load the branch. Raises CheckpointError for an unusable file or one of another model."""

@@ -81,9 +81,9 @@ class Plan:
 
 
 def plan(stage: LightningModule, cluster: Cluster, workload: Workload) -> Plan:
-    """The memory of a stage that was built on the meta device. Raises TypeError for one without a BAGEL."""
+    """The memory of a stage that was built on the meta device. Raises ValueError for one without a BAGEL."""
     if not isinstance(getattr(stage, "model", None), Bagel):
-        raise TypeError(f"{type(stage).__name__} has no model whose memory could be planned")
+        raise ValueError(f"{type(stage).__name__} has no model whose memory could be planned")
     held = _Held(stage, cluster)
     optimizers = _optimizers(stage)
     fixed = held.weights()

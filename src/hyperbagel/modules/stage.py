@@ -33,12 +33,12 @@ class EvaluatedStage(Protocol):
 
 
 def evaluated(stage: object, by: str) -> EvaluatedStage:
-    """The stage as evaluating callbacks see it; by: who asks. Raises TypeError, naming what the stage lacks."""
+    """The stage as evaluating callbacks see it; by: who asks. Raises ValueError, naming what the stage lacks."""
     # Asked one by one: isinstance reads a protocol's attributes without __getattr__, and so finds no submodules.
     missing = [name for name in EvaluatedStage.__annotations__ if not hasattr(stage, name)]
     if missing:
         lacking = ", ".join(f"`{name}`" for name in missing)
-        raise TypeError(f"{by} evaluates stages that draw; {type(stage).__name__} has no {lacking}")
+        raise ValueError(f"{by} evaluates stages that draw; {type(stage).__name__} has no {lacking}")
     return cast(EvaluatedStage, stage)
 
 
