@@ -47,7 +47,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def grey_png(bits: int, rows: bytes, transparent: int, width: int = 2, color: int = 0) -> bytes:
+def one_row_png(bits: int, rows: bytes, transparent: int, width: int = 2, color: int = 0) -> bytes:
     """A PNG of one row whose samples have `bits` bits, one of them transparent."""
     key = struct.pack(">H", transparent) * (3 if color == 2 else 1)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, color, 0, 0, 0))
@@ -80,7 +80,9 @@ def xmp(kind: str) -> bytes:
     return encoded(patches(), kind, xmp=packet.encode(), **LOSSLESS[kind])
 
 
-@pytest.mark.parametrize("data", [late_exif(6), xmp("PNG"), xmp("JPEG"), xmp("WEBP")])
+@pytest.mark.parametrize(
+    "data", [late_exif(6), xmp("PNG"), xmp("JPEG"), xmp("WEBP")], ids=["late", "PNG", "JPEG", "WEBP"]
+)
 def test_the_tag_is_found_wherever_it_stands(data: bytes):
     assert load_image(data).size == image_size(data) == (32, 48)
     assert load_image(data).getpixel((31, 0)) == pytest.approx((220, 30, 30), abs=6)
@@ -116,9 +118,10 @@ SCALED = [0, 0x12, 0x80, 0xFF]
         encoded(Image.fromarray(0xFFFF - SIXTEEN), "TIFF", tiffinfo={262: 0}),  # white is zero
         b"P5 4 1 65535\n" + SIXTEEN.astype(">u2").tobytes(),
         b"P6 4 1 65535\n" + SIXTEEN.repeat(3).astype(">u2").tobytes(),
-        grey_png(16, SIXTEEN.astype(">u2").tobytes(), 7, width=4),
-        grey_png(16, SIXTEEN.repeat(3).astype(">u2").tobytes(), 7, width=4, color=2),
+        one_row_png(16, SIXTEEN.astype(">u2").tobytes(), 7, width=4),
+        one_row_png(16, SIXTEEN.repeat(3).astype(">u2").tobytes(), 7, width=4, color=2),
     ],
+    ids=["PNG", "TIFF", "PPM", "big endian", "white is zero", "PGM", "RGB PPM", "key", "RGB key"],
 )
 def test_sixteen_bits_are_scaled(data: bytes):
     assert np.asarray(load_image(data))[0].tolist() == [[value] * 3 for value in SCALED]
@@ -170,14 +173,15 @@ def test_lab_is_seen_in_its_colours():
 @pytest.mark.parametrize(
     ("data", "values"),
     [
-        (grey_png(1, b"\x80", 0), [255, 255]),  # white, transparent
-        (grey_png(2, b"\x60", 1), [255, 170]),
-        (grey_png(4, b"\x12", 2), [17, 255]),
-        (grey_png(8, b"\x12\x13", 0x12), [255, 0x13]),
-        (grey_png(16, b"\x12\x00\x12\x01", 0x1201), [0x12, 255]),
-        (grey_png(8, b"\1\1\1\2\2\2", 1, color=2), [255, 2]),
-        (grey_png(16, b"\1\0\1\0\1\0\2\0\2\0\2\0", 0x0100, color=2), [255, 2]),
+        (one_row_png(1, b"\x80", 0), [255, 255]),  # white, transparent
+        (one_row_png(2, b"\x60", 1), [255, 170]),
+        (one_row_png(4, b"\x12", 2), [17, 255]),
+        (one_row_png(8, b"\x12\x13", 0x12), [255, 0x13]),
+        (one_row_png(16, b"\x12\x00\x12\x01", 0x1201), [0x12, 255]),
+        (one_row_png(8, b"\1\1\1\2\2\2", 1, color=2), [255, 2]),
+        (one_row_png(16, b"\1\0\1\0\1\0\2\0\2\0\2\0", 0x0100, color=2), [255, 2]),
     ],
+    ids=["1 bit", "2 bits", "4 bits", "8 bits", "16 bits", "RGB", "RGB of 16 bits"],
 )
 def test_a_transparent_colour_is_laid_on_white(data: bytes, values: list[int]):
     assert np.asarray(load_image(data))[0].tolist() == [[value] * 3 for value in values]
@@ -227,7 +231,11 @@ def test_transparency_and_grey_have_profiles_too():
     assert linear.getpixel((0, 0)) == pytest.approx((128,) * 3, abs=2)
 
 
-@pytest.mark.parametrize("profile", [SRGB, b"no profile", swapped(SRGB)[:200], grey_profile(1.0), b"\0" * 128])
+@pytest.mark.parametrize(
+    "profile",
+    [SRGB, b"no profile", swapped(SRGB)[:200], grey_profile(1.0), b"\0" * 128],
+    ids=["sRGB", "text", "cut", "grey", "zeros"],
+)
 def test_profiles_that_say_nothing_change_nothing(profile: bytes):
     assert np.array_equal(load_image(encoded(patches(), "PNG", icc_profile=profile)), patches())
 

@@ -1,5 +1,6 @@
 """The evaluating callbacks on a nano stage: when they run, what they log, and that work is shared without overlap."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance, Report, Understanding
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
+from hyperbagel.callbacks.fidelity import _generated_pictures
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
 from hyperbagel.callbacks.report import read_report, write_report
@@ -280,3 +282,16 @@ def test_a_report_that_is_none_is_refused(tmp_path: Path):
 
 def test_callbacks_are_callbacks():
     assert all(issubclass(kind, Callback) for kind in (GenEval, GEdit, Understanding, ImageGrid, Report, Provenance))
+
+
+def test_evaluations_see_the_picture_that_a_person_sees():
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (16, 8), (0, 0, 0, 0)).save(buffer, "PNG", exif=exif)
+    sample = SceneSource("test", 1, weights={"caption": 1.0})[0]
+    (name,) = [name for name in sample if name.endswith(".png")]
+    (question, *_) = Understanding([sample | {name: buffer.getvalue()}]).questions
+    document = {"segments": [{"type": "text", "text": "red"}, {"type": "image", "file": "0.png", "loss": True}]}
+    real = _generated_pictures([{"__key__": "a", "json": document, "0.png": buffer.getvalue()}] * 2, 2)
+    for picture in (question.picture, *real):
+        assert (picture.size, picture.getpixel((0, 0))) == ((8, 16), (255, 255, 255))

@@ -19,6 +19,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tensors import CheckpointError, open_tensors
 from hyperbagel.callbacks.evaluation import Run
 from hyperbagel.datamodules.documents import parse_document
+from hyperbagel.datamodules.pipeline import member_picture
 from hyperbagel.evaluation.fidelity import extract_features, frechet_distance, within_prompt_diversity
 
 ImageKey: TypeAlias = tuple[int, int]
@@ -138,7 +139,7 @@ def _generated_pictures(samples: Any, number: int) -> list[Image.Image]:
         sample = samples[index]
         members = {name: value for name, value in sample.items() if not name.startswith("__")}
         document = parse_document(members["json"], members)
-        pictures += [Image.fromarray(members[part.file]) for part in document.images if part.loss]
+        pictures += [member_picture(part.file, members[part.file]) for part in document.images if part.loss]
         if len(pictures) >= number:
             return pictures[:number]
     if len(pictures) < 2:

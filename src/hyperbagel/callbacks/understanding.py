@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from hyperbagel.bagel.images import load_image
 from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.datamodules.pipeline import member_picture
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.inference import answer, batches_of_equals
 from hyperbagel.evaluation.understanding import UnderstandingSample, document_samples, evaluate_understanding
@@ -70,7 +70,5 @@ def _questions(sample: Any) -> list[_Question]:
     files = [segment["file"] for segment in sample["json"]["segments"] if segment["type"] == "image"]
     if len(files) != 1:
         return []
-    member = sample[files[0]]
-    name = f"{sample['__key__']}.{files[0]}"
-    picture = load_image(member, name=name) if isinstance(member, bytes) else Image.fromarray(member)
+    picture = member_picture(f"{sample['__key__']}.{files[0]}", sample[files[0]])
     return [_Question(one, picture) for one in document_samples(sample["__key__"], sample["json"])]

@@ -174,7 +174,7 @@ class DocumentBuilder:
         return BuiltDocument(sample.key, tuple(blocks), document.meta, tokens)
 
     def _pictures(self, sample: Sample, document: InterleavedDocument) -> dict[str, Image.Image]:
-        return {image.file: _picture(image.file, sample.members[image.file]) for image in document.images}
+        return {image.file: member_picture(image.file, sample.members[image.file]) for image in document.images}
 
     def _blocks(
         self, document: InterleavedDocument, pictures: dict[str, Image.Image], vit: ImageTransform
@@ -219,8 +219,8 @@ def _drop(blocks: list[Block], dropout: CondDropout, random: Random) -> Iterator
             yield Block("dropped")
 
 
-def _picture(name: str, member: object) -> Image.Image:
-    """A picture member, encoded or drawn, as RGB."""
+def member_picture(name: str, member: object) -> Image.Image:
+    """A picture member of a sample, encoded or drawn, as RGB; name: for messages. Raises SkippedSampleError."""
     if isinstance(member, np.ndarray):
         if member.dtype != np.uint8 or member.ndim != 3 or member.shape[2] != 3:
             raise SkippedSampleError(Skip.BAD_SCHEMA, f"{name!r} must be (H, W, 3) uint8, not {member.shape}")
