@@ -12,7 +12,14 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, average_branches, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import (
+    BranchInfo,
+    average_branches,
+    base_hash,
+    context_hash,
+    load_branch,
+    save_branch,
+)
 from hyperbagel.bagel.checkpoint import CheckpointError, generation_keys
 from hyperbagel.bagel.model import Bagel
 
@@ -184,6 +191,66 @@ def test_fingerprints_tell_models_apart(model: Bagel) -> None:
     perturb(changed.generation)
     assert base_hash(changed) == base_hash(model)
     assert changed.config == CONFIG
+
+
+def changed(part: str) -> Bagel:
+    """The tiny model with other weights in one part."""
+    model = tiny_model()
+    perturb(getattr(model, part), 0.5)
+    return model
+
+
+def test_contexts_are_told_apart_by_all_that_reads_them(model: Bagel, tmp_path: Path) -> None:
+    """In every type, and also by parts that are not loaded."""
+    model.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        for without in ((), ("generation",), ("generation", "autoencoder")):
+            loaded = Bagel.from_pretrained(tmp_path, dtype, without=without)
+            assert context_hash(loaded) == context_hash(model)
+    hashes = {context_hash(changed(part)) for part in ("understanding", "generation", "autoencoder")}
+    assert len(hashes | {context_hash(model)}) == 4
+
+
+@pytest.mark.parametrize("part", ["generation", "autoencoder"])
+def test_branches_of_another_teacher_over_the_same_understanding_are_refused(
+    model: Bagel, tmp_path: Path, part: str
+) -> None:
+    path, other = tmp_path / "branch.safetensors", tmp_path / "other"
+    save_branch(model.generation, BranchInfo("dmdo", 6, base_hash(model), context=context_hash(model)), path)
+    load_branch(path, model)
+    changed(part).save_pretrained(other)
+    for without in ((), ("generation",)):
+        teacher = Bagel.from_pretrained(other, without=without)
+        message = (
+            rf"branch\.safetensors: made for another generation branch or autoencoder .*{context_hash(model)}, "
+            rf"{other} has {context_hash(teacher)}"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            load_branch(path, teacher)
+
+
+def test_older_files_are_told_once(model: Bagel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "old.safetensors"
+    save_branch(model.generation, BranchInfo("dmdo", 6, base_hash(model)), path)
+    for _ in range(2):
+        load_branch(path, model)
+    (record,) = caplog.records
+    assert "old.safetensors: an older file" in record.getMessage()
+
+
+def test_a_mean_knows_its_context_if_all_do(model: Bagel, tmp_path: Path) -> None:
+    infos = [BranchInfo("dmdo", 6, base_hash(model), context=context) for context in ("a", "a", None, "b")]
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for info, path in zip(infos, paths, strict=True):
+        save_branch(model.generation, info, path)
+    out = tmp_path / "mean.safetensors"
+
+    def context(*numbers: int) -> str | None:
+        return average_branches({str(paths[number]): 1 for number in numbers}, out).context
+
+    assert [context(0, 1), context(0, 2), context(2, 0), context(2)] == ["a", None, None, None]
+    with pytest.raises(CheckpointError, match="does not average"):
+        context(0, 3)
 
 
 def test_average_of_branches(model: Bagel, tmp_path: Path) -> None:

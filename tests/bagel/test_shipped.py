@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from hyperbagel.bagel import shipped
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, load_branch, save_branch
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from tests.runs import nano_folder
@@ -25,6 +27,20 @@ def test_models_and_branches_load_by_name(weights: Path) -> None:
     save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / "tiny" / "nfe6.safetensors")
     assert load_branch("tiny/nfe6", model)[1].nfe == 6
     assert shipped.shipped_models() == ["tiny"]
+
+
+def test_a_shipped_branch_belongs_to_the_model_beside_it(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nano_folder(weights / "tiny")
+    model = Bagel.from_pretrained("tiny")
+    save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / "tiny" / "nfe6.safetensors")
+    assert load_branch("tiny/nfe6", model)[1].context == context_hash(model)
+    assert not caplog.records
+    with torch.no_grad():
+        model.generation.llm2vae.bias += 1
+    with pytest.raises(CheckpointError, match="another generation branch"):
+        load_branch("tiny/nfe6", model)
 
 
 def test_a_path_goes_before_a_name(weights: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.draft.checkpoint import save_draft
 from hyperbagel.draft.config import DraftConfig
@@ -20,7 +20,8 @@ def studio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     branch = model.generation.copy()
     branch.add_guidance_embedders()
     for nfe in (6, 1):
-        save_branch(branch, BranchInfo("DMDO", nfe, base_hash(model)), folder / f"nfe{nfe}.safetensors")
+        info = BranchInfo("DMDO", nfe, base_hash(model), context=context_hash(model))
+        save_branch(branch, info, folder / f"nfe{nfe}.safetensors")
     # Not trained, but it starts as the target's last layers: greedy choices agree often enough.
     save_draft(DraftHead.from_target(DraftConfig(), model), model, folder / "draft.safetensors")
     return folder

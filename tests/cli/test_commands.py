@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
+from hyperbagel.bagel.fresh import restart_generation
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
+from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
 from hyperbagel.cli.loading import Device
 from hyperbagel.cli.main import with_short_device, with_underscores
@@ -80,6 +83,7 @@ def branches(studio_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "two": BranchInfo("ADP", 2, base_hash(model), text_scale=(4.0, 4.0), image_scale=(2.0, 2.0)),
         "any": BranchInfo("CFGDistillation", 0, base_hash(model)),
     }
+    infos = {name: replace(info, context=context_hash(model)) for name, info in infos.items()}
     folder = tmp_path_factory.mktemp("branches")
     for name, info in infos.items():
         save_branch(branch, info, folder / f"{name}.safetensors")
@@ -238,3 +242,19 @@ def test_commands_load_what_they_use(
     (model,) = loaded
     weights = {name.partition(".")[0] for name in model.state_dict()}
     assert weights == {"understanding", "generation", "autoencoder"} - left_out
+
+
+def test_a_shipped_branch_is_refused_by_another_teacher_over_its_understanding(tmp_path: Path) -> None:
+    """Which would draw as the shipped one does; also where the teacher's own generation experts are not loaded."""
+    teacher = Bagel.from_pretrained("scenes")
+    restart_generation(teacher)
+    teacher.save_pretrained(tmp_path / "mine")
+    Tokenizer.from_pretrained("scenes").save_pretrained(tmp_path / "mine")
+    command = ["generate", "a", "--model", str(tmp_path / "mine"), "--out", str(tmp_path / "a.png")]
+    with pytest.raises(SystemExit, match=r"nfe1\.safetensors: made for another generation branch .*mine has"):
+        main([*command, "--branch", "scenes/nfe1"])
+
+
+def test_shipped_branches_draw_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    main(["generate", "a photo of a red circle", "--branch", "scenes/nfe1", "--out", str(tmp_path / "a.png")])
+    assert not caplog.records

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.scenes.vocabulary import tokenizer_folder
@@ -35,5 +35,5 @@ def nano_branch(nano_folder: str, tmp_path_factory: pytest.TempPathFactory) -> s
         for parameter in branch.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
     path: Path = tmp_path_factory.mktemp("branch") / "branch.safetensors"
-    save_branch(branch, BranchInfo("CFGDistillation", 0, base_hash(model)), path)
+    save_branch(branch, BranchInfo("CFGDistillation", 0, base_hash(model), context=context_hash(model)), path)
     return str(path)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from hyperbagel.bagel.branch_checkpoint import load_branch
+from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.modules.base import StageSettings
@@ -35,6 +35,7 @@ def test_two_updates_change_the_networks_and_nothing_else(
     assert {"loss/", "grad_norm/", "time/"} <= {k.partition("/")[0] + "/" for k in run.logged_metrics}
     branch, info = load_branch(tmp_path / "branch.safetensors", stage.model)
     assert info.stage == type(stage).__name__ and info.nfe == stage.nfe
+    assert (info.base, info.context) == (base_hash(stage.model), context_hash(stage.model))
     assert not changed(snapshot(stage.branch), branch)
 
 
@@ -86,6 +87,12 @@ def test_loading_still_finds_gaps_and_other_models(nano_folder: str, nano_branch
         stage.load_state_dict(state)
     with pytest.raises(ValueError, match="another model"):
         stage.on_load_checkpoint({"base": "0" * 16})
+    checkpoint: dict[str, str] = {}
+    stage.on_save_checkpoint(checkpoint)
+    stage.on_load_checkpoint(checkpoint)
+    stage.on_load_checkpoint({"base": checkpoint["base"]})  # as they were before contexts had a fingerprint
+    with pytest.raises(ValueError, match="another model"):
+        stage.on_load_checkpoint(checkpoint | {"context": "0" * 16})
 
 
 def test_gradients_reach_only_the_network_of_the_update(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from hyperbagel.bagel.absent import Absent
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.checkpoint import (
     CheckpointError,
     check_keys,
     official_key,
+    part_digests,
     shapes_only,
     write_tensors,
 )
-from hyperbagel.bagel.fingerprint import digest
+from hyperbagel.bagel.fingerprint import digest, joined
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.shipped import resolve, shipped_files
+from hyperbagel.bagel.shipped import is_shipped, resolve, shipped_files
 from hyperbagel.bagel.tensors import open_tensors, read_tensors
+
+log = logging.getLogger(__name__)
 
 _METADATA = "hyperbagel_branch"
 
@@ -32,12 +38,27 @@ def base_hash(model: Bagel) -> str:
     return digest(model.understanding.state_dict().items())
 
 
+def context_hash(model: Bagel) -> str:
+    """Fingerprint of all that reads contexts, of which the branch goes on: the understanding stack, the original
+    generation branch and the autoencoder. Parts that the model was loaded without count as they are in its files.
+    """
+    digests = {}
+    for name in ("understanding", "generation"):
+        part = getattr(model, name)
+        named = ((official_key(f"{name}.{key}"), value) for key, value in part.state_dict().items())
+        digests[name] = part.digest if isinstance(part, Absent) else digest(named)
+    coder = model.autoencoder
+    digests["autoencoder"] = coder.digest if isinstance(coder, Absent) else digest(coder.official_state_dict().items())
+    return joined(digests)
+
+
 @dataclass(frozen=True)
 class BranchInfo:
     """What a branch file says about itself.
 
     stage: training stage that made it; nfe: evaluations an image it was made for (0: as many as the sampler takes);
-    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs.
+    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs;
+    context: `context_hash` of its model, None in files from before there was one.
     """
 
     stage: str
@@ -46,6 +67,7 @@ class BranchInfo:
     shift: float = 3.0
     text_scale: tuple[float, float] | None = None
     image_scale: tuple[float, float] | None = None
+    context: str | None = None
 
     def __post_init__(self) -> None:
         """JSON has lists for ranges."""
@@ -72,7 +94,10 @@ def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
 
 
 def read_info(path: Path) -> BranchInfo:
-    """What a branch file says about itself. Raises CheckpointError for a file that is missing, broken or no branch."""
+    """What a branch file says about itself; one of the package without a `context` belongs to the model beside it.
+
+    Raises CheckpointError for a file that is missing, broken or no branch.
+    """
     if not path.is_file():
         known = ", ".join(shipped_branches()) or "none"
         raise CheckpointError(f"{path}: no such file; give a branch file; branches in the package: {known}")
@@ -80,11 +105,14 @@ def read_info(path: Path) -> BranchInfo:
     if _METADATA not in metadata:
         raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
     try:
-        return BranchInfo(**json.loads(metadata[_METADATA]))
+        info = BranchInfo(**json.loads(metadata[_METADATA]))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
         ) from error
+    if info.context is None and is_shipped(path):
+        return replace(info, context=joined(part_digests(path.parent)))
+    return info
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -104,11 +132,7 @@ def check_branch(path: str | Path, model: Bagel) -> BranchInfo:
     """
     path = resolve(path, ".safetensors")
     info = read_info(path)
-    if info.base != base_hash(model):
-        raise CheckpointError(
-            f"{path}: made for another base model (fingerprint {info.base}, this model has {base_hash(model)}); "
-            "load the model it was distilled from"
-        )
+    _require_belonging(path, info, model)
     with open_tensors(path) as file:
         shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
     expected = _without_weights(model, shapes).state_dict()
@@ -133,12 +157,38 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
     if shapes_only():
         shapes = GenerationBranch(model.config).to(model.dtype)
         shapes.add_guidance_embedders()
-        return shapes, BranchInfo("", 0, base_hash(model))
+        return shapes, BranchInfo("", 0, base_hash(model), context=context_hash(model))
     info = check_branch(path, model)
     tensors = read_tensors(resolve(path, ".safetensors"), model.dtype, model.device)
     branch = _without_weights(model, tensors)
     branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
     return branch, info
+
+
+def _require_belonging(path: Path, info: BranchInfo, model: Bagel) -> None:
+    """Raises CheckpointError for a branch of another model; warns where its file is too old to tell."""
+    place, remedy = model.source or "this model", "load the model it was distilled from"
+    if info.base != (own := base_hash(model)):
+        raise CheckpointError(
+            f"{path}: made for another base model (fingerprint {info.base}, {place} has {own}); {remedy}"
+        )
+    if info.context is None:
+        _warn_of_age(path)
+    elif info.context != (own := context_hash(model)):
+        raise CheckpointError(
+            f"{path}: made for another generation branch or autoencoder over the same understanding stack (fingerprint "
+            f"{info.context}, {place} has {own}); {remedy}"
+        )
+
+
+@cache
+def _warn_of_age(path: Path) -> None:
+    """Once a file, however often it is loaded."""
+    log.warning(
+        "%s: an older file, which tells the understanding stack that it belongs to, but not the generation branch and "
+        "autoencoder; make sure that it was distilled from this model, or train it again, as files now tell both",
+        path,
+    )
 
 
 def _finite_tensors(path: Path) -> dict[str, Tensor]:
@@ -166,7 +216,10 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
     info = read_info(first)
     mean = {key: value * paths[first] for key, value in _finite_tensors(first).items()}
     for path in others:
-        if (other := replace(read_info(path), stage=info.stage)) != info:
+        other = replace(read_info(path), stage=info.stage)
+        if None in (info.context, other.context):  # what one of them cannot tell, their mean cannot
+            info, other = replace(info, context=None), replace(other, context=None)
+        if other != info:
             raise CheckpointError(f"{path}: {other} does not average with {first}: {info}; choose branches made alike")
         tensors = _finite_tensors(path)
         check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})

@@ -226,6 +226,7 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
     for path in files:
         tensors |= read_tensors(path, dtype, device, left_out)
     load_official(model, tensors, str(folder))
+    model.source = str(folder)
     digests = part_digests(folder) if without else {}
     for part in without:
         setattr(model, part, Absent(part, digests[part]))

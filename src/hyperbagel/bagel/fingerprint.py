@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,12 +21,13 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
             sample = value.detach().flatten()[:8].to("cpu", torch.bfloat16)
             values = sample.view(torch.uint8).numpy().tobytes()
         entries.append((name, f"{name}{tuple(value.shape)}".encode() + values))
-    return joined(entry for _, entry in sorted(entries, key=lambda entry: entry[0]))
+    return _short(b"".join(entry for _, entry in sorted(entries, key=lambda entry: entry[0])))
 
 
-def joined(pieces: Iterable[bytes]) -> str:
-    """One hash of several pieces, 16 hexadecimal digits."""
-    total = hashlib.sha256()
-    for piece in pieces:
-        total.update(piece)
-    return total.hexdigest()[:16]
+def joined(digests: Mapping[str, str]) -> str:
+    """One fingerprint of several, by the names of what they are of."""
+    return _short("".join(f"{name}{value}" for name, value in sorted(digests.items())).encode())
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -38,7 +38,7 @@ class TrainingOutput:
 class Bagel(nn.Module):
     """BAGEL with official semantics. `generation` is the original branch; others are passed where they are used.
 
-    checkpointing, compiled: of the layers, see `mot.mot_forward`.
+    checkpointing, compiled: of the layers, see `mot.mot_forward`; source: the folder it was loaded from, for messages.
     """
 
     def __init__(self, config: BagelConfig) -> None:
@@ -49,6 +49,7 @@ class Bagel(nn.Module):
         self.autoencoder = Autoencoder(config.autoencoder)
         self.checkpointing = False
         self.compiled = False
+        self.source: str | None = None
 
     @classmethod
     def from_pretrained(

@@ -31,6 +31,11 @@ def resolve(place: str | Path, suffix: str = "") -> Path:
     return path
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a file is one of the package's."""
+    return path.resolve().is_relative_to(WEIGHTS.resolve())
+
+
 def shipped_files() -> dict[str, Path]:
     """Weight files inside of the models in the package, by the name that `resolve` takes (such as `scenes/nfe6`)."""
     files = sorted(WEIGHTS.glob("*/*.safetensors"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, load_branch, save_branch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
@@ -77,7 +77,7 @@ class DistillationStage(ManualOptimization):
         self.folder, self._init_from = model, init_from
         self._sharded = False
         self.model = settings.compute.load(model).requires_grad_(False)
-        self.base = base_hash(self.model)
+        self.base, self.context = base_hash(self.model), context_hash(self.model)
         self.leave_out("model")
         self.teacher_branch: GenerationBranch | None = None
         if settings.teacher is not None:
@@ -139,6 +139,7 @@ class DistillationStage(ManualOptimization):
             shift=settings.shift,
             text_scale=settings.text_scale,
             image_scale=settings.image_scale,
+            context=self.context,
         )
         whole = gathered(branch or self.branch, self.model.config)
         if self.global_rank == 0:
@@ -158,14 +159,15 @@ class DistillationStage(ManualOptimization):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which model the checkpoint belongs to."""
-        checkpoint["base"] = self.base
+        checkpoint["base"], checkpoint["context"] = self.base, self.context
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError for a checkpoint of a stage over another model."""
-        if checkpoint.get("base") != self.base:
+        theirs = checkpoint.get("base"), checkpoint.get("context", self.context)  # older ones have no context
+        if theirs != (self.base, self.context):
             raise ValueError(
-                f"the checkpoint was trained over another model (fingerprint {checkpoint.get('base')}, this one has "
-                f"{self.base}): set `model` to the folder that the run started with"
+                f"the checkpoint was trained over another model (fingerprints {theirs[0]} and {theirs[1]}, this model "
+                f"has {self.base} and {self.context}): set `model` to the folder that the run started with"
             )
 
     # What training steps are made of
