@@ -216,9 +216,9 @@ def test_another_conversion_is_not_mixed_in(tmp_path: Path, change: Mapping[str,
     convert_llava_onevision(src, str(tmp_path / "out"), options=SERIAL)
     with pytest.raises(FileExistsError, match=message):
         convert_llava_onevision(src, str(tmp_path / "out"), options=replace(SERIAL, **change))
-    write_parquet(tmp_path / "src/b.parquet", [llava_row(0)])
+    other = str(write_parquet(tmp_path / "other/b.parquet", [llava_row(0)]).parent)
     with pytest.raises(FileExistsError, match=r"rows was .* `rows` stands for the data set's files"):
-        convert_llava_onevision(src, str(tmp_path / "out"), options=SERIAL)
+        convert_llava_onevision(other, str(tmp_path / "out"), options=SERIAL)
 
 
 @pytest.mark.parametrize("convert", [convert_llava_onevision, convert_journeydb])

@@ -159,19 +159,19 @@ def test_bad_rows_are_counted_by_cause(tmp_path: Path):
         'a.png,"good, and ""quoted""',
         'over two lines"',
         'a.png,"never closed',
-        "a.png,swallowed by the line before",
+        "a.png,a row of its own",
     ]
     write(src / "captions.csv", "\r\n".join(lines).encode("utf-8", "surrogateescape"))
     options = replace(SERIAL, shard_size=3, max_skipped=1)
     summary = convert_folder(str(src), str(tmp_path / "out"), options=options)
     texts = [outline(document)[0][0] for document, _ in read_back(tmp_path / "out")]
-    assert texts == ["good", 'good, and "quoted"\r\nover two lines']
+    assert texts == ["good", 'good, and "quoted"\r\nover two lines', "a row of its own"]
     assert summary.skipped == {
-        "bad_json": 1, "bad_schema": 2, "empty_text": 1, "missing_image": 1, "unreadable_image": 2, "unsafe_name": 1,
+        "bad_schema": 2, "empty_text": 1, "missing_image": 1, "not_utf8": 1, "unreadable_image": 2, "unsafe_name": 1,
     }  # fmt: skip
     places = [example.partition(": ")[0] for example in summary.examples["bad_schema"]]
     assert places == [f"{src}/captions.csv, line 8", f"{src}/captions.csv, line 13"]
-    assert "lines 13 to 14" in summary.examples["bad_schema"][1]
+    assert "a quotation mark does not close where a row ends" in summary.examples["bad_schema"][1]
 
 
 def test_pictures_and_texts_without_each_other_are_counted(tmp_path: Path):

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from hyperbagel.datamodules.convert.archives import archive_members
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
-from hyperbagel.datamodules.convert.pictures import plain_name
+from hyperbagel.datamodules.convert.names import name_key, plain_name
 from hyperbagel.datamodules.convert.rows import Row, RowSource
 from hyperbagel.datamodules.corruption import Skip
 from hyperbagel.files import WriteError, whole_file
+from hyperbagel.messages import shown
 
 NameOf = Callable[[Mapping[str, Any]], object]
 """Gives the picture's name of an annotation."""
@@ -57,11 +58,11 @@ class AnnotationIndex:
             if isinstance(row.data, BadRowError):
                 raise row.data
             name = plain_name(name_of(row.data))
-            values = (name, name.partition("/")[0], row.place, json.dumps(row.data))
+            values = (_text(name_key(name)), _text(name.partition("/")[0]), _text(row.place), json.dumps(row.data))
             if not base.execute("INSERT OR IGNORE INTO good VALUES (?, ?, ?, ?)", values).rowcount:
-                raise BadRowError(Skip.DUPLICATE_KEY, f"an earlier line has the same picture {name!r}")
+                raise BadRowError(Skip.DUPLICATE_KEY, f"an earlier line has the same picture {shown(name)}")
         except BadRowError as error:
-            base.execute("INSERT INTO bad VALUES (?, ?, ?)", (row.place, str(error.cause), _text(str(error))))
+            base.execute("INSERT INTO bad VALUES (?, ?, ?)", (_text(row.place), str(error.cause), _text(str(error))))
 
     def query(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
         """Rows of an SQL query."""
@@ -101,9 +102,9 @@ class ArchiveRows(RowSource):
         seen: set[str] = set()
         with archive_members(self.parts) as members:
             for member, content in members:
-                name = member if "/" in member else f"{self.group}/{member}"
+                name = _text(name_key(member if "/" in member else f"{self.group}/{member}"))
                 place = f"{self.parts[0]}, member {member!r}"
-                found = next(self.index.query("SELECT data FROM good WHERE name = ?", _text(name)), None)
+                found = next(self.index.query("SELECT data FROM good WHERE name = ?", name), None)
                 if found is None:
                     yield Row(place, BadRowError(RowCause.NO_ANNOTATION, "no line of the annotations is about it"))
                 elif name in seen:
@@ -113,7 +114,7 @@ class ArchiveRows(RowSource):
                     yield Row(place, json.loads(found[0]) | {IMAGE: content.read()})
         for name, place in self.index.query("SELECT name, place FROM good WHERE folder = ? ORDER BY name", self.group):
             if name not in seen:
-                message = f"no picture {name!r} in {self.parts[0]}"
+                message = f"no picture {shown(name)} in {self.parts[0]}"
                 yield Row(place, BadRowError(RowCause.MISSING_IMAGE, message))
 
 
@@ -135,7 +136,7 @@ class UnmatchedRows(RowSource):
             yield Row(place, BadRowError(_cause(cause), message))
         for folder, name, place in self.index.query("SELECT folder, name, place FROM good ORDER BY name"):
             if folder not in self.groups:
-                message = f"the archive of {name!r} is not there"
+                message = f"the archive of {shown(name)} is not there"
                 yield Row(place, BadRowError(RowCause.NOT_DOWNLOADED, message))
 
 

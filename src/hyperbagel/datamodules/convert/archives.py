@@ -16,8 +16,11 @@ from typing import BinaryIO, cast
 from tqdm import tqdm
 
 from hyperbagel.datamodules.convert.errors import FormatError
-from hyperbagel.datamodules.documents import safe_key
+from hyperbagel.datamodules.convert.files import watch
+from hyperbagel.datamodules.convert.names import normal_name, stays_inside
+from hyperbagel.datamodules.documents import system_name
 from hyperbagel.files import naming
+from hyperbagel.messages import clip, shown
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ class ChainedFiles(io.RawIOBase):
 def archive_name(path: Path) -> str | None:
     """Name of an archive without its extension and the number of its part; None for other files."""
     name = path.name.partition(".part-")[0]
-    return next((name.removesuffix(suffix) for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix)), None)
+    found = (suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix) and not system_name(name))
+    return next((name[: -len(suffix)] for suffix in found), None)
 
 
 def find_archives(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -74,7 +78,8 @@ def find_archives(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 @contextmanager
 def archive_members(parts: Sequence[Path]) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """Regular files of an archive: name without `./` in front, and the content, to be read before going on.
+    """Regular files of an archive that no system added: name without `.` and empty parts, and the content, to be read
+    before going on.
 
     Raises FormatError, on entering or while reading, for what is no archive or cut off.
     """
@@ -88,14 +93,16 @@ def archive_members(parts: Sequence[Path]) -> Iterator[Iterator[tuple[str, Binar
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # it would remember them all
                     content = tar.extractfile(member) if member.isreg() else None
-                    if content is not None:
-                        last = member.name
-                        yield member.name.removeprefix("./"), cast(BinaryIO, content)
+                    name = normal_name(member.name)
+                    if content is not None and not system_name(name):
+                        last = name
+                        yield name, cast(BinaryIO, content)
 
             yield regular()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise FormatError(
-            f"{parts[0]}: not a tar archive, cut off or damaged after {last} ({error}); download it again"
+            f"{parts[0]}: not a tar archive, cut off or damaged after {clip(last, 100)} ({clip(error, 100)}); "
+            "download it again"
         ) from error
 
 
@@ -107,18 +114,23 @@ class Unpacking:
     target: Path
 
     def run(self) -> None:
-        """Unpack, unless that was done. Files with names that lead out of the folder are left out, with a warning."""
-        done = self.target / ".unpacked"
+        """Unpack, unless that was done and the archive is the same.
+
+        Files with names that lead out of the folder are left out, with a warning.
+        """
+        done, state = self.target / ".unpacked", watch(self.parts).digest
         if done.exists():
-            return
+            if done.read_text() == state:
+                return
+            shutil.rmtree(self.target)
         with archive_members(self.parts) as members:
             for name, content in tqdm(members, f"unpack {self.parts[0].name}", unit="file"):
-                if not safe_key(name):
-                    log.warning("%s: left out %r, which leads out of the folder", self.parts[0], name)
+                if not stays_inside(name):
+                    log.warning("%s: left out %s, which leads out of the folder", self.parts[0], shown(name))
                     continue
                 path = self.target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with naming(path), path.open("wb") as file:
                     shutil.copyfileobj(content, file)
         self.target.mkdir(parents=True, exist_ok=True)
-        done.touch()
+        done.write_text(state)

@@ -8,12 +8,13 @@ to its place: what is there is finished, and is not written again.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
@@ -24,7 +25,9 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from hyperbagel.datamodules.convert.archives import Unpacking
-from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError, TooManyBadRowsError
+from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError, FormatError, TooManyBadRowsError
+from hyperbagel.datamodules.convert.files import FileStates
+from hyperbagel.datamodules.convert.names import clean_name
 from hyperbagel.datamodules.convert.options import ConvertOptions
 from hyperbagel.datamodules.convert.pictures import Draft
 from hyperbagel.datamodules.convert.reports import ConversionSummary, ShardReport, total
@@ -33,6 +36,7 @@ from hyperbagel.datamodules.convert.workplace import Workplace
 from hyperbagel.datamodules.documents import DocumentError
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.files import write_json
+from hyperbagel.messages import clip
 
 _JUDGED_FROM = 1000
 
@@ -57,21 +61,32 @@ class Plan:
     """A whole conversion.
 
     name: of the data set, begins the names of shards; units: in order; settings: what else the result depends on;
-    unpackings: archives to unpack first, if there is anything left to convert.
+    src: the data set; files: the state of its files, by which a change of them is noticed; unpackings: archives to
+    unpack first, if there is anything left to convert; notes: gives what else is to be told of the data set.
     """
 
     name: str
     units: Sequence[Unit]
     settings: Mapping[str, Any]
+    src: Path
+    files: FileStates
     unpackings: Sequence[Unpacking] = field(default=())
+    notes: Callable[[], list[str]] = field(default=list)
 
     def fingerprint(self, options: ConvertOptions) -> dict[str, Any]:
         """What has to be the same for a stopped conversion to be continued."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.files.digest.encode())
         for unit in self.units:
-            digest.update(unit.source.name.encode(errors="replace") + b"\n")
-        common = {"shard_size": options.shard_size, "limit": options.limit}
-        return {"data": self.name, **self.settings, **common, "rows": digest.hexdigest()[:16]}
+            digest.update(unit.source.name.encode(errors="surrogatepass") + b"\n")
+        return {
+            "data": self.name,
+            **self.settings,
+            "shard_size": options.shard_size,
+            "limit": options.limit,
+            "rows": digest.hexdigest()[:16],
+            "files": self.files.count,
+            "src": clean_name(str(self.src.resolve())),
+        }
 
 
 def first_rows(units: Sequence[Unit], limit: int | None) -> list[Unit]:
@@ -88,7 +103,7 @@ def first_rows(units: Sequence[Unit], limit: int | None) -> list[Unit]:
 
 
 def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSummary:
-    """Do what is left of a conversion.
+    """Do what is left of a conversion; all of it anew when files of the data set changed.
 
     Raises FileExistsError when `out` holds another conversion, and TooManyBadRowsError.
     """
@@ -97,6 +112,8 @@ def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSumma
     done = [place.reports(number, unit.source) for number, unit in enumerate(plan.units)]
     pending = [number for number, reports in enumerate(done) if not reports or not reports[-1].last]
     kept = sum(report.written > 0 for reports in done for report in reports)
+    record = place.out / "conversion.json"
+    repeated = not pending and record.is_file()
     if pending:
         for unpacking in plan.unpackings:
             unpacking.run()
@@ -104,11 +121,16 @@ def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSumma
     _convert(plan, place, pending, finished, options)
     reports = (report for number, unit in enumerate(plan.units) for report in place.reports(number, unit.source))
     summary = total(reports, place.out, kept)
+    summary.repeated = repeated
+    summary.notes = json.loads(record.read_text()).get("notes", []) if repeated else plan.notes()
     _judge(summary, options.max_skipped)
     if not summary.written:
-        raise TooManyBadRowsError(f"not one row could be converted: {summary}")
-    result = {key: value for key, value in asdict(summary).items() if key not in ("out", "kept")}
-    write_json(place.out / "conversion.json", {"settings": plan.fingerprint(options), **result})
+        raise TooManyBadRowsError(
+            f"not one row could be converted ({summary.rows} rows, {_causes(summary)}); {_example(summary)}"
+        )
+    if not repeated:
+        result = {key: value for key, value in asdict(summary).items() if key not in ("out", "kept", "repeated")}
+        write_json(record, {"settings": plan.fingerprint(options), **result})
     place.end()
     return summary
 
@@ -185,8 +207,18 @@ def convert_unit(place: Workplace, number: int, unit: Unit) -> list[ShardReport]
                 pass
         reports.append(report)
         if report.last:
+            _see_all_read(unit.source, sum(report.rows for report in reports))
             return reports
     raise AssertionError("count() does not end")
+
+
+def _see_all_read(source: RowSource, rows: int) -> None:
+    """Raise FormatError unless a source has given as many rows as were counted when it was cut."""
+    if source.count is not None and rows != source.count and not source.streamed:
+        name = clip(source.name.partition("\n")[0])
+        raise FormatError(
+            f"{name}: {source.count} rows were counted, {rows} read; it changed meanwhile, convert it again"
+        )
 
 
 def _write(place: Workplace, shard: str, rows: Iterator[tuple[int, Row]], unit: Unit, key: str) -> ShardReport:
@@ -212,13 +244,20 @@ def _write(place: Workplace, shard: str, rows: Iterator[tuple[int, Row]], unit: 
 
 
 def _judge(summary: ConversionSummary, max_skipped: float) -> None:
-    """Raise TooManyBadRowsError above the limit, and when there is nothing at all."""
+    """Raise TooManyBadRowsError above the limit."""
     rows = summary.rows - sum(number for cause, number in summary.skipped.items() if cause in EXPECTED)
-    if summary.bad <= max_skipped * rows:
-        return
-    causes = ", ".join(f"{number} {cause}" for cause, number in Counter(summary.skipped).most_common())
-    examples = [example for examples in summary.examples.values() for example in examples[:1]]
-    raise TooManyBadRowsError(
-        f"{summary.bad} of {rows} rows are unusable ({causes}), over the limit of {max_skipped:.0%}; for example "
-        f"{'; '.join(examples)}. Correct the data set and convert it into a new folder, or raise max_skipped"
-    )
+    if summary.bad > max_skipped * rows:
+        raise TooManyBadRowsError(
+            f"{summary.bad} of {rows} rows are unusable ({_causes(summary)}), over the limit of {max_skipped:.0%}; "
+            f"{_example(summary)}. Correct the data set, or raise max_skipped"
+        )
+
+
+def _causes(summary: ConversionSummary) -> str:
+    return ", ".join(f"{number} {cause}" for cause, number in Counter(summary.skipped).most_common())
+
+
+def _example(summary: ConversionSummary) -> str:
+    """One of the most frequent cause, rather of one that is an error."""
+    causes = sorted(summary.skipped, key=lambda cause: (cause in EXPECTED, -summary.skipped[cause]))
+    return f"for example {summary.examples[causes[0]][0]}" if causes else "there are no rows"

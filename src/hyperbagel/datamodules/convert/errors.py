@@ -18,6 +18,7 @@ class RowCause(StrEnum):
     MISSING_IMAGE = "missing_image"
     NO_ANNOTATION = "no_annotation"
     NOT_DOWNLOADED = "not_downloaded"
+    NOT_UTF8 = "not_utf8"
     UNKNOWN_SPEAKER = "unknown_speaker"
 
 

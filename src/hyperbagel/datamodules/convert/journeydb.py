@@ -2,13 +2,16 @@
 
 A line of `train_anno_realease_repath.jsonl` has `img_path` (`./000/<uuid>.jpg`), `prompt`, and `Task2` with `Caption`;
 not every line has a caption. The pictures come as `imgs/000.tgz`, `001.tgz`, ... with members `000/<uuid>.jpg`. The
-names in the older `train_anno.jsonl` do not match the archives.
+names in the older `train_anno.jsonl` do not match the archives, and are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -16,12 +19,17 @@ from hyperbagel.datamodules.convert.annotation_index import IMAGE, AnnotationInd
 from hyperbagel.datamodules.convert.archives import Unpacking, find_archives
 from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
+from hyperbagel.datamodules.convert.files import find_files, watch
+from hyperbagel.datamodules.convert.names import PictureFolder, plain_name
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import Draft, PictureFolder, plain_name
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
 from hyperbagel.datamodules.convert.reports import ConversionSummary
+from hyperbagel.datamodules.convert.rows import RowSource
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json_lines
 from hyperbagel.datamodules.convert.wording import choose_wording
 from hyperbagel.datamodules.convert.workplace import temporary_folder
+from hyperbagel.datamodules.documents import system_name
+from hyperbagel.messages import clip, shown
 
 CaptionWording: TypeAlias = Literal["caption", "prompt", "either"]
 
@@ -58,48 +66,80 @@ def convert_journeydb(
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} with pictures or archives of them; set `images`")
     temporary = temporary_folder(Path(out))
-    lines = _annotation_file(Path(src), annotations, temporary / "annotations")
+    given = _annotation_file(Path(src), annotations)
+    lines = _unpacked(given, temporary / "annotations")
     slices = slice_json_lines(lines, options.shard_size)
     row = first_row(slices, lines)
     need_keys(row, ("img_path", "prompt"), ("img_path", "Task2"))
     converter = Captions(PictureFolder((folder,)), wording)
     archives = find_archives(folder)
+    pictures = [] if archives else [find_files(folder, PICTURE_SUFFIXES, Path(out))]
+    files = watch([given, *(part for parts in archives.values() for part in parts)], pictures)
     if archives:
-        index = AnnotationIndex(temporary / "annotations.sqlite")
+        index = AnnotationIndex(temporary / f"annotations-{files.digest}.sqlite")
         index.build(slices, _picture_name)
+        _need_fit((name for (name,) in index.query("SELECT name FROM good")), archives, given)
         units = [Unit(source, converter) for source in archive_sources(archives, index, options.limit)]
     else:
+        folders = {path.name for path in folder.iterdir() if path.is_dir()}
+        _need_fit(_names(slices), folders, given)
         units = first_rows([Unit(source, converter) for source in slices], options.limit)
     settings = {"images": images, "annotations": lines.name, "wording": wording, "archives": bool(archives)}
-    return run(Plan("journeydb", units, settings), out, options)
+    return run(Plan("journeydb", units, settings, Path(src), files), out, options)
+
+
+def _names(slices: Iterable[RowSource]) -> Iterator[str]:
+    """Plain names of the pictures of all rows that can be read."""
+    for source in slices:
+        for row in source.rows():
+            with suppress(BadRowError):
+                if not isinstance(row.data, BadRowError):
+                    yield plain_name(_picture_name(row.data))
+
+
+def _need_fit(names: Iterator[str], folders: Collection[str], annotations: Path) -> None:
+    """Raise FormatError when not one name begins with a folder that is there, as those of the older annotations do."""
+    first = next(names, None)
+    if first is None or any("/" not in name or name.partition("/")[0] in folders for name in chain([first], names)):
+        return
+    raise FormatError(
+        f"{annotations}: its names, such as {shown(first)}, do not fit the archives, which are of "
+        f"{clip(', '.join(sorted(folders)) or 'no folder', 60)}: use train_anno_realease_repath.jsonl, or download more"
+    )
 
 
 def _picture_folder(src: Path) -> Path:
     return src / "imgs" if (src / "imgs").is_dir() else src
 
 
-def _annotation_file(src: Path, given: str | None, unpacked: Path) -> Path:
-    """The JSONL file, unpacked if it came in an archive. Raises FileNotFoundError, and FormatError when in doubt."""
-    if given is None:
-        if not src.is_dir():
-            raise FileNotFoundError(f"no folder {src}; give that of a split of JourneyDB, such as data/train")
-        found = next((files for pattern in _PATTERNS if (files := sorted(src.glob(pattern)))), [])
-        if not found:
-            raise FileNotFoundError(f"no *_repath.jsonl or *_repath.jsonl.tgz in {src}; set `annotations`")
-        if len(found) > 1:
-            raise FormatError(f"{src} has several annotation files ({', '.join(map(str, found))}); set `annotations`")
-        path = found[0]
-    else:
-        path = Path(given)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".jsonl":
+def _annotation_file(src: Path, given: str | None) -> Path:
+    """The JSONL file or the archive with it. Raises FileNotFoundError, and FormatError when in doubt."""
+    if given is not None:
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"no file {given}")
+        return Path(given)
+    if not src.is_dir():
+        raise FileNotFoundError(f"no folder {src}; give that of a split of JourneyDB, such as data/train")
+    files = [path for path in sorted(src.iterdir()) if path.is_file() and not system_name(path.name)]
+    fitting = ([path for path in files if fnmatch(path.name.lower(), pattern)] for pattern in _PATTERNS)
+    found = next((paths for paths in fitting if paths), [])
+    if not found:
+        raise FileNotFoundError(f"no *_repath.jsonl or *_repath.jsonl.tgz in {src}; set `annotations`")
+    if len(found) > 1:
+        names = clip(", ".join(map(str, found)), 200)
+        raise FormatError(f"{src} has several annotation files ({names}); set `annotations`")
+    return found[0]
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    """The JSONL file itself, unpacked into a folder if it is in an archive. Raises FormatError."""
+    if path.suffix.lower() == ".jsonl":
         return path
-    Unpacking((path,), unpacked).run()
-    files = sorted(unpacked.rglob("*.jsonl"))
+    Unpacking((path,), folder).run()
+    files = list(find_files(folder, {".jsonl"}).files)
     if len(files) != 1:
         raise FormatError(f"{path} must have one *.jsonl in it, not {len(files)}")
-    return files[0]
+    return folder / files[0]
 
 
 def _picture_name(row: Mapping[str, Any]) -> object:
@@ -128,5 +168,5 @@ class Captions:
     def _read(self, name: str) -> bytes:
         group = name.partition("/")[0]
         if "/" in name and not any((root / group).is_dir() for root in self.folder.roots):
-            raise BadRowError(RowCause.NOT_DOWNLOADED, f"the folder {group} of {name!r} is not there")
+            raise BadRowError(RowCause.NOT_DOWNLOADED, f"the folder of {shown(name)} is not there")
         return self.folder.read(name)

@@ -15,15 +15,19 @@ from typing import Any, Final
 
 from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
+from hyperbagel.datamodules.convert.files import FolderFiles, find_files, watch
+from hyperbagel.datamodules.convert.names import PictureFolder
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import Draft, PictureFolder
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.rows import RowSource
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json, slice_parquet
 from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.messages import shown
 
 PLACEHOLDER: Final = "<image>"
 _SPEAKERS: Final = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
+_ANNOTATIONS: Final = ((".parquet",), (".json", ".jsonl"))
 _COLUMNS: Final = ("id", "image", "images", "conversations", "data_source")
 
 
@@ -42,30 +46,44 @@ def convert_llava_onevision(
             JSON file, then the folder of the JSON file.
         options: Shard size, number of processes, and so on.
     """
+    found = _find(Path(src), Path(out))
     units = []
-    for path in _files(Path(src)):
+    for path in _annotations(found, Path(src)):
         sources, roots = _sources(path, options.shard_size), (path.parent / "images", path.parent)
         converter = Conversations(PictureFolder((Path(images),) if images else roots))
         units += [Unit(source, converter) for source in sources]
-    plan = Plan("llava-onevision", first_rows(units, options.limit), {"images": images})
+    folders = [found, *([find_files(Path(images), PICTURE_SUFFIXES, Path(out))] if images else [])]
+    units = first_rows(units, options.limit)
+    plan = Plan("llava-onevision", units, {"images": images}, Path(src), watch([], folders), notes=found.notes)
     return run(plan, out, options)
 
 
-def _files(src: Path) -> list[Path]:
-    """The Parquet files, or else the JSON files, of a folder or a single file. Raises FileNotFoundError."""
+def _find(src: Path, out: Path) -> FolderFiles:
+    """The files of a folder, or a single file with the pictures beside it. Raises FileNotFoundError."""
     if not src.exists():
         raise FileNotFoundError(f"no {src}; give a folder with *.parquet or *.json of LLaVA-OneVision-Data")
+    if src.is_dir():
+        return find_files(src, {*PICTURE_SUFFIXES, *chain.from_iterable(_ANNOTATIONS)}, out)
+    folder = src.parent / "images"
+    pictures = find_files(folder, PICTURE_SUFFIXES, out).files if folder.is_dir() else {}
+    status = src.stat()
+    files = {f"images/{name}": state for name, state in pictures.items()}
+    return FolderFiles(src.parent, {src.name: (status.st_size, status.st_mtime_ns), **files})
+
+
+def _annotations(found: FolderFiles, src: Path) -> list[Path]:
+    """The Parquet files, or else the JSON files, of a folder; a single file itself. Raises FileNotFoundError."""
     if src.is_file():
         return [src]
-    for patterns in (("*.parquet",), ("*.json", "*.jsonl")):
-        if files := sorted(chain.from_iterable(src.rglob(pattern) for pattern in patterns)):
-            return files
+    for suffixes in _ANNOTATIONS:
+        if names := found.names(suffixes):
+            return sorted(src / name for name in names)
     raise FileNotFoundError(f"no *.parquet, *.json or *.jsonl in {src} or its subfolders")
 
 
 def _sources(path: Path, size: int) -> Sequence[RowSource]:
     """Slices of a file whose format is right. Raises FormatError."""
-    if path.suffix != ".parquet":
+    if path.suffix.lower() != ".parquet":
         slices = slice_json(path, size)
         need_keys(first_row(slices, path), ("conversations",))
         return slices
@@ -129,7 +147,7 @@ def _turns(turns: object) -> list[tuple[str, str]]:
             raise BadRowError(Skip.BAD_SCHEMA, f"`conversations[{number}]` needs `from` and `value`, both strings")
         kind = _SPEAKERS.get(str(turn.get("from")))
         if kind is None:
-            raise BadRowError(RowCause.UNKNOWN_SPEAKER, f"`conversations[{number}].from` is {turn.get('from')!r}")
+            raise BadRowError(RowCause.UNKNOWN_SPEAKER, f"`conversations[{number}].from` is {shown(turn.get('from'))}")
         read.append((kind, turn["value"]))
     spoken = [kind for kind, _ in read[read[0][0] == "system" :]]
     if not spoken or len(spoken) % 2:

@@ -1,12 +1,11 @@
 """Rows of annotation files, read in slices: a slice can be read by any process, and no file is held in memory.
 
-A slice knows its place in the file, so that reading starts there: byte ranges of JSON Lines, JSON lists and tables, row
-ranges of Parquet files.
+A slice knows its place in the file, so that reading starts there: byte ranges of JSON Lines and JSON lists, row ranges
+of Parquet files. Tables are in `tables.py`.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from abc import ABC, abstractmethod
@@ -15,10 +14,12 @@ from dataclasses import dataclass
 from itertools import islice
 from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError
+from hyperbagel.datamodules.convert.lines import text_lines
 from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.messages import clip, shown
 
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.DOTALL)
 """What gives a JSON text its structure: whole strings, so that brackets in them do not count, and brackets."""
@@ -80,7 +81,7 @@ class JsonLines(FileSlice):
         with self.path.open("rb") as file:
             file.seek(self.start)
             number, position = self.first, self.start
-            for line in file:
+            for line in text_lines(file):
                 if position >= self.stop:
                     return
                 position += len(line)
@@ -101,47 +102,6 @@ class JsonItems(FileSlice):
             data = file.read(self.stop - self.start)
         for number, (start, stop) in enumerate(json_items(data, depth=1), self.first):
             yield Row(f"{self.path}, item {number}", parse_object(data[start:stop]))
-
-
-@dataclass(frozen=True, slots=True)
-class TableDialect:
-    """How the columns of a table are separated. quoted: whether quotation marks may enclose a field."""
-
-    delimiter: str = ","
-    quoted: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TableRecord:
-    """A row of a table. fields: its columns, or why there are none; start: first byte; line: number of its line."""
-
-    fields: list[str] | BadRowError
-    start: int
-    line: int
-
-
-@dataclass(frozen=True)
-class TableRows(FileSlice):
-    """Rows of a CSV or TSV file. columns: their names; dialect: how they are separated."""
-
-    columns: tuple[str, ...]
-    dialect: TableDialect
-
-    def read(self) -> Iterator[Row]:
-        """Split the rows into their columns."""
-        with self.path.open("rb") as file:
-            for record in table_records(file, self.dialect, self.start, self.first):
-                if record.start >= self.stop:
-                    return
-                yield Row(f"{self.path}, line {record.line}", self._fields(record.fields))
-
-    def _fields(self, fields: list[str] | BadRowError) -> Mapping[str, Any] | BadRowError:
-        if isinstance(fields, BadRowError):
-            return fields
-        if len(fields) != len(self.columns):
-            message = f"{len(fields)} columns instead of {len(self.columns)} ({', '.join(self.columns)})"
-            return BadRowError(Skip.BAD_SCHEMA, message)
-        return dict(zip(self.columns, fields, strict=True))
 
 
 @dataclass(frozen=True)
@@ -166,7 +126,7 @@ class ParquetRows(FileSlice):
                         yield Row(f"{self.path}, row {number}", row)
         except (pyarrow.ArrowException, OSError) as error:
             place = f"{self.path}, rows {self.start} to {self.stop}"
-            raise FormatError(f"{place}: not a readable Parquet file: {error}") from error
+            raise FormatError(f"{place}: not a readable Parquet file: {clip(error, 150)}") from error
 
 
 @dataclass(frozen=True)
@@ -190,11 +150,20 @@ class ListedRows(RowSource):
 def parse_object(data: bytes) -> Mapping[str, Any] | BadRowError:
     """A JSON object, or why it is none."""
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         return BadRowError(Skip.BAD_JSON, f"not readable as JSON: {error}")
     if not isinstance(content, dict):
         return BadRowError(Skip.BAD_SCHEMA, f"an object with fields is needed, not {type(content).__name__}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON, in which no key may occur twice: the last one would win without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
     return content
 
 
@@ -208,6 +177,8 @@ def json_items(data: bytes | mmap, depth: int) -> Iterator[tuple[int, int]]:
     for token in _TOKEN.finditer(data):
         bracket = token[0]
         if bracket in (b"{", b"["):
+            if whole and depth == 0 and end:
+                raise ValueError(f"something follows the list, at byte {token.start()}")
             if depth == 1:
                 start = token.start()
                 if data[end:start].strip() not in (b"", b","):
@@ -221,36 +192,6 @@ def json_items(data: bytes | mmap, depth: int) -> Iterator[tuple[int, int]]:
                 yield start, end
     if whole and (depth != 0 or data[end:].strip() != b"]"):
         raise ValueError(f"the list is cut off, or holds something else, after byte {end}")
-
-
-def table_records(file: BinaryIO, dialect: TableDialect, start: int, line: int) -> Iterator[TableRecord]:
-    """Rows of a table from byte `start` on, which is in line number `line`; empty rows are passed over."""
-    consumed = {"bytes": start, "lines": line}
-
-    def lines() -> Iterator[str]:
-        file.seek(start)
-        for data in file:
-            text = data.decode("utf-8-sig" if consumed["bytes"] == 0 else "utf-8", "surrogateescape")
-            consumed["bytes"] += len(data)
-            consumed["lines"] += 1
-            yield text
-
-    reader = (
-        csv.reader(lines(), delimiter=dialect.delimiter, strict=True)
-        if dialect.quoted
-        else csv.reader(lines(), delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE, strict=True)
-    )
-    while True:
-        begin, number = consumed["bytes"], consumed["lines"]
-        try:
-            fields: list[str] | BadRowError = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            last = consumed["lines"] - 1
-            fields = BadRowError(Skip.BAD_SCHEMA, f"lines {number} to {last} are no row of a table: {error}")
-        if fields:
-            yield TableRecord(fields, begin, number)
 
 
 def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:

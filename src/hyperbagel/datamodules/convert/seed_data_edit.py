@@ -17,8 +17,10 @@ from typing import Any, Final, Literal, TypeAlias
 from hyperbagel.datamodules.convert.archives import Unpacking, find_archives
 from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
+from hyperbagel.datamodules.convert.files import FolderFiles, find_files, watch
+from hyperbagel.datamodules.convert.names import PictureFolder, normal_name
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import Draft, PictureFolder
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json
 from hyperbagel.datamodules.convert.wording import choose_wording
@@ -54,7 +56,8 @@ def convert_seed_data_edit(
     """
     units: list[Unit] = []
     unpackings: dict[Path, Unpacking] = {}
-    for path in _annotations(Path(src)):
+    found = _find(Path(src), Path(out))
+    for path in _annotations(found, Path(src)):
         sources = slice_json(path, options.shard_size)
         row = first_row(sources, path)
         need_keys(row, _SINGLE, _MULTI)
@@ -66,15 +69,28 @@ def convert_seed_data_edit(
             folder = PictureFolder((*folder.roots, *(unpacking.target for unpacking in targets)))
         units += [Unit(source, Edits(folder, wording)) for source in sources]
     settings = {"images": images, "wording": wording}
-    plan = Plan("seed-data-edit", first_rows(units, options.limit), settings, tuple(unpackings.values()))
+    folders = [found, *([find_files(Path(images), PICTURE_SUFFIXES, Path(out))] if images else [])]
+    files = watch((part for unpacking in unpackings.values() for part in unpacking.parts), folders)
+    units = first_rows(units, options.limit)
+    plan = Plan("seed-data-edit", units, settings, Path(src), files, tuple(unpackings.values()), found.notes)
     return run(plan, out, options)
 
 
-def _annotations(src: Path) -> list[Path]:
+def _find(src: Path, out: Path) -> FolderFiles:
+    """The annotations and pictures of a folder, or a single file."""
+    if src.is_dir():
+        return find_files(src, {*PICTURE_SUFFIXES, ".jsonl"}, out)
+    if not src.is_file():
+        raise FileNotFoundError(f"no {src}; give the folder of SEED-Data-Edit")
+    status = src.stat()
+    return FolderFiles(src.parent, {src.name: (status.st_size, status.st_mtime_ns)})
+
+
+def _annotations(found: FolderFiles, src: Path) -> list[Path]:
     """The annotation files: those in folders called `annotations`, if there are any. Raises FileNotFoundError."""
     if src.is_file():
         return [src]
-    files = sorted(src.rglob("*.jsonl"))
+    files = sorted(src / name for name in found.names({".jsonl"}))
     files = [path for path in files if path.parent.name == "annotations"] or files
     if not files:
         raise FileNotFoundError(f"no *.jsonl in {src} or its subfolders; give the folder of SEED-Data-Edit")
@@ -83,7 +99,7 @@ def _annotations(src: Path) -> list[Path]:
 
 def _first_name(row: Mapping[str, Any] | BadRowError) -> str:
     assert not isinstance(row, BadRowError)
-    return str(row["source_image"]).removeprefix("./")
+    return normal_name(str(row["source_image"]))
 
 
 def _unpackings(folder: Path, target: Path) -> list[Unpacking]:

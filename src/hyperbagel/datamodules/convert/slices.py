@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Sequence
-from io import BufferedReader
 from pathlib import Path
 
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError
+from hyperbagel.datamodules.convert.lines import open_data, open_text, text_lines
 from hyperbagel.datamodules.convert.rows import (
     JsonItems,
     JsonLines,
     ParquetRows,
     Row,
     RowSource,
-    TableDialect,
-    TableRows,
     import_pyarrow,
     json_items,
-    table_records,
 )
+from hyperbagel.messages import clip
 
 
 def slice_json(path: Path, size: int) -> list[JsonLines] | list[JsonItems]:
@@ -27,7 +25,7 @@ def slice_json(path: Path, size: int) -> list[JsonLines] | list[JsonItems]:
 
     Raises FileNotFoundError, and FormatError when it is neither.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"{":
         return slice_json_lines(path, size)
@@ -40,8 +38,8 @@ def slice_json_lines(path: Path, size: int) -> list[JsonLines]:
     """Slices of `size` lines, empty ones not counted."""
     slices: list[JsonLines] = []
     start, first, position, number, count = 0, 1, 0, 0, 0
-    with _open(path) as file:
-        for line in file:
+    with open_text(path) as file:
+        for line in text_lines(file):
             position += len(line)
             number += 1
             count += bool(line.strip())
@@ -57,7 +55,7 @@ def slice_json_list(path: Path, size: int) -> list[JsonItems]:
     """Slices of `size` items. Raises FormatError for a list that is damaged or holds other things than objects."""
     slices: list[JsonItems] = []
     first, count, start, stop = 0, 0, 0, 0
-    with _open(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_text(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             for begin, end in json_items(data, depth=0):
                 start, stop, count = (start if count else begin), end, count + 1
@@ -71,37 +69,14 @@ def slice_json_list(path: Path, size: int) -> list[JsonItems]:
     return slices
 
 
-def slice_table(path: Path, size: int, dialect: TableDialect, columns: Sequence[str] | None = None) -> list[TableRows]:
-    """Slices of `size` rows of a table. columns: their names, if the first row does not have them."""
-    slices: list[TableRows] = []
-    names = tuple(columns or ())
-    start, first, count = 0, 1, 0
-    with _open(path) as file:
-        for record in table_records(file, dialect, 0, 1):
-            if not names:
-                if isinstance(record.fields, BadRowError):
-                    raise FormatError(f"{path}, line {record.line}: no names of columns: {record.fields}")
-                names = tuple(record.fields)
-                continue
-            if count == size:
-                slices.append(TableRows(count, path, start, record.start, first, names, dialect))
-                count = 0
-            if count == 0:
-                start, first = record.start, record.line
-            count += 1
-    if count:
-        slices.append(TableRows(count, path, start, path.stat().st_size, first, names, dialect))
-    return slices
-
-
 def slice_parquet(path: Path, size: int, columns: Sequence[str]) -> list[ParquetRows]:
     """Slices of `size` rows. columns: which to read. Raises FormatError for missing columns or a damaged file."""
     pyarrow = import_pyarrow()
     try:
-        with _open(path), pyarrow.parquet.ParquetFile(path) as file:
+        with open_data(path), pyarrow.parquet.ParquetFile(path) as file:
             rows, present = file.metadata.num_rows, file.schema_arrow.names
     except pyarrow.ArrowException as error:
-        raise FormatError(f"{path}: not a readable Parquet file: {error}") from error
+        raise FormatError(f"{path}: not a readable Parquet file: {clip(error, 150)}") from error
     wanted = tuple(column for column in columns if column in present)
     return [
         ParquetRows(min(size, rows - start), path, start, min(start + size, rows), start, wanted)
@@ -110,13 +85,15 @@ def slice_parquet(path: Path, size: int, columns: Sequence[str]) -> list[Parquet
 
 
 def first_row(sources: Iterable[RowSource], path: Path) -> Row:
-    """The first row of a file, to see its format. Raises FormatError when there is none or a bad one."""
+    """The first row of a file that can be read, to see its format. Raises FormatError when there is none."""
+    problem = None
     for source in sources:
         for row in source.rows():
-            if isinstance(row.data, BadRowError):
-                raise FormatError(f"{row.place}: {row.data}")
-            return row
-    raise FormatError(f"{path} has no rows")
+            if not isinstance(row.data, BadRowError):
+                return row
+            hint = "; JSON needs a list of objects, or one whole object a line" if isinstance(source, JsonLines) else ""
+            problem = problem or f"{row.place}: {row.data}, nor is any other row{hint}"
+    raise FormatError(problem or f"{path} has no rows")
 
 
 def need_keys(row: Row, *alternatives: Sequence[str]) -> None:
@@ -125,13 +102,6 @@ def need_keys(row: Row, *alternatives: Sequence[str]) -> None:
     if not any(all(key in row.data for key in keys) for keys in alternatives):
         missing = next(key for key in alternatives[0] if key not in row.data)
         needed = " or ".join("(" + ", ".join(keys) + ")" for keys in alternatives)
-        raise FormatError(f"{row.place}: no key {missing!r}; it has {', '.join(row.data)}, but needs {needed}")
-
-
-def _open(path: Path) -> BufferedReader:
-    """The file for reading bytes; raises FileNotFoundError that names it, FormatError when it is empty."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if path.stat().st_size == 0:
-        raise FormatError(f"{path} is empty")
-    return path.open("rb")
+        raise FormatError(
+            f"{row.place}: no key {missing!r}; it has {clip(', '.join(row.data), 100)}, but needs {needed}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from typing import Any
 from hyperbagel.datamodules.convert.reports import ShardReport
 from hyperbagel.datamodules.convert.rows import RowSource
 from hyperbagel.files import write_json
+from hyperbagel.messages import clip
+
+log = logging.getLogger(__name__)
 
 STATE = ".conversion"
 """Folder inside the output folder for what a conversion has to remember."""
@@ -46,23 +50,49 @@ class Workplace:
         return self.out / STATE
 
     def begin(self, fingerprint: Mapping[str, Any], resume: bool) -> None:
-        """Make the folders, or see that what is there is the same conversion. Raises FileExistsError."""
+        """Make the folders, or see that what is there is the same conversion, which begins anew when its data changed.
+
+        Raises FileExistsError for another conversion, and where documents could not be made again.
+        """
         settings = self.state / "settings.json"
-        if settings.is_file():
-            before = json.loads(settings.read_text())
-            if not resume:
-                raise FileExistsError(f"{self.out} has a conversion in it; continue it with resume, or write elsewhere")
-            keys = sorted(before.keys() | fingerprint.keys())
-            pairs = [(key, before.get(key), fingerprint.get(key)) for key in keys]
-            if changed := [f"{key} was {old!r}, now {new!r}" for key, old, new in pairs if old != new]:
-                raise FileExistsError(
-                    f"{self.out} has another conversion in it ({', '.join(changed)}; `rows` stands for the data set's "
-                    "files); repeat it as it was, or write elsewhere"
-                )
+        if not settings.is_file():
+            temporary_folder(self.out)
+            self.state.mkdir(parents=True, exist_ok=True)
+            write_json(settings, fingerprint)
             return
-        temporary_folder(self.out)
-        self.state.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            raise FileExistsError(f"{self.out} has a conversion in it; continue it with resume, or write elsewhere")
+        before = json.loads(settings.read_text())
+        keys = sorted(before.keys() | fingerprint.keys())
+        pairs = [(key, before.get(key), fingerprint.get(key)) for key in keys]
+        changed = {
+            key: f"{key} was {clip(repr(old), 100)}, now {clip(repr(new), 100)}"
+            for key, old, new in pairs
+            if old != new
+        }
+        if not changed.keys() - {"src"}:
+            return  # the data set may have been moved
+        if changed.keys() - {"rows", "files"}:
+            raise FileExistsError(
+                f"{self.out} has another conversion in it ({', '.join(changed.values())}; `rows` stands for the data "
+                "set's files); repeat it as it was, or write elsewhere"
+            )
+        files = f"{before['files']:,} files then, {fingerprint['files']:,} now"
+        if fingerprint["files"] < before["files"]:
+            raise FileExistsError(
+                f"{self.out}: the data set changed since it was converted, and files are gone ({files}); documents of "
+                f"them would be lost: write elsewhere, or remove {self.out} to convert it anew"
+            )
+        log.warning("%s: the data set changed since it was converted (%s); it is converted anew", self.out, files)
+        self._clear()
         write_json(settings, fingerprint)
+
+    def _clear(self) -> None:
+        """Remove all that was written, the settings last, so that a stop in between is noticed."""
+        (self.out / "conversion.json").unlink(missing_ok=True)
+        reports = [path for path in self.state.glob("*.json") if path.name != "settings.json"]
+        for path in [*self.state.glob("*.tar*"), *(self.out / f"{report.stem}.tar" for report in reports), *reports]:
+            path.unlink(missing_ok=True)
 
     def shard(self, unit: int, source: RowSource, part: int) -> str:
         """Name of a shard without extension."""
