@@ -28,7 +28,7 @@ texts = st.lists(pieces, max_size=24).map("".join)
 rows = st.lists(st.tuples(pieces, pieces), max_size=8).map(lambda found: "".join(f"{a}\t{b}\n" for a, b in found))
 names = st.sampled_from(
     ["0.png", "0.txt", "A.PNG", "a.TXT", "B.Jpg", "._0.png", ".DS_Store", "caf\udce9.png", "caf\udce9.txt",
-     "more/0.png", "more/0.txt", "__MACOSX/0.png", " x .png", " x .txt", "y\\z.png", "é.png", "e\u0301.txt", "deep/er/1.png"]
+     "more/0.png", "more/0.txt", "__MACOSX/0.png", " x .png", " x .txt", "y\\z.png", "é.png", "e\u0301.txt", "b/c.png"]
 )  # fmt: skip
 
 
@@ -45,8 +45,8 @@ def test_a_table_is_the_same_in_slices_of_any_size(text: str, delimiter: str, qu
         found = [[shape(row) for part in parts for row in part.rows()] for parts in (whole, sliced)]
         assert found[0] == found[1] and len(found[1]) == sum(part.count or 0 for part in sliced)
         if '"' not in text:
-            lines = [line for line in re.split("\r\n|\r|\n", "0.png,x\n" + text) if line.strip(f" {delimiter}\ufeff")]
-            assert len(lines) == len(found[0])
+            lines = [line.removeprefix("\ufeff") for line in re.split("\r\n|\r|\n", text)]
+            assert len(found[0]) == 1 + sum(bool(line.replace(delimiter, "").strip()) for line in lines)
         for row in found[0]:
             if isinstance(row[1], dict):
                 assert not re.search(r"[\r\n][^\s,]*\.png\"?[,\t]", row[1]["text"])

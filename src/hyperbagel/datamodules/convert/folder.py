@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,8 +95,12 @@ def convert_folder(
 
 def _caption_files(root: Path) -> list[Path]:
     """Files of captions in the order in which they are preferred; endings and names may be in upper case."""
-    entries = {name: [path for path in sorted(root.iterdir()) if path.name.lower() == name] for name in _CAPTION_FILES}
-    return [path for paths in entries.values() for path in reversed(paths) if path.is_file()]
+    found: dict[str, list[str]] = {name: [] for name in _CAPTION_FILES}
+    for name in os.listdir(root):
+        if name.lower() in found:
+            found[name.lower()].append(name)
+    # Sorted backwards, a name in lower case comes first.
+    return [root / name for names in found.values() for name in sorted(names, reverse=True) if (root / name).is_file()]
 
 
 def _key(keys: Iterable[str], place: str, given: str | None, meaning: str) -> str:
