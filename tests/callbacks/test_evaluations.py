@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance, Report, Understanding
-from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
 from hyperbagel.callbacks.fidelity import _generated_pictures
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
@@ -295,3 +296,20 @@ def test_evaluations_see_the_picture_that_a_person_sees():
     real = _generated_pictures([{"__key__": "a", "json": document, "0.png": buffer.getvalue()}] * 2, 2)
     for picture in (question.picture, *real):
         assert (picture.size, picture.getpixel((0, 0))) == ((8, 16), (255, 255, 255))
+
+
+def test_rows_tell_what_their_branch_was_not_made_for(
+    stage: Pretraining, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    branch = stage.model.generation.copy()
+    branch.add_guidance_embedders()
+    info = BranchInfo("ADP", 1, base_hash(stage.model), image_scale=(2.0, 2.0), context=context_hash(stage.model))
+    save_branch(branch, info, tmp_path / "one.safetensors")
+    first, second = Shares(stage, 2).runs
+    guidance = Guidance(image_scale=3.0)
+    first.painter(BranchSampler(1, guidance=GUIDED, branch=str(tmp_path / "one.safetensors")))
+    second.painter(BranchSampler(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
+    assert not caplog.records  # one process tells it
+    first.painter(BranchSampler(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
+    assert "made for 1 step, which 6 is not" in caplog.text
+    assert "made for image scales 2 to 2, which 3 is not" in caplog.text

@@ -210,7 +210,7 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
     config = read_config(folder)
     dtype, device, without = placement.dtype, placement.device, placement.without
     if shapes_only():
-        return cls(config).to(dtype).eval()
+        return _left_out(cls(config).to(dtype).eval(), dict.fromkeys(without, ""))
     with torch.device("meta"):
         model = cls(config)
     files = _weight_files(folder)
@@ -228,9 +228,14 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
     load_official(model, tensors, str(folder))
     model.source = str(folder)
     digests = part_digests(folder) if without else {}
-    for part in without:
-        setattr(model, part, Absent(part, digests[part]))
-    return model.eval()
+    return _left_out(model.eval(), {part: digests[part] for part in without})
+
+
+def _left_out(model: _Model, digests: Mapping[Part, str]) -> _Model:
+    """The model without some parts, of which only the fingerprints stay."""
+    for part, value in digests.items():
+        setattr(model, part, Absent(part, value))
+    return model
 
 
 def load_official(model: Bagel, tensors: Mapping[str, Tensor], source: str) -> None:
