@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,6 +22,16 @@ SPECIAL_TOKENS: Final = {
 """Field of `SpecialTokens` -> text of the token."""
 
 
+CONTEXT: Final = 32_768
+"""Positions that BAGEL's language model was trained on; a tokenizer may name fewer (`model_max_length`)."""
+
+
+def as_plain(text: str, control: Iterable[str]) -> str:
+    """A text for a foreign tokenizer that would take the writing of its control tokens for them: a blank within."""
+    found = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True) if len(token) > 1)
+    return re.sub(found, lambda match: f"{match[0][0]} {match[0][1:]}", text, flags=re.IGNORECASE) if found else text
+
+
 class TokenizerError(ValueError):
     """A tokenizer that cannot be read or lacks BAGEL's special tokens; the message names file, token and remedy."""
 
@@ -28,7 +39,7 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A Hugging Face tokenizer that knows BAGEL's special tokens.
 
-    tokens: their ids. Build one with `Tokenizer.from_pretrained`.
+    tokens: their ids; context: most tokens that the model reads. Build one with `Tokenizer.from_pretrained`.
     """
 
     def __init__(self, backend: Any, source: str) -> None:
@@ -40,6 +51,7 @@ class Tokenizer:
             )
         self.tokens = SpecialTokens(**{name: vocabulary[text] for name, text in SPECIAL_TOKENS.items()})
         self.size = max(vocabulary.values()) + 1
+        self.context = min(getattr(backend, "model_max_length", CONTEXT), CONTEXT)
         self._backend = backend
 
     @classmethod
@@ -59,9 +71,21 @@ class Tokenizer:
             backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
         return cls(backend, str(source))
 
-    def encode(self, text: str) -> Tensor:
-        """Ids (n,) int64 of a text, without the bos and eos that frame a block."""
-        return torch.tensor(self._backend.encode(text, add_special_tokens=False), dtype=torch.long)
+    def encode(self, text: str, *, control: bool = False) -> Tensor:
+        """Ids (n,) int64 of a text, without the bos and eos that frame a block.
+
+        A text that holds the writing of a control token, such as "<|im_end|>", has its characters for ids, as such a
+        token is put by programs only. control: take them for control tokens, as in settings.
+        """
+        ids = self._backend.encode(text, add_special_tokens=False, split_special_tokens=not control)
+        return torch.tensor(ids, dtype=torch.long)
+
+    def prompt(self, text: str) -> Tensor:
+        """Ids (n,) int64 of a text that somebody gave. Raises ValueError for more than the model reads."""
+        ids = self.encode(text)
+        if len(ids) > self.context:
+            raise ValueError(f"the text has {len(ids):,} tokens, the model reads {self.context:,} at most; shorten it")
+        return ids
 
     def decode(self, ids: Tensor | Iterable[int]) -> str:
         """The text of ids (n,), special tokens left out."""

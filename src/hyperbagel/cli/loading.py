@@ -81,10 +81,10 @@ def model_folder(model: str) -> Path:
     )
 
 
-def load_model(model: str, device: Device, without: Collection[Part] = ()) -> tuple[Bagel, Tokenizer]:
-    """A model with its tokenizer, ready to use. without: parts that are not needed.
+def load_model(model: str, device: Device, without: Collection[Part] = (), prompt: str = "") -> tuple[Bagel, Tokenizer]:
+    """A model with its tokenizer, ready to use. without: parts that are not needed; prompt: what it is to read.
 
-    Raises errors that name the file and the remedy.
+    Raises errors that name the file and the remedy, and ValueError for a prompt that is too long.
     """
     from hyperbagel.bagel.memory import arrange_for_decoding
     from hyperbagel.bagel.model import Bagel
@@ -93,6 +93,7 @@ def load_model(model: str, device: Device, without: Collection[Part] = ()) -> tu
     place, dtype = device.resolve()
     folder = model_folder(model)
     tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer.prompt(prompt)
     bagel = Bagel.from_pretrained(folder, dtype, place, without)
     bagel.requires_grad_(False)
     if bagel.device.type == "cpu":

@@ -84,16 +84,16 @@ def generate(options: Generate) -> None:
     from hyperbagel.bagel.segments import TextSegment
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
-    check_picture(options.out)
+    guidance = _checked(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
     # The prompt is read by the understanding experts alone, so with a branch nothing asks the model's own.
     without: tuple[Part, ...] = () if options.branch is None else ("generation",)
-    bagel, tokenizer = load_model(options.model, options.device, without)
+    bagel, tokenizer = load_model(options.model, options.device, without, options.prompt)
     config = bagel.config
     largest = min(config.max_latent_size * config.latent_stride, config.vae_transform.max_size)
     task = _Task(
-        document=[TextSegment(tokenizer.encode(options.prompt))],
+        document=[TextSegment(tokenizer.prompt(options.prompt))],
         size=(options.height or largest, options.width or largest),
-        guidance=replace(PAPER_GENERATION, text_scale=options.text_scale),
+        guidance=guidance,
         options=options,
     )
     _run(bagel, task)
@@ -105,22 +105,32 @@ def edit(options: Edit) -> None:
     from hyperbagel.bagel.segments import ImageSegment, TextSegment, ViTSegment
     from hyperbagel.flow.guidance import PAPER_EDITING
 
-    check_picture(options.out)
+    scaled = replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale)
+    guidance = _checked(options, scaled)
     picture = load_image(options.image)
-    bagel, tokenizer = load_model(options.model, options.device)
+    bagel, tokenizer = load_model(options.model, options.device, prompt=options.instruction)
     source = bagel.config.vae_transform.resize(picture)
     pixels, vit = to_pixels(source), bagel.config.vit_transform(source)
     task = _Task(
         document=[
             ImageSegment(pixels.to(bagel.device)),
             ViTSegment(vit.to(bagel.device, bagel.dtype)),
-            TextSegment(tokenizer.encode(options.instruction)),
+            TextSegment(tokenizer.prompt(options.instruction)),
         ],
         size=(source.height, source.width),
-        guidance=replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale),
+        guidance=guidance,
         options=options,
     )
     _run(bagel, task)
+
+
+def _checked(options: Generate | Edit, guidance: Guidance) -> Guidance:
+    """`guidance`, once it is known that the picture can be made and written as asked for: before a model is loaded."""
+    from hyperbagel.flow.sampler import Sampler
+
+    check_picture(options.out)
+    Sampler(1 if options.steps is None else options.steps, guidance=guidance)
+    return guidance
 
 
 @dataclass(frozen=True)

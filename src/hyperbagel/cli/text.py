@@ -72,7 +72,7 @@ def question_document(model: Bagel, tokenizer: Tokenizer, question: str, picture
     """A question behind the picture that it is about, if there is one."""
     from hyperbagel.bagel.segments import TextSegment, ViTSegment
 
-    document: Document = [TextSegment(tokenizer.encode(question))]
+    document: Document = [TextSegment(tokenizer.prompt(question))]
     if picture is not None:
         document = [ViTSegment(model.config.vit_transform(picture).to(model.device, model.dtype)), *document]
     return document
@@ -89,7 +89,7 @@ def chat(options: Chat) -> None:
 
     picture = None if options.image == "-" else load_image(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
-    bagel, tokenizer = load_model(options.model, options.device, without=("generation", "autoencoder"))
+    bagel, tokenizer = load_model(options.model, options.device, ("generation", "autoencoder"), options.question)
     stream = TextStream(tokenizer, bagel.config.tokens.eos)
 
     def show(new: torch.Tensor) -> None:
@@ -102,7 +102,7 @@ def chat(options: Chat) -> None:
     with torch.inference_mode():
         generator = torch.Generator(bagel.device).manual_seed(options.seed)
         document = question_document(bagel, tokenizer, options.question, picture)
-        prefix = tokenizer.encode(options.answer_prefix).tolist()
+        prefix = tokenizer.encode(options.answer_prefix, control=True).tolist()
         speculator.decode(speculator.prefill([document]), settings, generator, show, prefix)
     seconds = time.perf_counter() - started
     print(f"\n[{stream.count} tokens, {stream.count / seconds:.1f} tokens/s]", file=sys.stderr)

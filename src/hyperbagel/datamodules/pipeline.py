@@ -155,7 +155,7 @@ class DocumentBuilder:
             )
         self.formatting, self.latent, self.vit = formatting, formatting.latent, formatting.vit
         self.tokenizer = Tokenizer.from_pretrained(formatting.tokenizer)
-        self.answer_prefix = self.tokenizer.encode(formatting.answer_prefix).numpy()
+        self.answer_prefix = self.tokenizer.encode(formatting.answer_prefix, control=True).numpy()
 
     def build(
         self, sample: Sample, vit: ImageTransform | None = None, dropout: tuple[CondDropout, Random] | None = None

@@ -71,7 +71,7 @@ class Painter:
         self, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int] | None = None
     ) -> list[Tensor]:
         """One picture (3, H, W) uint8 on the CPU for each prompt, from noise of its seed."""
-        documents: list[Document] = [[TextSegment(self.tokenizer.encode(prompt))] for prompt in prompts]
+        documents: list[Document] = [[TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts]
         return self._draw(documents, [size or self.size] * len(documents), seeds)
 
     def edit(self, sources: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Tensor]:
@@ -81,7 +81,7 @@ class Painter:
         sizes = []
         for picture, instruction in zip(sources, instructions, strict=True):
             resized = config.vae_transform.resize(as_seen(picture))
-            ids = self.tokenizer.encode(instruction)
+            ids = self.tokenizer.prompt(instruction)
             documents.append([
                 ImageSegment(to_pixels(resized).to(self.model.device)),
                 ViTSegment(config.vit_transform(resized).to(self.model.device)),
@@ -130,7 +130,7 @@ def answer(
     documents: list[Document] = [
         [
             ViTSegment(model.config.vit_transform(as_seen(picture)).to(model.device)),
-            TextSegment(tokenizer.encode(question)),
+            TextSegment(tokenizer.prompt(question)),
         ]
         for picture, question in questions
     ]

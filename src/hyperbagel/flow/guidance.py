@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -41,6 +42,9 @@ class Guidance:
             raise ValueError(f"renorm is {self.renorm!r}: choose global, channel or text_channel")
         if not 0 <= self.renorm_min <= 1:
             raise ValueError(f"renorm_min is {self.renorm_min}: it must be in [0, 1]")
+        for name in ("text_scale", "image_scale"):
+            if not 0 <= (scale := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} is {scale}: it must be a number from 0 on; 1 switches it off")
 
     def active(self, t: float) -> bool:
         """Whether guidance acts at time t."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +47,10 @@ class Sampler:
     steps: int = 50
     shift: float = 3.0
     guidance: Guidance | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.shift < math.inf:
+            raise ValueError(f"sampling needs steps >= 1 and shift > 0, got steps {self.steps}, shift {self.shift}")
 
     def sample(
         self,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperbagel.bagel.tokenizer import as_plain
 from hyperbagel.bagel.views import resized
 from hyperbagel.rewards.base import Reward
 
@@ -37,6 +38,8 @@ class CLIPReward(Reward):
         model = open_clip.create_model(name, pretrained=weights)
         self.network: Any = model.requires_grad_(False).eval()
         self._tokenize = open_clip.get_tokenizer(name)
+        known = getattr(self._tokenize, "tokenizer", None)  # a Hugging Face one, of some architectures
+        self._control = tuple(getattr(known, "all_special_tokens", ("<start_of_text>", "<end_of_text>")))
         side = model.visual.image_size
         self.size: tuple[int, int] = side if isinstance(side, tuple) else (side, side)
         self.register_buffer("mean", torch.tensor(model.visual.image_mean)[:, None, None], persistent=False)
@@ -46,7 +49,7 @@ class CLIPReward(Reward):
         """The CLIP score (B,), in [-100, 100]."""
         pixels = torch.stack([resized(image.clamp(-1, 1), self.size) for image in images]) * 0.5 + 0.5
         seen = self.network.encode_image((pixels - self.mean) / self.std)
-        ids = self._tokenize(list(prompts)).to(pixels.device)
+        ids = self._tokenize([as_plain(prompt, self._control) for prompt in prompts]).to(pixels.device)
         with torch.no_grad():
             said = self.network.encode_text(ids)
         return 100 * F.cosine_similarity(seen.float(), said.float())

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyperbagel.bagel.finite import require_finite
 from hyperbagel.evaluation.geneval.prompts import COLORS
 from hyperbagel.evaluation.geneval.protocol import ClassDetections
 
@@ -64,6 +65,7 @@ class CLIPColorClassifier:
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             features = F.normalize(self.network.encode_image(pixels), dim=-1)
             likeness = features @ self._directions(class_name).T
+        require_finite(likeness, f"CLIP's likeness of {class_name!r} to colours")
         return [self.colors[index] for index in likeness.float().cpu().numpy().argmax(1)]
 
     def _encode_colors(self, class_name: str) -> Tensor:

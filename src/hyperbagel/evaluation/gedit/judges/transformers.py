@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hyperbagel.bagel.tokenizer import as_plain
 from hyperbagel.evaluation.gedit.questions import EditedPair, Question, ask_both
 from hyperbagel.evaluation.gedit.samples import JudgeScore
 
@@ -39,6 +40,7 @@ class TransformersJudge:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, **options
         ).eval()
+        self._control = tuple(self.processor.tokenizer.all_special_tokens)
         self.name = folder.name
         self.version = str(self.model.config.model_type)
         self.max_tokens = max_tokens
@@ -51,7 +53,7 @@ class TransformersJudge:
     def ask(self, question: Question) -> str:
         """The model's answer."""
         content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in question.images]
-        content.append({"type": "text", "text": question.text})
+        content.append({"type": "text", "text": as_plain(question.text, self._control)})
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
