@@ -92,7 +92,7 @@ def pictures(draw: st.DrawFn) -> Picture:
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(pictures())
 def test_pictures_are_what_pillow_shows_upright(picture: Picture):
     data = picture.encode()
@@ -109,7 +109,7 @@ def test_pictures_are_what_pillow_shows_upright(picture: Picture):
         assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected)).max() <= 1  # rounding of alpha
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.lists(pictures(), max_size=5))
 def test_folders_are_read_or_counted(others: list[Picture]):
     made = [Picture("PNG", "RGB", (4, 3), 1, 0, 1.0), *others]  # with no good one at all a conversion is an error
@@ -179,7 +179,7 @@ def write(path: Path, entries: list[Entry], kind: int) -> None:
     path.write_bytes(gzip.compress(buffer.getvalue()) if path.suffix == ".gz" else buffer.getvalue())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from([*GOOD, *GOOD, *BAD]), min_size=1, max_size=8),
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),

@@ -11,11 +11,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from hyperbagel.bagel.images import ImageError, load_image
+from hyperbagel.bagel.shipped import cache_folder
 from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.index import index_shard
 from hyperbagel.datamodules.shards import Sample, find_shards
 from hyperbagel.datamodules.sources import ShardSamples
 from hyperbagel.files import check_picture, write_picture
+from hyperbagel.messages import clip
 
 _CELL = 160
 _EXAMPLES = 3
@@ -75,12 +77,12 @@ def inspect_shards(
 ) -> ShardSummary:
     """Read all samples of a shard list, and draw some of them, evenly picked.
 
-    out_png: where the contact sheet goes; cache_dir: for copies of remote shards (default: beside the sheet);
+    out_png: where the contact sheet goes; cache_dir: for copies of remote and compressed shards;
     cells: number of samples drawn. Raises FileNotFoundError for missing shards, and as `check_picture`.
     """
     out = Path(out_png)
     check_picture(out)
-    paths = find_shards(shards, Path(cache_dir) if cache_dir else out.parent)
+    paths = find_shards(shards, Path(cache_dir) if cache_dir else cache_folder())
     indexes = [index_shard(path) for path in paths]
     samples = ShardSamples(paths, indexes, with_loss=False)
     summary = ShardSummary(shards=len(paths), samples=len(samples), bytes=sum(path.stat().st_size for path in paths))
@@ -88,7 +90,7 @@ def inspect_shards(
         summary.skipped[record.cause] += 1
         examples = summary.examples.setdefault(record.cause, [])
         if len(examples) < _EXAMPLES:
-            examples.append(f"{record.sample}: {record.reason}")
+            examples.append(clip(f"{record.sample}: {record.reason}"))
     for index in indexes:
         summary.image_sizes.update((width, height) for width, height in index.sizes.tolist())
     drawn = set(range(0, len(samples), max(1, -(-len(samples) // cells))))

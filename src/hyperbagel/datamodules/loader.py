@@ -60,7 +60,7 @@ class ReaderSettings:
 
     num_workers: processes that load, 0 for the main process; prefetch: batches each worker loads ahead;
     max_skipped: an error is raised when more samples than this are unusable; cache_dir: where indexes of shards and
-    copies of remote shards are kept, by default ~/.cache/hyperbagel.
+    copies of remote and compressed shards are kept, by default ~/.cache/hyperbagel.
     """
 
     num_workers: int = 2
