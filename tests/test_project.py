@@ -79,6 +79,34 @@ def test_make_targets_of_the_documents_exist() -> None:
     assert shell_commands("make") <= offered
 
 
+COMMAND = """\
+#!/bin/sh
+echo "$*" >> log
+[ "$1" = fit ] && [ "$(grep -c ^fit log)" -eq 2 ] && exit 143
+exit 0
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "pretrain", "distill"])
+def test_a_training_that_was_told_to_end_stops_what_comes_behind_it(target: str, tmp_path: Path) -> None:
+    """And the same target goes on, with the same commands. A stand-in for the command ends the second training."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / ".installed").touch()
+    (tmp_path / "runs" / "demo" / "questions").mkdir(parents=True)
+    command = tmp_path / "venv" / "bin" / "hyperbagel"
+    command.write_text(COMMAND)
+    command.chmod(0o755)
+    make = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "VENV=venv", target]
+    assert subprocess.run(make, capture_output=True).returncode != 0
+    stopped = (tmp_path / "log").read_text().splitlines()
+    assert stopped[-1].startswith("fit") and stopped[-1].endswith("--ckpt_path last")
+    assert subprocess.run(make, capture_output=True).returncode == 0
+    again = (tmp_path / "log").read_text().splitlines()[len(stopped) :]
+    assert again[: len(stopped)] == stopped and len(again) > len(stopped)
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     dead = [
         (document.name, target)

@@ -151,6 +151,7 @@ HERE = "tests.cli.test_errors"
         (["--setps", "6"], "no option --setps; did you mean --steps?"),
         (["--step", "6"], "no option --step; did you mean --steps?"),  # no abbreviations
         (["six"], "unexpected argument 'six'"),
+        (["--part=Prat"], "part: no class Prat: give its path, such as hyperbagel.modules.pretrain.Pretraining"),
         (["--steps", "six"], "steps: 'six' is not int"),
         ([f"--part={HERE}.Brokn"], f"part (Brokn): {HERE} has no Brokn; did you mean Broken?"),
         (["--part=tests.cli.test_erors.Part"], "part (Part): tests.cli has no test_erors; did you mean test_errors?"),

@@ -52,11 +52,13 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What an error is about that jsonargparse raised while it made objects: the error of the object's own class."""
-    for link in chain(error):
-        if isinstance(link, UsageError) or not _raised_in(link, "jsonargparse"):
-            return link
-    return error
+    """What an error is about that jsonargparse raised while it made objects: the error of the object's own class, or
+    else the innermost of its own."""
+    found = error
+    for found in chain(error):
+        if isinstance(found, UsageError) or not _raised_in(found, "jsonargparse"):
+            break
+    return found
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -97,7 +99,8 @@ class OneLineParser(argparse.ArgumentParser):
         """Raises UsageError."""
         parser = getattr(ex, "subcommand_parser", None) or self
         told = explain(parser, message, ex)
-        raise UsageError(f"{self._reading}: {told}" if self._reading else told) from ex
+        place = "" if self._reading is None or told.startswith(self._reading) else f"{self._reading}: "
+        raise UsageError(f"{place}{told}") from ex
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """jsonargparse's, which forgets which file it could not read."""

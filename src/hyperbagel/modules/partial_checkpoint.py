@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule
 from torch import nn
+
+from hyperbagel.messages import clip
 
 
 class PartialCheckpoint(LightningModule):
@@ -16,6 +19,16 @@ class PartialCheckpoint(LightningModule):
         self._unsaved: set[str] = set()
         self.register_state_dict_post_hook(_drop)
         self.register_load_state_dict_post_hook(_forgive)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch. Raises ValueError for the state of another module, or of one with other settings."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint is not of {type(self).__name__} with these settings: {clip(error)}; go on with those "
+                "that the run began with"
+            ) from error
 
     def leave_out(self, path: str) -> None:
         """Keep a frozen submodule, or one parameter, out of checkpoints."""
