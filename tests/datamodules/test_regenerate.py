@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,27 @@ def test_input_is_never_overwritten(model, tmp_path: Path) -> None:  # type: ign
     source = write(tmp_path / "in", shards=1, samples=1)
     with pytest.raises(ValueError, match="give another output folder"):
         regenerate(model, builder(), str(source), source)
+
+
+def test_answers_of_another_run_or_of_older_shards_are_not_kept(model, tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
+    source = write(tmp_path / "in", samples=3)
+    regenerate(model, builder(), str(source), tmp_path / "out", SETTINGS)
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    for change, message in (
+        ({"max_tokens": 50}, "max_tokens was 100, now 50"),
+        ({"temperature": 0.5}, "temperature was"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            regenerate(model, builder(), str(source), tmp_path / "out", replace(SETTINGS, **change))
+    with pytest.raises(FileExistsError, match="answer_prefix was"):
+        regenerate(model, builder("the answer is "), str(source), tmp_path / "out", SETTINGS)
+    with pytest.raises(FileExistsError, match="model was"):
+        regenerate(nano_bagel(seed=2), builder(), str(source), tmp_path / "out", SETTINGS)
+    (source / "in-001.tar").unlink()
+    write(tmp_path / "more", samples=5)
+    (tmp_path / "more/in-001.tar").rename(source / "in-001.tar")
+    regenerate(model, builder(), str(source), tmp_path / "out", replace(SETTINGS, batch_size=2))
+    assert "in-001.tar: changed since it was answered" in caplog.text and "in-000" not in caplog.text
+    assert (tmp_path / "out/in-000.tar").stat().st_mtime_ns == finished["in-000.tar"]
+    regenerate(model, builder(), str(source), tmp_path / "whole", SETTINGS)
+    assert read(tmp_path / "out") == read(tmp_path / "whole")

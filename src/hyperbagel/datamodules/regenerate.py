@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import ImageSegment, LatentSegment, Segment, TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
@@ -24,8 +26,11 @@ from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
-from hyperbagel.files import naming, write_bytes
+from hyperbagel.files import naming, write_bytes, write_json
+from hyperbagel.messages import clip
 from hyperbagel.modules.randomness import step_generator
+
+log = logging.getLogger(__name__)
 
 STATE = ".regeneration"
 """Folder inside the output folder for the answers of unfinished shards."""
@@ -95,7 +100,11 @@ class Regenerator:
 
     def run(self, shards: str | Sequence[str], out: str | Path) -> RegenerationSummary:
         """One output shard for each input shard, under its name; what is finished is left alone, and answers of a shard
-        that was interrupted are kept. Raises FileNotFoundError for missing shards, ValueError when out holds them."""
+        that was interrupted are kept, unless the input shard changed since.
+
+        Raises FileNotFoundError for missing shards, ValueError when out holds them, FileExistsError when it holds the
+        answers of another model or other settings.
+        """
         out = Path(out)
         paths = find_shards(shards, out / STATE)
         if any(path.resolve().parent == out.resolve() for path in paths):
@@ -103,11 +112,38 @@ class Regenerator:
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
             raise ValueError("two input shards have the same name, and would be written to the same file; rename one")
+        self._begin(paths, out)
         summary = RegenerationSummary()
         for path in tqdm(paths, "shards"):
             if not (out / path.name).exists():
                 self._shard(path, out, summary)
         return summary
+
+    def _begin(self, paths: Sequence[Path], out: Path) -> None:
+        """Note what the answers are of; where that was done, see that it is the same."""
+        record = out / STATE / "settings.json"
+        settings = {key: value for key, value in asdict(self.settings).items() if key != "batch_size"}
+        now = {"model": base_hash(self.model), "answer_prefix": self.prefix, **settings}
+        shards = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+        if record.is_file():
+            before = json.loads(record.read_text())
+            known = before.pop("shards")
+            changed = [
+                f"{key} was {clip(before.get(key), 60)}, now {clip(now[key], 60)}"
+                for key in now
+                if before.get(key) != now[key]
+            ]
+            if changed:
+                raise FileExistsError(
+                    f"{out}: holds answers of another run ({', '.join(changed)}); repeat it as it was, or write "
+                    "elsewhere"
+                )
+            for name in (name for name, state in shards.items() if known.get(name, state) != state):
+                log.warning("%s: changed since it was answered; it is answered anew", name)
+                (out / name).unlink(missing_ok=True)
+                (out / STATE / f"{name}.jsonl").unlink(missing_ok=True)
+            shards = known | shards
+        write_json(record, {**now, "shards": shards})
 
     def _shard(self, path: Path, out: Path, summary: RegenerationSummary) -> None:
         journal = out / STATE / f"{path.name}.jsonl"
@@ -116,15 +152,15 @@ class Regenerator:
         unfinished = out / STATE / (path.stem + "-{:06d}.tar")
         for stale in unfinished.parent.glob(f"{path.stem}-*.tar*"):
             stale.unlink()
-        with ShardWriter(unfinished, 2**62, 2**62) as writer, naming(journal), journal.open("a") as log:
+        with ShardWriter(unfinished, 2**62, 2**62) as writer, naming(journal), journal.open("a") as answers:
             samples = _samples(path, summary)
             progress = tqdm(desc=path.name, unit="document", leave=False)
             while batch := list(islice(samples, self.settings.batch_size)):
                 missing = [turns for turns in map(self._turns, batch) if turns and turns.sample.key not in known]
                 for turns in self._answer(missing):
                     known[turns.sample.key] = turns.answers if turns.complete else None
-                    log.write(json.dumps({"key": turns.sample.key, "answers": known[turns.sample.key]}) + "\n")
-                log.flush()
+                    answers.write(json.dumps({"key": turns.sample.key, "answers": known[turns.sample.key]}) + "\n")
+                answers.flush()
                 for sample in batch:
                     self._write(writer, sample, known.get(sample.key, []), summary)
                 progress.update(len(batch))

@@ -103,6 +103,14 @@ def test_broken_file(tmp_path: Path) -> None:
         GEditBench(tmp_path)
 
 
+def test_line_separators_inside_of_texts_end_no_line(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(encoded("red"))
+    changed = {"input_image": "1.png", "instruction": "one\u2028two\x85"}
+    lines = [json.dumps(row | changed, ensure_ascii=False) for row in rows()]
+    (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + "\r\n".join([*lines, "", ""])).encode())
+    assert {sample.instruction for sample in GEditBench(tmp_path)} == {"one\u2028two\x85"}
+
+
 def test_broken_image_names_its_row(tmp_path: Path) -> None:
     broken = pa.Table.from_pylist([{**rows()[0], "input_image": {"bytes": b"no image", "path": None}}])
     pq.write_table(broken, tmp_path / "train.parquet")

@@ -38,6 +38,13 @@ def test_metadata_of_all_golden_cases_survives_a_file(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "again.jsonl").sha256 == prompts.sha256
 
 
+def test_line_separators_inside_of_prompts_end_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    row = json.dumps(GOOD | {"prompt": "a photo\u2028of a bench\x85"}, ensure_ascii=False)
+    path.write_bytes(f"\ufeff{row}\r\n\r\n{row}".encode())
+    assert [prompt.prompt for prompt in read_prompts(path).prompts] == ["a photo\u2028of a bench\x85"] * 2
+
+
 def test_rewritten_prompts_may_carry_more_keys_and_blank_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "long.jsonl", {**GOOD, "note": "rewritten"}, "", GOOD)
     assert len(read_prompts(path)) == 2

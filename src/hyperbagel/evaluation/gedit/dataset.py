@@ -101,7 +101,10 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
 
 def _read_metadata(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines, which ends a line at U+2028 and the like too, as they may stand in a text.
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
         origin = f"{file}, line {number}"
         try:
             row = json.loads(line)

@@ -116,7 +116,8 @@ def read_prompts(path: Path | str) -> PromptSet:
         raise FileNotFoundError(f"no GenEval prompts at {path}: give a metadata file (JSON lines)")
     content = path.read_bytes()
     prompts = []
-    for number, line in enumerate(content.decode("utf-8").splitlines(), start=1):
+    # Of bytes, splitlines ends a line at CR and LF only, not at U+2028 and the like, which may stand in a text.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         if line.strip():
             prompts.append(_parse_line(line, f"{path}, line {number}"))
     if not prompts:
@@ -145,10 +146,10 @@ def parse_prompt(metadata: Mapping[str, Any], where: str = "prompt") -> GenEvalP
     return GenEvalPrompt(str(tag), include, exclude, text, json.dumps(metadata))
 
 
-def _parse_line(line: str, where: str) -> GenEvalPrompt:
+def _parse_line(line: bytes, where: str) -> GenEvalPrompt:
     try:
         metadata = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise PromptError(f"{where}: not JSON ({error})") from None
     return parse_prompt(metadata, where)
 
