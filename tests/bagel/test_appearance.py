@@ -100,6 +100,8 @@ def test_tags_that_mean_nothing_turn_nothing(exif: Any):
 def test_sizes_are_known_without_decoding(kind: str):
     noise = Image.effect_noise((300, 200), 90).convert("RGB")
     data = bytearray(encoded(noise, kind, exif=tagged(8), **LOSSLESS[kind]))
+    if kind == "PNG":
+        data[33:33] = chunk(b"tEXt", b"Software\0paint")
     data[-20_000:-100] = bytes(19_900)
     assert image_size(bytes(data)) == (200, 300)
 
@@ -195,6 +197,7 @@ def test_transparency_is_laid_on_white(kind: str, mode: str):
     image.putpixel((2, 0), (0, 0, 0, 51))
     data = encoded(image.convert(mode), kind, **LOSSLESS[kind])
     assert np.asarray(load_image(data))[0].tolist() == [[255] * 3, [0] * 3, [204] * 3]
+    assert np.asarray(as_seen(image.quantize(3)))[0].tolist() == [[255] * 3, [0] * 3, [204] * 3]  # in its palette
 
 
 def swapped(profile: bytes) -> bytes:
@@ -262,6 +265,9 @@ def test_long_metadata_is_no_obstacle():
         Image.open(io.BytesIO(long_text()))
     assert np.array_equal(load_image(long_text()), patches())
     assert image_size(long_text(exif=tagged(6))) == load_image(long_text(exif=tagged(6))).size == (32, 48)
+    text = long_text()
+    late = late_exif(6)[:-12] + text[text.index(b"zTXt") - 4 : text.index(b"IDAT") - 4] + chunk(b"IEND", b"")
+    assert image_size(late) == load_image(late).size == (32, 48)
     jpeg, comment = encoded(patches(), "JPEG", exif=tagged(6)), b"\xff\xfe\xff\xff" + b"c" * 65_533
     commented = jpeg[:2] + comment * 30 + jpeg[2:]
     assert load_image(commented).size == image_size(commented) == (32, 48)

@@ -66,9 +66,9 @@ def seen_size(image: Image.Image, file: BinaryIO) -> tuple[int, int]:
     width, height = image.size
     if image.format == "TIFF":  # Pillow turns these by itself
         return width, height
-    # Pillow would decode a PNG to find what may stand behind its pixels.
-    plain = image.format == "PNG" and not _png_metadata(file)
-    return (height, width) if not plain and _orientation(image) in _SIDEWAYS else (width, height)
+    if image.format == "PNG" and _late_metadata(file):
+        image.load()
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def without_chunks(png: bytes, kinds: frozenset[bytes] = _TEXT_CHUNKS) -> bytes:
@@ -83,12 +83,14 @@ def without_chunks(png: bytes, kinds: frozenset[bytes] = _TEXT_CHUNKS) -> bytes:
     return b"".join(kept)
 
 
-def _png_metadata(file: BinaryIO) -> bool:
-    """Whether a PNG file has a chunk that can hold an orientation."""
+def _late_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG file has a chunk that can hold an orientation behind its pixels, where Pillow does not look yet."""
     file.seek(8)
+    pixels = False
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf" or kind in _TEXT_CHUNKS:
+        pixels |= kind == b"IDAT"
+        if pixels and (kind == b"eXIf" or kind in _TEXT_CHUNKS):
             return True
         file.seek(length + 4, io.SEEK_CUR)
     return False
@@ -97,7 +99,8 @@ def _png_metadata(file: BinaryIO) -> bool:
 def _orientation(image: Image.Image) -> int:
     """1 to 8 as in EXIF; 1 where the metadata is missing or broken, as viewers take it."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # The method of PNG would decode the picture first.
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF raises whatever its parser runs into
         return 1
 
@@ -115,7 +118,7 @@ def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, Image.Ima
         return _sixteen_bits(image)
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
-    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+    elif image.mode == "PA" or (image.mode == "P" and image.has_transparency_data):
         image = image.convert("RGBA")
     if image.mode in ("LA", "RGBA"):
         return image.convert(image.mode[:-1]), image.getchannel("A")
