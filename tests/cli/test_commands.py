@@ -135,10 +135,25 @@ def test_edits_too_and_warn_of_image_scales(
     assert "made for image scales 2 to 2, which 3 is not" in caplog.text
 
 
-def test_a_branch_that_is_missing_is_told_with_those_of_the_package() -> None:
-    message = r"nope\.safetensors: no such file; give a branch file; .* scenes/nfe1, scenes/nfe6$"
-    with pytest.raises(SystemExit, match=message):
-        main(["generate", "a", "--branch", "nope.safetensors"])
+def test_missing_branches_and_draft_heads_are_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bagel, "from_pretrained", None)
+    picture, file, out = str(tmp_path / "a.png"), "nope.safetensors", str(tmp_path / "out")
+    Image.new("RGB", (16, 16), "red").save(picture)
+    branch = r"nope\.safetensors: no such file; give a branch file; .* scenes/nfe1, scenes/nfe6$"
+    draft = r"nope\.safetensors: no such file; give a draft head"
+    for command, message in (
+        (["generate", "a", "--branch", file, "--out", f"{out}.png"], branch),
+        (["edit", picture, "a", "--branch", file, "--out", f"{out}.png"], branch),
+        (["app", "--nfe6", file], branch),
+        (["app", "--draft", file], draft),
+        (["chat", picture, "what?", "--draft", file], draft),
+        (["export", "draft", file, out], draft),
+        (["chat", "-", "what?", "--draft", "scenes/nfe6"], "not a draft head"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(command)
 
 
 @pytest.mark.parametrize(

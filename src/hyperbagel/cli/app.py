@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hyperbagel.cli.loading import Device, load_model, model_folder
+from hyperbagel.cli.loading import Device, check_files, load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.cli.studio import Studio
@@ -56,10 +56,11 @@ def load_studio(options: App) -> Studio:
     from hyperbagel.draft.checkpoint import load_draft
 
     folder = model_folder(options.model)
-    bagel, tokenizer = load_model(options.model, options.device)
     files = {6: _file(options.nfe6, folder / "nfe6.safetensors"), 1: _file(options.nfe1, folder / "nfe1.safetensors")}
-    networks = [load_network(file, bagel, nfe) for nfe, file in files.items() if file is not None]
     draft = _file(options.draft, folder / "draft.safetensors")
+    check_files(*files.values(), draft=draft)
+    bagel, tokenizer = load_model(options.model, options.device)
+    networks = [load_network(file, bagel, nfe) for nfe, file in files.items() if file is not None]
     return Studio(bagel, tokenizer, networks, None if draft is None else load_draft(draft, bagel), options.steps)
 
 

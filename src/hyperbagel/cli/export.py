@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperbagel.cli.loading import Device, DType, load_model
+from hyperbagel.cli.loading import Device, DType, check_files, load_model
 from hyperbagel.files import check_folder
 
 
@@ -27,6 +27,7 @@ def draft(
     from hyperbagel.draft.export import export_eagle3
 
     check_folder(out)
+    check_files(draft=draft)
     bagel, _ = load_model(model, Device("cpu", dtype), without=("generation", "autoencoder"))
     head = load_draft(draft, bagel)
     export_eagle3(head, bagel, out)

@@ -101,6 +101,21 @@ def load_model(model: str, device: Device, without: Collection[Part] = (), promp
     return bagel, tokenizer
 
 
+def check_files(*branches: str | Path | None, draft: str | Path | None = None) -> None:
+    """Raises CheckpointError for a file that is no branch, or no draft head: what can be told before a model is loaded.
+
+    None stands for no file.
+    """
+    from hyperbagel.bagel.branch_checkpoint import read_info
+    from hyperbagel.draft.checkpoint import read_settings
+
+    for branch in branches:
+        if branch is not None:
+            read_info(resolve(branch, ".safetensors"))
+    if draft is not None:
+        read_settings(resolve(draft, ".safetensors"))
+
+
 def load_sampler(
     model: Bagel, branch: str | None, steps: int | None, guidance: Guidance
 ) -> tuple[GenerationBranch | None, Sampler]:

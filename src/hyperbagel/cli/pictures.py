@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbagel.cli.loading import Device, load_model, load_sampler
+from hyperbagel.cli.loading import Device, check_files, load_model, load_sampler
 from hyperbagel.files import check_picture, write_picture
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _checked(options: Generate | Edit, guidance: Guidance) -> Guidance:
     from hyperbagel.flow.sampler import Sampler
 
     check_picture(options.out)
+    check_files(options.branch)
     Sampler(1 if options.steps is None else options.steps, guidance=guidance)
     return guidance
 

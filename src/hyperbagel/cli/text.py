@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hyperbagel.cli.loading import Device, load_model
+from hyperbagel.cli.loading import Device, check_files, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +87,7 @@ def chat(options: Chat) -> None:
     from hyperbagel.decoding.speculative import Speculator
     from hyperbagel.draft.checkpoint import load_draft
 
+    check_files(draft=options.draft)
     picture = None if options.image == "-" else load_image(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
     bagel, tokenizer = load_model(options.model, options.device, ("generation", "autoencoder"), options.question)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
-from hyperbagel.bagel.tensors import read_tensors
+from hyperbagel.bagel.tensors import open_tensors, read_tensors
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
@@ -26,6 +25,21 @@ def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
     write_tensors(head.state_dict(), Path(path), {_METADATA: json.dumps(content)})
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a draft head's file says about itself: `config`, and `base`, the fingerprint of its target.
+
+    Raises CheckpointError for a file that is missing, broken or no draft head.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+    if _METADATA not in metadata:
+        raise CheckpointError(f"{path}: not a draft head (no {_METADATA!r} metadata); pass a file of a draft training")
+    content: dict[str, Any] = json.loads(metadata[_METADATA])
+    return content
+
+
 def load_draft(path: str | Path, model: Bagel) -> DraftHead:
     """A draft head for `model` from a file or a name (such as `scenes/draft`), on its device and in its dtype.
 
@@ -33,16 +47,7 @@ def load_draft(path: str | Path, model: Bagel) -> DraftHead:
     NotFiniteError for numbers that are none.
     """
     path = resolve(path, ".safetensors")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-    if _METADATA not in metadata:
-        raise CheckpointError(f"{path}: not a draft head (no {_METADATA!r} metadata); pass a file of a draft training")
-    content = json.loads(metadata[_METADATA])
+    content = read_settings(path)
     if content["base"] != base_hash(model):
         raise CheckpointError(
             f"{path}: made for another target (fingerprint {content['base']}, this model has {base_hash(model)}); "
