@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hyperbagel.datamodules.convert import (
+    TooManyBadRowsError,
     convert_folder,
     convert_journeydb,
     convert_llava_onevision,
@@ -156,6 +157,19 @@ def test_a_data_set_that_lost_files_does_not_take_their_documents_along(tmp_path
     with pytest.raises(FileExistsError, match=r"files are gone \(12 files then, 11 now\).*write elsewhere, or remove"):
         convert_folder(str(src), str(out), options=SERIAL)
     assert contents(out) == before
+
+
+def test_what_made_a_conversion_fail_may_be_removed(tmp_path: Path):
+    src, out = make_pairs(tmp_path / "src"), tmp_path / "out"
+    for number in range(10, 20):
+        write(src / f"{number}.txt", "no picture")
+    with pytest.raises(TooManyBadRowsError, match=r"10 of 16 rows are unusable \(10 missing_image\)") as error:
+        convert_folder(str(src), str(out), options=SERIAL)
+    assert len(str(error.value)) < 300 + len(str(src)) and "\n" not in str(error.value)
+    for number in range(10, 20):
+        (src / f"{number}.txt").unlink()
+    summary = convert_folder(str(src), str(out), options=SERIAL)
+    assert (summary.written, summary.skipped, len(read_back(out))) == (6, {}, 6)
 
 
 def test_a_data_set_that_moved_is_the_same_one(tmp_path: Path):

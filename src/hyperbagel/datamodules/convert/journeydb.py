@@ -104,7 +104,7 @@ def _need_fit(names: Iterator[str], folders: Collection[str], annotations: Path)
         return
     raise FormatError(
         f"{annotations}: its names, such as {shown(first)}, do not fit the archives, which are of "
-        f"{clip(', '.join(sorted(folders)) or 'no folder', 60)}: use train_anno_realease_repath.jsonl, or download more"
+        f"{clip(', '.join(sorted(folders)) or 'no folder', 60)}: use train_anno_realease_repath.jsonl"
     )
 
 

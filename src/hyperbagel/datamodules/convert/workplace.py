@@ -52,7 +52,7 @@ class Workplace:
     def begin(self, fingerprint: Mapping[str, Any], resume: bool) -> None:
         """Make the folders, or see that what is there is the same conversion, which begins anew when its data changed.
 
-        Raises FileExistsError for another conversion, and where documents could not be made again.
+        Raises FileExistsError for another conversion, and for a complete one of files that are gone.
         """
         settings = self.state / "settings.json"
         if not settings.is_file():
@@ -78,7 +78,7 @@ class Workplace:
                 "set's files); repeat it as it was, or write elsewhere"
             )
         files = f"{before['files']:,} files then, {fingerprint['files']:,} now"
-        if fingerprint["files"] < before["files"]:
+        if fingerprint["files"] < before["files"] and (self.out / "conversion.json").is_file():
             raise FileExistsError(
                 f"{self.out}: the data set changed since it was converted, and files are gone ({files}); documents of "
                 f"them would be lost: write elsewhere, or remove {self.out} to convert it anew"
