@@ -6,8 +6,11 @@ are numbers of updates, documents, pictures, questions and steps, and layers are
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,21 +26,31 @@ _EVALUATIONS: dict[str, dict[str, Any]] = {
     "Understanding": {"samples": {"class_path": _SCENES, "init_args": _QUESTIONS}},
     "Speculation": {"questions": 2, "warmup": 1},
 }
-_SMALL = {"size": FEW, "max_updates": 1, "batch_size": 4, "num_workers": 0, "compile": False, "frequencies": 2}
+_SMALL = {
+    "size": FEW,
+    "max_updates": 1,
+    "every_n_updates": 1,
+    "batch_size": 4,
+    "num_workers": 0,
+    "compile": False,
+    "frequencies": 2,
+}
 _TRAINING = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 
 
-def shrink(settings: Any, inside: str = "") -> Any:
-    """Settings as YAML has them, with small numbers. inside: the key above them."""
+def shrink(settings: Any, drawing: bool = False) -> Any:
+    """Settings as YAML has them, with small numbers. drawing: whether they are of samplers."""
     if isinstance(settings, list):
-        return [shrink(value, inside) for value in settings]
+        return [shrink(value, drawing) for value in settings]
     if not isinstance(settings, Mapping):
         return settings
     small = {
-        key: min(value, _SMALL[key]) if key in _SMALL and isinstance(value, int) else shrink(value, inside or key)
+        key: min(value, _SMALL[key])
+        if key in _SMALL and isinstance(value, int)
+        else shrink(value, drawing or key == "samplers")
         for key, value in settings.items()
     }
-    if inside == "samplers" and small.get("steps", 0) > 6:
+    if drawing and small.get("steps", 0) > 6:
         small["steps"] = 2
     name = str(small.get("class_path", "")).rpartition(".")[2]
     if name in _EVALUATIONS:
@@ -69,12 +82,45 @@ def shrunk(arguments: list[str], folder: Path) -> list[str]:
     return result + (_TRAINING if arguments[0] == "fit" else [])
 
 
-def main() -> None:
-    from hyperbagel.cli import main as hyperbagel
+def run(arguments: list[str]) -> int:
+    """The exit status of a command line, shrunk."""
+    from hyperbagel.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
-        hyperbagel(shrunk(sys.argv[1:], Path(folder)))
+        try:
+            main(shrunk(arguments, Path(folder)))
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+def serve() -> None:
+    """Run command lines in processes that need not import everything anew.
+
+    Each line of stdin is a folder, a file for the output and the arguments, as JSON; the answer is the exit status.
+    """
+    import hyperbagel.cli.trainer  # noqa: F401 - what takes seconds
+
+    for line in sys.stdin:
+        folder, output, arguments = json.loads(line)
+        if (child := os.fork()) == 0:
+            os.chdir(folder)
+            with open(output, "wb") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            status = run(arguments)
+            sys.stdout.flush()
+            os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        sys.exit(run(sys.argv[1:]))

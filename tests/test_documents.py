@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -45,7 +46,7 @@ def shell_commands(document: Path) -> Iterator[str]:
             if command.endswith("\\") or len(re.findall(r"\bdo\b", command)) > len(re.findall(r"\bdone\b", command)):
                 command += "\n"
             elif command:
-                yield command
+                yield re.sub(r" *\\\n *", " ", command)
                 command = ""
 
 
@@ -96,36 +97,74 @@ def test_quick_commands_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     assert len(ran) >= 6
 
 
+class Shell:
+    """Runs commands with the package of a folder: those of `hyperbagel` by a server that has imported it already.
+
+    Args:
+        site: folder that imports find the package in.
+        work: folder for the program `hyperbagel` and for outputs.
+    """
+
+    def __init__(self, site: Path, work: Path) -> None:
+        server = [sys.executable, "-P", str(ROOT / "tests" / "shrunk.py")]
+        program = work / "bin" / "hyperbagel"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(server)} "$@"\n')
+        program.chmod(0o755)
+        self.environment = os.environ | {"PYTHONPATH": str(site), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        self.output = work / "output"
+        self.server = subprocess.Popen(
+            [*server, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
+        )
+
+    def run(self, command: str, folder: Path) -> None:
+        """Run a command in a folder. Raises AssertionError with what it said when it fails."""
+        command = command.removeprefix(".venv/bin/")
+        if command.startswith("hyperbagel ") and "$" not in command:
+            assert self.server.stdin is not None and self.server.stdout is not None
+            request = [str(folder), str(self.output), shlex.split(command)[1:]]
+            print(json.dumps(request), file=self.server.stdin, flush=True)
+            status = int(self.server.stdout.readline())
+        else:
+            with self.output.open("wb") as output:
+                called = ["bash", "-ec", command]
+                status = subprocess.run(
+                    called, cwd=folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+                ).returncode
+        assert status == 0, f"{command}\n{self.output.read_text(errors='replace')[-4000:]}"
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.communicate()
+
+
 @pytest.fixture(scope="module", params=["clone", "wheel"])
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """How the package is there, and the folder that imports find it in."""
-    folder = tmp_path_factory.mktemp(request.param) / "site"
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Shell]]:
+    """How the package is there, and a shell that has it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    site = folder / "site"
     if request.param == "wheel":
-        unpack_wheel(folder)
-        return request.param, folder
-    if not (ROOT / ".git").exists():
+        unpack_wheel(site)
+    elif (ROOT / ".git").exists():
+        subprocess.run(["git", "checkout-index", "--all", f"--prefix={site}/"], cwd=ROOT, check=True)
+        site = site / "src"
+    else:
         pytest.skip("not a git repository")
-    subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/"], cwd=ROOT, check=True)
-    return request.param, folder / "src"
+    shell = Shell(site, folder)
+    yield request.param, shell
+    shell.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({name for name, command in COMMANDS if is_run(command)}))
-def test_a_document_can_be_followed(name: str, installed: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_document_can_be_followed(name: str, installed: tuple[str, Shell], tmp_path: Path) -> None:
     """All commands of a document one after the other, in an empty folder or in the clone; settings are shrunk."""
-    kind, site = installed
+    kind, shell = installed
     folder = tmp_path
     if kind == "clone":
-        folder = site.parent
+        folder = Path(shell.environment["PYTHONPATH"]).parent
         shutil.rmtree(folder / "runs", ignore_errors=True)
-    program = tmp_path / ".venv" / "bin" / "hyperbagel"
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -P {ROOT / "tests" / "shrunk.py"} "$@"\n')
-    program.chmod(0o755)
-    environment = os.environ | {"PYTHONPATH": str(site), "PATH": f"{program.parent}:{os.environ['PATH']}"}
     prepare(folder)
     for command in shell_commands(DOCUMENTS[name]):
         if is_run(command):
-            called = command.replace(".venv/bin/hyperbagel", "hyperbagel")
-            done = subprocess.run(["bash", "-ec", called], cwd=folder, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            shell.run(command, folder)

@@ -22,9 +22,8 @@ def config_home() -> Path:
 def shipped_configs() -> dict[str, Path]:
     """Name -> file of all configurations, such as `scenes/cfg`; those of examples are called `examples/drift`."""
     home = config_home()
-    found = {path: path.relative_to(home).with_suffix("") for path in sorted(home.glob("configs/**/*.yaml"))}
-    found |= {path: path.relative_to(home).with_suffix("") for path in sorted(home.glob("examples/*.yaml"))}
-    return {_name(place): path for path, place in found.items()}
+    patterns = ("configs/**/*.yaml", "examples/*.yaml")
+    return {_name(path.relative_to(home)): path for pattern in patterns for path in sorted(home.glob(pattern))}
 
 
 def _name(place: str | Path) -> str:
