@@ -26,6 +26,7 @@ class Skip(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     MISSING_MEMBER = "missing_member"
     NO_LOSS = "no_loss"
+    NOTHING_TO_LEARN = "nothing_to_learn"
     TOO_LONG = "too_long"
     UNREADABLE_IMAGE = "unreadable_image"
     UNSAFE_NAME = "unsafe_name"
@@ -62,16 +63,22 @@ class SkipRecord:
 
 
 class SkipLog:
-    """Counts distinct skipped samples by cause in the main process, warns of each, and stops above a limit."""
+    """Counts distinct skipped samples by cause in the main process, warns of each, and stops above a limit.
+
+    Good documents in which the stage has nothing to learn are no matter for the limit: of them the first is told, and
+    all that this run met are counted, again in each epoch.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.unlearnt = 0
         self._samples: dict[str, Skip] = {}
 
     @property
     def counts(self) -> Mapping[Skip, int]:
         """Number of distinct samples skipped by cause."""
-        return Counter(self._samples.values())
+        counts = Counter(self._samples.values())
+        return counts + Counter({Skip.NOTHING_TO_LEARN: self.unlearnt})
 
     def add(self, records: Iterable[SkipRecord]) -> None:
         """Take over records; a sample met again in a later epoch is not counted again.
@@ -79,6 +86,13 @@ class SkipLog:
         Raises TooManySkippedError above the limit.
         """
         for record in records:
+            if record.cause == Skip.NOTHING_TO_LEARN:
+                if not self.unlearnt:
+                    log.warning(
+                        "left out %s (%s): %s; others are only counted", record.sample, record.cause, record.reason
+                    )
+                self.unlearnt += 1
+                continue
             if record.sample in self._samples:
                 continue
             self._samples[record.sample] = record.cause

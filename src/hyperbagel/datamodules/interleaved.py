@@ -55,6 +55,7 @@ class InterleavedDataModule(L.LightningDataModule):
     The sequence of batches depends on the configuration, the rank and nothing else; the state is one number. A run
     that was stopped anywhere and resumed sees exactly the batches that it had not seen, in the same order, also with
     another number of workers. Validation and test read the sources one after another in order and without dropout.
+    Training documents in which the stage has nothing to learn are left out, and counted as `nothing_to_learn`.
 
     Args:
         formatting: tokenizer, resize rules, longest document; what it leaves open is that of the stage's model.
@@ -235,7 +236,9 @@ class InterleavedDataModule(L.LightningDataModule):
         return (distributed["rank"], distributed["num_replicas"]) if distributed else (0, 1)
 
     def _dataset(self, split: str, dropout: CondDropout | None) -> BatchDataset:
-        return BatchDataset(self._open[split], self._build(), self.batching.seed, dropout)
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        learns_from = getattr(stage, "learns_from", None) if split == "train" else None
+        return BatchDataset(self._open[split], self._build(), self.batching.seed, dropout, learns_from)
 
     def _fingerprint(self, plan: Plan) -> dict[str, Any]:
         """What the sequence of batches depends on."""

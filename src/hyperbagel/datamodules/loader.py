@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from time import perf_counter
@@ -15,11 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.datamodules.corruption import SkipLog, SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.corruption import Skip, SkipLog, SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.packing import PackedBatch, pack
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, keyed_random
 from hyperbagel.datamodules.plan import Plan, PlannedBatch
 from hyperbagel.datamodules.sources import Samples
+from hyperbagel.modules.stage import LearnsFrom
+
+_LOOK = 10_000
+"""Batches without a usable document after which a source is given up."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,48 @@ class OpenSource:
 
 
 class BatchDataset(Dataset[PackedBatch]):
-    """Builds the batch that a plan asks for; dropout: None for none."""
+    """Builds the batch that a plan asks for.
+
+    dropout: None for none; learns_from: what the stage learns from, see `Stage`; None: all documents.
+    """
 
     def __init__(
-        self, sources: Sequence[OpenSource], builder: DocumentBuilder, seed: int, dropout: CondDropout | None
+        self,
+        sources: Sequence[OpenSource],
+        builder: DocumentBuilder,
+        seed: int,
+        dropout: CondDropout | None,
+        learns_from: Collection[LearnsFrom] | None = None,
     ) -> None:
         self.sources, self.builder, self.seed, self.dropout = list(sources), builder, seed, dropout
+        self.learns_from = learns_from
 
     def __getitem__(self, batch: PlannedBatch) -> PackedBatch:
-        """The documents of a batch without those that turn out to be unusable, which are recorded instead."""
+        """The documents of a batch without those that are unusable, or have nothing for the stage to learn, which are
+        recorded instead."""
         source = self.sources[batch.source]
         documents, skipped = [], []
         for index in batch.samples:
             try:
                 sample = source.samples.read(index)
+                if self.learns_from is not None:
+                    _require_lesson(sample.document(), self.learns_from)
                 random = keyed_random(self.seed, batch.turn, sample.key)
                 dropout = (self.dropout, random) if self.dropout else None
                 documents.append(self.builder.build(sample, source.vit_transform, dropout))
             except SkippedSampleError as error:
                 skipped.append(SkipRecord(error.cause, source.samples.place(index), str(error)))
         return pack(documents, source.name, skipped)
+
+
+def _require_lesson(document: InterleavedDocument, learns_from: Collection[LearnsFrom]) -> None:
+    """Raises SkippedSampleError for a document without anything to learn from."""
+    found = {"picture"} if document.images else set()
+    found |= {"text" if isinstance(part, TextPart) else "image" for part in document.parts if part.loss}
+    if not found & set(learns_from):
+        wanted = {"picture": "pictures", "text": "texts with loss", "image": "pictures with loss"}
+        missing = " or ".join(wanted[kind] for kind in learns_from)
+        raise SkippedSampleError(Skip.NOTHING_TO_LEARN, f"the stage learns from {missing}, it has none")
 
 
 @dataclass(frozen=True)
@@ -148,14 +175,17 @@ class DocumentLoader(Iterable[DocumentBatch]):
         self.monitor.skips.add(packed.skipped)
         if packed.keys:
             return packed
-        source = self.plan[number].source
-        for other in range(number + 1, number + len(self)):
+        source, reason = self.plan[number].source, packed.skipped[0].reason
+        for other in range(number + 1, number + min(len(self), _LOOK)):
             if self.plan[other].source == source:
                 packed = self.dataset[self.plan[other]]
                 self.monitor.skips.add(packed.skipped)
                 if packed.keys:
                     return packed
-        raise ValueError(f"source {packed.source!r} has no usable sample on rank {self.plan.rank}")
+        raise ValueError(
+            f"source {packed.source!r} has no usable sample on rank {self.plan.rank}, as far as was looked; of the "
+            f"first: {reason}"
+        )
 
     def _skip_metrics(self) -> dict[str, float]:
         return {f"data/skipped/{cause}": float(count) for cause, count in self.monitor.skips.counts.items()}

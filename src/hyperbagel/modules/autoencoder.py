@@ -16,7 +16,7 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, ViTSegment
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, Samplers, Stage
+from hyperbagel.modules.stage import Compute, LearnsFrom, Samplers, Stage
 
 STATISTICS_DECAY = 0.99
 _COMPUTE, _SAMPLERS = Compute(), Samplers()
@@ -60,6 +60,8 @@ class AutoencoderTraining(Stage):
     branch: GenerationBranch | None = None
     latent_mean: Tensor
     latent_square: Tensor
+
+    learns_from: tuple[LearnsFrom, ...] | None = ("picture",)
 
     def __init__(
         self,

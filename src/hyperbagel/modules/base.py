@@ -25,7 +25,7 @@ from hyperbagel.modules.networks import Training, merged, trainable_branch
 from hyperbagel.modules.optimization import ManualOptimization
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.modules.sharding import gathered, shard
-from hyperbagel.modules.stage import Compute
+from hyperbagel.modules.stage import Compute, LearnsFrom
 
 _COMPUTE = Compute()
 
@@ -70,6 +70,7 @@ class DistillationStage(ManualOptimization):
     """
 
     takes_scales = True
+    learns_from: tuple[LearnsFrom, ...] | None = ("image",)
 
     def __init__(self, model: str, init_from: str | None, student: Training, settings: StageSettings) -> None:
         super().__init__(settings.max_updates)

@@ -25,7 +25,7 @@ from hyperbagel.draft.losses import DraftLoss, DraftStep, KLDivergence, TargetCr
 from hyperbagel.draft.unroll import UnrolledStep, unroll
 from hyperbagel.draft.vocabulary import read_vocabulary
 from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, Stage
+from hyperbagel.modules.stage import Compute, LearnsFrom, Stage
 
 _COMPUTE, _DRAFT = Compute(), DraftConfig()
 
@@ -78,6 +78,8 @@ class DraftTraining(Stage):
         compute: type of the weights.
         seed: of the fresh weights.
     """
+
+    learns_from: tuple[LearnsFrom, ...] | None = ("text",)
 
     def __init__(
         self,

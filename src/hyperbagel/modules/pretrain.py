@@ -23,7 +23,7 @@ from hyperbagel.modules.loss_terms import TakesLossTerms
 from hyperbagel.modules.noising import noisy_latents, noisy_pictures
 from hyperbagel.modules.randomness import step_generator
 from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, Samplers, Stage
+from hyperbagel.modules.stage import Compute, LearnsFrom, Samplers, Stage
 
 Part = Literal["both", "understanding", "generation"]
 
@@ -58,6 +58,11 @@ class Term:
     count: Tensor
 
 
+_LEARNS_FROM: dict[Part, tuple[LearnsFrom, ...]] = {
+    "both": ("text", "image"),
+    "understanding": ("text",),
+    "generation": ("image",),
+}
 _LOSS, _SAMPLERS, _COMPUTE = PretrainingLoss(), Samplers(), Compute()
 
 
@@ -97,6 +102,7 @@ class Pretraining(Stage, TakesLossTerms):
         if start != "own":
             restart_generation(self.model, seed, copies=start == "understanding")
         self.train_part: Part = train
+        self.learns_from = _LEARNS_FROM[train]
         self.loss, self.seed = loss, seed
         self.sampler, self.editing_sampler = samplers.generation, samplers.editing
         self._optimizer, self._scheduler = optimizer, scheduler

@@ -78,12 +78,18 @@ def frozen_names(module: nn.Module) -> set[str]:
     return names
 
 
+LearnsFrom = Literal["text", "image", "picture"]
+"""Parts of a document that something is learnt from: texts or pictures with loss, or any picture."""
+
+
 class Stage(PartialCheckpoint):
     """A training stage: counts its updates, and keeps what is frozen out of its checkpoints.
 
-    student_step: updates of the trained network so far, the x-axis of all curves.
+    student_step: updates of the trained network so far, the x-axis of all curves. learns_from: documents with none of
+    these are left out of its batches; None: it takes all.
     """
 
+    learns_from: tuple[LearnsFrom, ...] | None = None
     student_step: Tensor
 
     def __init__(self) -> None:
