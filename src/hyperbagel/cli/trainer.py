@@ -19,6 +19,7 @@ from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
+from hyperbagel.cli.saved_config import WholeConfig
 
 _STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
 _INSTEAD = {
@@ -111,7 +112,7 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=WholeConfig,
         trainer_defaults={"callbacks": [Safeguard()]},
         parser_class=TrainerParser,
         args=with_found_configs(arguments),
