@@ -92,10 +92,8 @@ class HPSv3Reward(Reward):
 
     def _dialogue(self, prompt: str, image_tokens: int) -> str:
         """The chat in which HPSv3 was trained to judge, with the picture's tokens in place."""
-        question = (
-            self.texts.instruction.format(text_prompt=as_plain(prompt, self._tokenizer.all_special_tokens))
-            + self.texts.rating
-        )
+        prompt = as_plain(prompt, self._tokenizer.all_special_tokens)
+        question = self.texts.instruction.format(text_prompt=prompt) + self.texts.rating
         image = f"<|vision_start|>{IMAGE_TOKEN * image_tokens}<|vision_end|>"
         system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         return f"{system}<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
