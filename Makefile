@@ -1,8 +1,10 @@
 # `make` lists the targets. Each of them first does the set-up it needs.
 # Overrides: PYTHON (3.11 or newer), VENV (folder of the virtual environment), WORKERS (test processes),
+# OLDEST_PYTHON (for `test-oldest`; the lowest versions are not built for newer ones than 3.11),
 # TEACHER (the model that `distill` starts from: a folder, or the name of one in the package).
 
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
 TEACHER ?= scenes
@@ -11,17 +13,25 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 BROWSER := $(VENV)/.browser
+OLDEST := $(VENV)-oldest
 
 # Tests read only local files. One thread a worker: more only compete for the cores.
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Prints which Python it is.
+RELEASE := 'import sys; print(sys.version_info[:2])'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pretrain distill reproduce test test-all check docs format clean
+.PHONY: help setup demo pretrain distill reproduce test test-all test-oldest smoke check docs format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## Create the virtual environment and install hyperbagel with its development tools
+ifneq ($(origin PYTHON),file)
+	@[ "$$($(PYTHON) -c $(RELEASE))" = "$$($(BIN)/python -c $(RELEASE))" ] || { echo '$(VENV) holds another Python than' \
+		'$(PYTHON); give a folder of its own: make $(MAKECMDGOALS) PYTHON=$(PYTHON) VENV=.venv-other' >&2; exit 1; }
+endif
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,6 +98,21 @@ $(BROWSER): $(INSTALLED)
 test-all: setup $(SMOLLM2) $(BROWSER) ## Run all tests, the slow ones too
 	$(PYTEST) --cov --cov-report=term -m ''
 
+$(OLDEST)/.installed: pyproject.toml scripts/lowest_versions.py
+	@echo 'Installing the lowest versions into $(OLDEST) (once; PyTorch is large)'
+	@$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python scripts/lowest_versions.py >$(OLDEST)/lowest.txt
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(OLDEST)/lowest.txt --editable '.[dev]'
+	@touch $@
+
+test-oldest: BIN := $(OLDEST)/bin
+test-oldest: $(OLDEST)/.installed ## Run the fast tests with the lowest versions that pyproject.toml admits
+	$(PYTEST)
+
+smoke: ## Install the wheel for PYTHON in a folder that is thrown away, and run its commands there
+	scripts/smoke.sh $(PYTHON)
+
 check: setup ## Lint, check formatting, types and the direction of imports, and build the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -104,4 +129,4 @@ format: setup ## Sort imports, apply safe fixes and format
 
 clean: ## Remove caches and coverage data; runs and the virtual environment stay
 	rm -rf .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +

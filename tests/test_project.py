@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHIPPED = ("src", "configs", "docs", "examples", "benchmarks", "scripts", "README.md", "CHANGELOG.md", "Makefile")
-TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".html", ".js", ""}
+TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".html", ".js", ".sh", ""}
 
 
 def shell_commands(program: str) -> set[str]:
@@ -75,7 +75,7 @@ def test_subcommands_of_the_documents_exist() -> None:
 def test_make_targets_of_the_documents_exist() -> None:
     shown = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
     offered = set(re.findall(r"^ *make ([\w-]+)", shown, re.M))
-    assert {"setup", "demo", "test", "test-all", "check", "pretrain"} <= offered
+    assert {"setup", "demo", "test", "test-all", "test-oldest", "smoke", "check", "pretrain"} <= offered
     assert shell_commands("make") <= offered
 
 
@@ -135,7 +135,7 @@ def test_nothing_refers_to_one_machine() -> None:
 def test_every_requirement_has_a_lower_bound() -> None:
     script = ROOT / "scripts" / "lowest_versions.py"
     pins = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.split()
-    assert {"torch==2.9", "gradio==6.0", "jsonargparse==4.49"} <= set(pins)
+    assert {"torch==2.9", "gradio==6.0", "jsonargparse==4.52"} <= set(pins)
     assert all(re.fullmatch(r"[\w-]+==\d[\d.]*", pin) for pin in pins)
     spec = importlib.util.spec_from_file_location("lowest_versions", script)
     assert spec is not None and spec.loader is not None

@@ -52,11 +52,15 @@ def _loss(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
+def _cpu_multiplies_bfloat16() -> bool:
+    # `torch.cpu.get_capabilities` tells it too, but only in the newest releases of PyTorch.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _orthogonal(updates: Tensor, group: dict[str, Any]) -> Tensor:
     """Newton-Schulz iteration of Muon on updates (k, m, n); singular values of the results are about 1."""
     a, b, c = group["ns_coefficients"]
-    can = torch.cpu.get_capabilities()
-    slow = updates.device.type == "cpu" and not (can.get("amx_bf16") or can.get("avx512_bf16"))
+    slow = updates.device.type == "cpu" and not _cpu_multiplies_bfloat16()
     x = updates.float() if slow else updates.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
