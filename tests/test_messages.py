@@ -1,6 +1,5 @@
 """Messages are short, on one line, the same in every run, and can be printed anywhere."""
 
-
 import pytest
 
 from hyperbagel.messages import LIMIT, clip, shown
