@@ -37,24 +37,29 @@ _ATTENTION_WEIGHT = re.compile(r"\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Shape of the autoencoder; the defaults are the official network.
-
-    resolution: nominal training size, pixels (recorded only, any size works); ch: base width, a multiple of 32;
-    ch_mult: width factor of each level, highest resolution first; z_channels: latent channels;
-    pixel_unshuffle: side of the pixel blocks folded into channels at the door, for small and cheap autoencoders
-    (1 is the official network).
-    """
+    """Shape of the autoencoder; the defaults are the official network."""
 
     resolution: int = 256
+    """Nominal training size, in pixels (recorded only, any size works)."""
     in_channels: int = 3
+    """Channels of pictures that are encoded."""
     ch: int = 128
+    """Base width in channels, a multiple of 32."""
     out_ch: int = 3
+    """Channels of pictures that are decoded."""
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """Width factor of each level, highest resolution first."""
     num_res_blocks: int = 2
+    """Residual blocks per level."""
     z_channels: int = 16
+    """Latent channels."""
     scale_factor: float = 0.3611
+    """Latents are multiplied by it after the shift."""
     shift_factor: float = 0.1159
+    """Latents are lowered by it before they are scaled."""
     pixel_unshuffle: int = 1
+    """Side of the pixel blocks folded into channels at the door, for small and cheap autoencoders (1 is the official
+    network)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))  # JSON and YAML give lists

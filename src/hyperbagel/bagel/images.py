@@ -116,16 +116,16 @@ def _message(error: Exception, name: str | None) -> str:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """BAGEL's resize and normalisation for one branch.
-
-    max_size, min_size: limits in pixels for the longer and the shorter side (max_size wins for long narrow pictures).
-    stride: both sides become multiples of it. max_pixels: limit for all pictures of a document together.
-    """
+    """BAGEL's resize and normalisation for one branch."""
 
     max_size: int
+    """Limit in pixels for the longer side; it wins over min_size for long narrow pictures."""
     min_size: int
+    """Limit in pixels for the shorter side."""
     stride: int
+    """Both sides become multiples of it, in pixels."""
     max_pixels: int = MAX_PIXELS
+    """Limit for all pictures of a document together, in pixels."""
 
     def __post_init__(self) -> None:
         """Refuse limits that no size could meet."""

@@ -73,28 +73,34 @@ class ViTBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch of documents as token streams.
-
-    ids: (B, Nu) token ids, VIT_TOKEN where ViT tokens go; labels: (B, Nu) next-token labels, IGNORED without loss;
-    latents: (B, Ng, C) clean latent tokens; grid_ids: (B, Ng) ids into the latent position table; image: (B, Ng) number
-    of the image in the batch, -1 at padding; image_loss: (images,) bool, True for images to be generated;
-    next_position: (B,) rope position of the next block; text_cut, cut_position: (B,) first block that the state without
-    the last prompt leaves out, and the rope position there.
-    """
+    """A batch of documents as token streams."""
 
     und: TokenOrder
+    """Where the Nu columns of the understanding stream stand."""
     gen: TokenOrder
+    """Where the Ng columns of the generation stream stand."""
     ids: Tensor
+    """(B, Nu) token ids, VIT_TOKEN where ViT tokens go."""
     labels: Tensor
+    """(B, Nu) next-token labels, IGNORED without loss."""
     vit: ViTBatch | None
+    """All ViT images of the batch; None: there are none."""
     latents: Tensor
+    """(B, Ng, C) clean latent tokens."""
     grid_ids: Tensor
+    """(B, Ng) ids into the latent position table."""
     image: Tensor
+    """(B, Ng) number of the image in the batch, -1 at padding."""
     image_loss: Tensor
+    """(images,) bool, True for images to be generated."""
     next_position: Tensor
+    """(B,) rope position of the next block."""
     text_cut: Tensor
+    """(B,) first block that the state without the last prompt leaves out."""
     cut_position: Tensor
+    """(B,) rope position at that block."""
     padded: bool
+    """Whether any stream holds padding."""
 
     @property
     def generated(self) -> Tensor:

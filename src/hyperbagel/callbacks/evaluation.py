@@ -49,9 +49,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class BranchSampler(Sampler):
-    """A row to be measured: sampler settings, and the file of the distilled branch that denoises; None: the stage's."""
+    """A row to be measured: sampler settings, and what denoises."""
 
     branch: str | None = None
+    """File of the distilled branch that denoises; None: the stage's."""
 
 
 @dataclass(frozen=True)

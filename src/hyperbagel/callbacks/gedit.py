@@ -22,18 +22,18 @@ from hyperbagel.evaluation.inference import Cost, Painter
 
 @dataclass(frozen=True)
 class GEditData:
-    """What is to be edited.
-
-    data: the published benchmark, file or folder, None for edits of the scenes world; split: of the latter, val for
-    choices and test for what is reported; per_kind: edits of each kind of the latter; languages: of the instructions;
-    shown: pictures in the logged grid.
-    """
+    """What is to be edited."""
 
     data: str | None = None
+    """The published benchmark, file or folder; None: edits of the scenes world."""
     split: Literal["val", "test"] = "test"
+    """Split of the edits of the scenes world: val for choices and test for what is reported."""
     per_kind: int = 20
+    """Edits of each kind of the scenes world."""
     languages: tuple[str, ...] = LANGUAGES
+    """Languages of the instructions."""
     shown: int = 8
+    """Pictures in the logged grid."""
 
     def read(self) -> tuple[Sequence[EditSample], tuple[str, ...]]:
         """The samples, and the categories they are of."""
@@ -47,11 +47,14 @@ class GEditData:
 
 @dataclass(frozen=True)
 class GEditRun:
-    """batch_size: pictures edited at once; judge_workers: threads that ask the judge; seed: of all noise."""
+    """How edits are made and judged."""
 
     batch_size: int = 32
+    """Pictures edited at once."""
     judge_workers: int = 1
+    """Threads that ask the judge."""
     seed: int = 0
+    """Seed of all noise."""
 
 
 _DATA, _SETTINGS = GEditData(), GEditRun()

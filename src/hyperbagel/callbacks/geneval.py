@@ -33,19 +33,18 @@ from hyperbagel.scenes.prompts import geneval_prompts
 
 @dataclass(frozen=True)
 class GenEvalPrompts:
-    """What is asked for.
-
-    file: official metadata file (JSON lines), None for prompts of the scenes world in the official mix; split: of the
-    latter, val for choices and test for what is reported; limit: about so many of them, evenly spread over the tasks;
-    size: height and width of a picture in pixels, None for the model's largest square; shown: pictures in the logged
-    grid, one each of evenly spread prompts.
-    """
+    """What is asked for."""
 
     file: str | None = None
+    """Official metadata file (JSON lines); None: prompts of the scenes world in the official mix."""
     split: Literal["val", "test"] = "test"
+    """Split of the prompts of the scenes world: val for choices and test for what is reported."""
     limit: int | None = None
+    """About so many prompts, evenly spread over the tasks; None: all."""
     size: tuple[int, int] | None = None
+    """Height and width of a picture in pixels, None for the model's largest square."""
     shown: int = 16
+    """Pictures in the logged grid, one each of evenly spread prompts."""
 
     def read(self) -> PromptSet:
         """The prompts. Raises FileNotFoundError or PromptError for an unusable file."""
@@ -58,11 +57,14 @@ class GenEvalPrompts:
 
 @dataclass(frozen=True)
 class GenEvalSettings:
-    """images_per_prompt: 4 officially; batch_size: pictures drawn at once; seed: of all noise."""
+    """How pictures are drawn."""
 
     images_per_prompt: int = 4
+    """Pictures per prompt, officially 4."""
     batch_size: int = 64
+    """Pictures drawn at once."""
     seed: int = 0
+    """Seed of all noise."""
 
 
 _PROMPTS, _SETTINGS = GenEvalPrompts(), GenEvalSettings()

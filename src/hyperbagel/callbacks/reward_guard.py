@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Watch:
-    """A metric that must not get worse. better: its good direction; tolerance: share of the best value by which it may
-    be worse than that without alarm."""
+    """A metric that must not get worse."""
 
     metric: str
+    """Name of the metric, as logged."""
     better: Literal["higher", "lower"] = "higher"
+    """Its good direction."""
     tolerance: float = 0.02
+    """Share of the best value by which it may be worse than that without alarm."""
 
     def failed(self, value: float, best: float) -> bool:
         """Whether a value is worse than the best one beyond the tolerance."""

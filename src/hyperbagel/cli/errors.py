@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from hyperbagel.cli.explanation import UsageError, chain, explain
 from hyperbagel.messages import clip
@@ -26,6 +26,8 @@ _OF_LIBRARIES = {
 """Module -> an exception of it that tells of bad input, or of a machine that is too small."""
 _LONGEST = 1000
 """Characters of a message, which may name many files."""
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # settings are explained beneath their fields
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from hyperbagel.critics.heads import HeadStack, check_layers, spread_layers
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """Heads of a critic.
-
-    layers: after which layers (from 1) they stand, or how many there are, evenly spread; channels: width of a head.
-    """
+    """Heads of a critic."""
 
     layers: int | tuple[int, ...] = 4
+    """After which layers (from 1) the heads stand, or how many heads there are, evenly spread."""
     channels: int = 128
+    """Width of a head, in channels."""
 
     def tapped(self, layers: int, what: str) -> tuple[int, ...]:
         """The layers to tap in a network of so many. Raises ValueError for layers that it does not have."""

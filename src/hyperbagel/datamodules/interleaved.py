@@ -28,17 +28,17 @@ _READER = ReaderSettings()
 
 @dataclass(frozen=True)
 class Batching:
-    """How training batches are put together.
-
-    batch_size: documents a batch on each rank; batches_per_epoch: None for one pass over the data (over the largest
-    source when the sources have weights); window: batches among which documents are sorted by size, more gives less
-    padding and less random batches; seed: of order and dropout.
-    """
+    """How training batches are put together."""
 
     batch_size: int = 8
+    """Documents per batch on each rank."""
     batches_per_epoch: int | None = None
+    """Batches per epoch on each rank; None: one pass over the data (over the largest source when the sources have
+    weights)."""
     window: int = 64
+    """Batches among which documents are sorted by size; more gives less padding and less random batches."""
     seed: int = 0
+    """Seed of order and dropout."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""

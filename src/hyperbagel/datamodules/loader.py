@@ -83,17 +83,17 @@ def _require_lesson(document: InterleavedDocument, learns_from: Collection[Learn
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """How data is read.
-
-    num_workers: processes that load, 0 for the main process; prefetch: batches each worker loads ahead;
-    max_skipped: an error is raised when more samples than this are unusable; cache_dir: where indexes of shards and
-    copies of remote and compressed shards are kept, by default ~/.cache/hyperbagel.
-    """
+    """How data is read."""
 
     num_workers: int = 2
+    """Processes that load, 0 for the main process."""
     prefetch: int = 4
+    """Batches each worker loads ahead."""
     max_skipped: int = 100
+    """An error is raised when more samples than this are unusable."""
     cache_dir: str | None = None
+    """Folder in which indexes of shards and copies of remote and compressed shards are kept, by default
+    ~/.cache/hyperbagel."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,15 @@ Kind: TypeAlias = Literal["text", "vit", "image", "dropped"]
 class CondDropout:
     """Probabilities with which a block without loss is dropped from a document that generates pictures.
 
-    Independent for each block; a picture given as condition is two blocks (`image`, the clean latent, and `vit`).
+    Independent for each block; a picture given as condition is two blocks.
     """
 
     text: float = 0.1
+    """Probability for a text."""
     vit: float = 0.3
+    """Probability for a picture as the ViT sees it."""
     image: float = 0.3
+    """Probability for a picture as clean latent."""
 
     def __post_init__(self) -> None:
         """Refuse what is no probability."""

@@ -24,17 +24,16 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How batches are made.
-
-    world: number of ranks that read different data; seed: of the order, None keeps the order of the shards and reads
-    the sources one after another; window: number of batches among which samples are sorted by size, so that a batch
-    has little padding (1: no sorting); batches_per_epoch: on each rank, None for one pass over the (largest) source.
-    """
+    """How batches are made."""
 
     world: int = 1
+    """Number of ranks that read different data."""
     seed: int | None = 0
+    """Seed of the order; None keeps the order of the shards and reads the sources one after another."""
     window: int = 64
+    """Number of batches among which samples are sorted by size, so that a batch has little padding (1: no sorting)."""
     batches_per_epoch: int | None = None
+    """Batches per epoch on each rank, None for one pass over the (largest) source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,16 +38,21 @@ STATE = ".regeneration"
 
 @dataclass(frozen=True)
 class RegenerationSettings:
-    """batch_size: documents answered at once; max_tokens: longest answer; keep_long: of longer ones keep the beginning,
-    which is as good for draft heads (they learn the target's distribution, not where the text ends), instead of
-    dropping the document; temperature, top_p: 0 takes the greedy answer; seed: of the sampling."""
+    """How answers are made anew."""
 
     batch_size: int = 16
+    """Documents answered at once."""
     max_tokens: int = 256
+    """Longest answer, in tokens."""
     keep_long: bool = False
+    """Keep the beginning of longer answers, which is as good for draft heads (they learn the target's distribution, not
+    where the text ends), instead of dropping the document."""
     temperature: float = 0.0
+    """Temperature of sampling; 0 takes the greedy answer."""
     top_p: float = 1.0
+    """Nucleus mass kept when sampling."""
     seed: int = 0
+    """Seed of the sampling."""
 
 
 @dataclass

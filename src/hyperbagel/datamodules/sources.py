@@ -24,20 +24,21 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class Source:
-    """One of the data sources of a run, as configured.
-
-    name: shown in logs and in each batch; shards: a brace pattern, a folder or a URL, or a list of them; samples:
-    instead of shards, an object (by class_path) with `__len__` and `__getitem__(i)` -> {"__key__": str, "json":
-    document, "<file>": encoded bytes or (H, W, 3) uint8}; weight: share of batches among the sources (all or none
-    have one; none: every sample once an epoch; 0: switched off); batch_size, vit_transform: other than the module's.
-    """
+    """One of the data sources of a run, as configured."""
 
     name: str
+    """Name shown in logs and in each batch."""
     shards: str | list[str] | None = None
+    """A brace pattern, a folder or a URL, or a list of them."""
     samples: Any = None
+    """Instead of shards, an object (by class_path) with `__len__` and `__getitem__(i)` -> {"__key__": str, "json":
+    document, "<file>": encoded bytes or (H, W, 3) uint8}."""
     weight: float | None = None
+    """Share of batches among the sources (all or none have one; none: every sample once per epoch; 0: switched off)."""
     batch_size: int | None = None
+    """Documents per batch of this source, where it is not the module's."""
     vit_transform: ImageTransform | None = None
+    """Resize rules of the ViT's pictures of this source, where they are not the module's."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a source."""

@@ -18,13 +18,16 @@ OnTokens = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """max_tokens: most new tokens an answer; temperature: 0 is greedy; top_p: nucleus mass kept when sampling;
-    stop: token ids that end an answer, default the model's end of text (none: every answer has max_tokens)."""
+    """How answers are written."""
 
     max_tokens: int = 256
+    """Most new tokens per answer."""
     temperature: float = 0.0
+    """Temperature of sampling, 0 is greedy."""
     top_p: float = 1.0
+    """Nucleus mass kept when sampling."""
     stop: tuple[int, ...] | None = None
+    """Token ids that end an answer, default the model's end of text (none: every answer has max_tokens)."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not 0 < self.top_p <= 1:

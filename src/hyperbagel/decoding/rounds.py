@@ -27,16 +27,14 @@ from hyperbagel.decoding.verify import draw, sample_chain, walk
 
 @dataclass(frozen=True)
 class SpeculationSettings:
-    """How tokens are proposed.
-
-    length: draft steps a round, the length of a chain or the depth of a tree; min_confidence: end a chain early, with
-    the answer or when the product of its draft probabilities falls below this (0: never); tree: propose a tree instead
-    of a chain.
-    """
+    """How tokens are proposed."""
 
     length: int = 6
+    """Draft steps per round: the length of a chain or the depth of a tree."""
     min_confidence: float = 0.0
+    """End a chain early, with the answer or when the product of its draft probabilities falls below this (0: never)."""
     tree: TreeSettings | None = None
+    """Propose this tree instead of a chain."""
 
     def __post_init__(self) -> None:
         if self.length < 1 or not 0 <= self.min_confidence < 1:

@@ -14,10 +14,12 @@ from hyperbagel.decoding.fused import RopeTable
 
 @dataclass(frozen=True)
 class TreeSettings:
-    """width: nodes expanded a level, and children of each; nodes: tokens that are verified in the end."""
+    """The tree of proposed tokens."""
 
     width: int = 4
+    """Nodes expanded per level, and children of each."""
     nodes: int = 16
+    """Tokens that are verified in the end."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.nodes < 1:

@@ -10,25 +10,25 @@ from hyperbagel.bagel.config import LLMConfig
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """What a draft head is made of; the defaults are Hyper-Bagel's, each field an ablation of its Table 1.
-
-    kind: "hyper" fuses token embedding and feature by a linear layer before layers of the target's own architecture;
-    "eagle3" lets the first layer's attention read both (and has neither meta queries nor `Dec`). layers: N decoder
-    layers run at every draft step (EAGLE-3 has one). queries: Q features a token is summarised by. meta_queries: let
-    learned queries attend to all target layers of a token; without them the Q levels alone are used. decoder: the
-    decoder layer `Dec` over the sequence of these features. zero_init: start the last projections of cross-attention
-    and `Dec`, fc1 and fc2 at zero. decoder_size: width of `Dec`'s MLP, default the target's. levels: which residual
-    streams the skips carry, default EAGLE-3's (see `feature_levels`).
-    """
+    """What a draft head is made of; the defaults are Hyper-Bagel's, each field an ablation of its Table 1."""
 
     kind: Literal["hyper", "eagle3"] = "hyper"
+    """"hyper" fuses token embedding and feature by a linear layer before layers of the target's own architecture;
+    "eagle3" lets the first layer's attention read both (and has neither meta queries nor `Dec`)."""
     layers: int = 2
+    """N decoder layers run at every draft step (EAGLE-3 has one)."""
     queries: int = 3
+    """Q features a token is summarised by."""
     meta_queries: bool = True
+    """Let learned queries attend to all target layers of a token; without them the Q levels alone are used."""
     decoder: bool = True
+    """Whether there is the decoder layer `Dec` over the sequence of these features."""
     zero_init: bool = True
+    """Start the last projections of cross-attention and `Dec`, fc1 and fc2 at zero."""
     decoder_size: int | None = None
+    """Width of `Dec`'s MLP, default the target's."""
     levels: tuple[int, ...] | None = None
+    """Which residual streams the skips carry, default EAGLE-3's (see `feature_levels`)."""
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.queries < 1:

@@ -41,8 +41,11 @@ class BootstrapSettings:
     """How intervals are computed. Percentile bootstrap: with all units alike the interval has no width."""
 
     confidence: float = 0.95
+    """Probability that the interval covers the estimated value."""
     resamples: int = 2000
+    """Resamples that the interval is computed from."""
     seed: int = 0
+    """Seed of the resamples."""
 
 
 DEFAULT = BootstrapSettings()

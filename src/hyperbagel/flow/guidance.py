@@ -23,19 +23,19 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance settings.
-
-    text_scale, image_scale: a scale <= 1 means that the branch is not used; text_scale <= 1 means no guidance at all.
-    renorm: `global` takes norms over the whole image, `channel` per token, `text_channel` per token and before the
-    image term; the scale factor is clamped to [renorm_min, 1], so renorm_min = 1 switches the renorm off.
-    interval: (lo, hi], guidance is on where lo < t <= hi.
-    """
+    """Guidance settings."""
 
     text_scale: float = 4.0
+    """Strength of the text guidance; <= 1 means no guidance at all."""
     image_scale: float = 1.0
+    """Strength of the guidance by source pictures; <= 1 means that its branch is not used."""
     renorm: Renorm = "global"
+    """What the renorm takes norms over: `global` the whole image, `channel` each token, `text_channel` each token and
+    before the image term."""
     renorm_min: float = 0.0
+    """The scale factor of the renorm is clamped to [renorm_min, 1], so 1 switches the renorm off."""
     interval: tuple[float, float] = (0.4, 1.0)
+    """(lo, hi]: guidance is on where lo < t <= hi."""
 
     def __post_init__(self) -> None:
         if self.renorm not in ("global", "channel", "text_channel"):

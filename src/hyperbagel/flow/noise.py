@@ -17,12 +17,14 @@ class SharedNoise:
     """One noise for all pictures, but for the lowest `frequencies` x `frequencies` cosine frequencies, each one's own.
 
     What a sampler makes of it still varies in colour and arrangement, which follow from coarse noise, while a network
-    needs to look at few numbers only. Standard normal noise stays standard normal. 0 frequencies: all is shared, and a
-    picture follows from its context alone. seed: of what is shared; pictures of one size share the same.
+    needs to look at few numbers only. Standard normal noise stays standard normal.
     """
 
     frequencies: int = 2
+    """Cosine frequencies per side that are each picture's own; 0: all is shared, and a picture follows from its context
+    alone."""
     seed: int = 0
+    """Seed of what is shared; pictures of one size share the same."""
 
     def __post_init__(self) -> None:
         if self.frequencies < 0:

@@ -40,13 +40,15 @@ class Sample:
 class Sampler:
     """Euler sampler.
 
-    steps: true steps; shift: timestep shift; guidance: classifier-free guidance, None for one pass a step.
-    A CFG-distilled branch takes the guidance scales as inputs and makes one pass a step.
+    A CFG-distilled branch takes the guidance scales as inputs and makes one pass per step.
     """
 
     steps: int = 50
+    """True steps."""
     shift: float = 3.0
+    """Timestep shift."""
     guidance: Guidance | None = None
+    """Classifier-free guidance, None for one pass per step."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.shift < math.inf:

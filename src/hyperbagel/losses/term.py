@@ -30,36 +30,42 @@ class CriticLogits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a stage computed in one update; loss terms read it.
-
-    model, batch, contexts, grid: the frozen model, the documents, what was prefilled of them, and the images' token
-    grids. student_step: student updates so far. scales: guidance inputs of the student.
-    x_t, t, velocity: input (B, n, C), time (B,) and output (B, n, C) of the student, or of the fake branch in its
-    updates; the velocity has a graph to the network that is updated, so none in the update of a critic.
-    output, target: what is compared (B, n, C): velocities in CFG distillation, reward tuning and for the fake branch,
-    latents at t_end in TSCD, estimates of x_0 in the other stages; no target where there is nothing to compare with.
-    layers: the student's residual stream (B, n, D) behind each layer, in pretraining only; `batch` holds the pictures.
-    kept: (B,) bool, which targets are worth learning from; None: all.
-    real_x0, fake_x0: estimates of teacher and fake branch (DMDO's student update).
-    logits: of each critic, by name.
-    """
+    """What a stage computed in one update; loss terms read it."""
 
     model: Bagel
+    """The frozen model."""
     batch: DocumentBatch
+    """The documents; in pretraining it holds the pictures."""
     contexts: GuidedContext
+    """What was prefilled of the documents."""
     grid: LatentGrid
+    """Token grids of the images."""
     student_step: int
+    """Student updates so far."""
     scales: GuidanceScales | None
+    """Guidance inputs of the student."""
     x_t: Tensor
+    """(B, n, C), input of the student, or of the fake branch in its updates."""
     t: Tensor
+    """(B,), time of that input."""
     velocity: Tensor
+    """(B, n, C), output for that input. It has a graph to the network that is updated, so none in the update of a
+    critic."""
     output: Tensor
+    """(B, n, C), what is compared: velocities in CFG distillation, reward tuning and for the fake branch, latents at
+    t_end in TSCD, estimates of x_0 in the other stages."""
     target: Tensor | None = None
+    """(B, n, C), what the output is compared with; None where there is nothing to compare with."""
     kept: Tensor | None = None
+    """(B,) bool, which targets are worth learning from; None: all."""
     layers: tuple[Tensor, ...] = ()
+    """The student's residual stream (B, n, D) after each layer, in pretraining only."""
     real_x0: Tensor | None = None
+    """(B, n, C), the teacher's estimate of x_0 (DMDO's student update)."""
     fake_x0: Tensor | None = None
+    """(B, n, C), the fake branch's estimate of x_0 (DMDO's student update)."""
     logits: Mapping[str, CriticLogits] = field(default_factory=dict)
+    """Logits of each critic, by name."""
 
     def judged(self, logits: Mapping[str, CriticLogits]) -> Step:
         """The same step with critics' logits; pictures that were decoded already are kept."""

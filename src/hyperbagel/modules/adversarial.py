@@ -12,16 +12,16 @@ from hyperbagel.losses.adversarial import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialSettings:
-    """Settings of an adversarial game.
-
-    objective: of the game; student_every: batches on which only critics train come between the student's; r1_weight,
-    r1_sigma: approximate R1 penalty of the latent critic and its noise, 0 for none.
-    """
+    """Settings of an adversarial game."""
 
     objective: Objective = "hinge"
+    """Objective of the game."""
     student_every: int = 1
+    """Batches per update of the student; on the others only critics train."""
     r1_weight: float = 0.0
+    """Weight of the approximate R1 penalty of the latent critic, 0 for none."""
     r1_sigma: float = 0.01
+    """Standard deviation of the noise of the approximate R1 penalty."""
 
     def __post_init__(self) -> None:
         if self.student_every < 1:

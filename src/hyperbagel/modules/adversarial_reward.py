@@ -35,28 +35,31 @@ def one_step(settings: StageSettings) -> StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ADPSettings(AdversarialSettings):
-    """Settings of ADP, with those of its adversarial game.
-
-    pair_steps: steps with which the pairs are made; pairs_from: file of the branch that makes them, None: the one that
-    the student starts as; shared_noise: what the noises that they are made from have in common, while the student sees
-    each whole noise; None: nothing; echoes: updates on the pairs of a batch, which cost more to make than an update
-    does (data echoing, arXiv 1907.05550), each at other times and, beside shared noise, with other fine noise;
-    latent_weight, pixel_weight: of the student's losses against the two critics, 0 leaves one out; pair_weight: of its
-    distance to the pairs' x_0, the Cauchy loss of scale `pair_scale`, or with None the mean squared error; time_power:
-    of the schedule that draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which infinity
-    is; renoise: range of t' at which the latent critic judges, before the timestep shift.
-    """
+    """Settings of ADP, with those of its adversarial game."""
 
     pair_steps: int = 6
+    """Steps with which the pairs are made."""
     pairs_from: str | None = None
+    """File of the branch that makes the pairs; None: the one that the student starts as."""
     shared_noise: SharedNoise | None = None
+    """What the noises that the pairs are made from have in common, while the student sees each whole noise; None:
+    nothing."""
     echoes: int = 1
+    """Updates on the pairs of a batch, which cost more to make than an update does (data echoing, arXiv 1907.05550),
+    each at other times and, beside shared noise, with other fine noise."""
     latent_weight: float = 0.85
+    """Weight of the student's loss against the latent critic, 0 leaves it out."""
     pixel_weight: float = 0.15
+    """Weight of the student's loss against the pixel critic, 0 leaves it out."""
     pair_weight: float = 0.0
+    """Weight of the student's distance to the pairs' x_0, 0 leaves it out."""
     pair_scale: float | None = None
+    """Scale of the Cauchy loss that is the distance to the pairs; None: the mean squared error instead."""
     time_power: float = 3.0
+    """Power of the schedule that draws the student's t, DMDX's cubic one; a higher one is nearer to pure noise, which
+    infinity is."""
     renoise: tuple[float, float] = (0.0, 1.0)
+    """Range of t' at which the latent critic judges, before the timestep shift."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,26 +32,31 @@ _COMPUTE = Compute()
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What all stages have in common.
-
-    steps, shift: of the sampler that the student is made for; text_scale, image_scale: ranges of the student's guidance
-    inputs; generation, editing: how the teacher is guided, and the scales of evaluation; teacher: file of a
-    CFG-distilled branch to aim at, which costs one pass where the guided original (None) costs two or three;
-    max_updates: student updates after which training stops; export: file that the branch is written to when training
-    ends, None for `branch.safetensors` in the run's folder; compute: how layers are computed; seed: of noise and times.
-    """
+    """What all stages have in common."""
 
     steps: int = 6
+    """Steps of the sampler that the student is made for."""
     shift: float = 3.0
+    """Timestep shift of the sampler that the student is made for."""
     text_scale: tuple[float, float] = (1.0, 5.0)
+    """Range of the student's guidance input for the text."""
     image_scale: tuple[float, float] = (1.0, 2.5)
+    """Range of the student's guidance input for the source picture."""
     generation: Guidance = PAPER_GENERATION
+    """How the teacher is guided in generation, and the scales of evaluation."""
     editing: Guidance = PAPER_EDITING
+    """How the teacher is guided in editing, and the scales of evaluation."""
     teacher: str | None = None
+    """File of a CFG-distilled branch to aim at, which costs one pass where the guided original (None) costs two or
+    three."""
     max_updates: int | None = None
+    """Student updates after which training stops; None: as long as the trainer says."""
     export: str | None = None
+    """File that the branch is written to when training ends; None: `branch.safetensors` in the run's folder."""
     compute: Compute = _COMPUTE
+    """How layers are computed."""
     seed: int = 0
+    """Seed of noise and times."""
 
 
 class DistillationStage(ManualOptimization):

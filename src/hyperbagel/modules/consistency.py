@@ -68,24 +68,26 @@ class CFGDistillation(DistillationStage):
 
 @dataclass(frozen=True, kw_only=True)
 class TSCDSettings(AdversarialSettings):
-    """Settings of TSCD, with those of its adversarial game.
-
-    segments, grid_steps: segments of the training grid and its Euler steps; teacher_steps: of the teacher before the
-    EMA student jumps; whole_segments: jump from upper to lower ends only. From t_n one velocity cannot lead to several
-    t_end at once, so with as many segments as the sampler has steps, its steps are just the jumps that were trained;
-    on_policy: start at states of the EMA student's own sampling instead of noised data, from which guided sampling
-    strays; needs whole segments, as many as the sampler has steps; ema_decay: of the target branch, a student update;
-    adversarial_weight, mse_weight: of the two ways to compare (the paper has the first only; 0 leaves one out).
-    """
+    """Settings of TSCD, with those of its adversarial game."""
 
     segments: int = 3
+    """Segments of the training grid."""
     grid_steps: int = 48
+    """Euler steps of the training grid."""
     teacher_steps: int = 1
+    """Euler steps of the teacher before the EMA student jumps."""
     whole_segments: bool = False
+    """Jump from upper to lower ends of segments only. From t_n one velocity cannot lead to several t_end at once, so
+    with as many segments as the sampler has steps, its steps are just the jumps that were trained."""
     on_policy: bool = False
+    """Start at states of the EMA student's own sampling instead of noised data, from which guided sampling strays;
+    needs whole segments, as many as the sampler has steps."""
     ema_decay: float = 0.95
+    """Decay of the EMA of the target branch per student update."""
     adversarial_weight: float = 1.0
+    """Weight of the adversarial comparison, the only one that the paper has; 0 leaves it out."""
     mse_weight: float = 0.0
+    """Weight of the comparison by mean squared error; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,26 +20,27 @@ from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
 
 @dataclass(frozen=True)
 class DMDOSettings:
-    """Settings of DMDO.
-
-    fake_updates: of the fake branch on each trajectory, at fresh times; student_every: trajectories a student update
-    (fake updates a student update are the product of the two); times: range of t', before the timestep shift;
-    renoise: with what x0_hat and x_0 are mixed: "ode" with the x_T that they came from, "sde" with fresh noise as in
-    DMD, for the ablation; through: what the student's gradient passes, "step", one step of the trajectory, whose
-    estimate of x_0 is judged, or "trajectory", all of them: their end is judged, which is what the fake branch knows,
-    but activations of all steps are kept; fake_from: file of the branch that the fake branch starts as, such as that
-    of stage 1, which is near the student's distribution while the teacher is the guided original; None: it starts as
-    the teacher; sources: names of the data sources on whose documents distributions are matched, None: on all. On
-    others the student has only the loss terms that were added to the stage.
-    """
+    """Settings of DMDO."""
 
     fake_updates: int = 5
+    """Updates of the fake branch on each trajectory, at fresh times."""
     student_every: int = 1
+    """Trajectories per student update; fake updates per student update are the product of the two."""
     times: tuple[float, float] = (0.02, 0.98)
+    """Range of t', before the timestep shift."""
     renoise: Literal["ode", "sde"] = "ode"
+    """What x0_hat and x_0 are mixed with: "ode" with the x_T that they came from, "sde" with fresh noise as in DMD, for
+    the ablation."""
     through: Literal["step", "trajectory"] = "step"
+    """What the student's gradient passes: "step", one step of the trajectory, whose estimate of x_0 is judged, or
+    "trajectory", all of them; then their end is judged, which is what the fake branch knows, but activations of all
+    steps are kept."""
     fake_from: str | None = None
+    """File of the branch that the fake branch starts as, such as that of stage 1, which is near the student's
+    distribution while the teacher is the guided original; None: it starts as the teacher."""
     sources: tuple[str, ...] | None = None
+    """Names of the data sources on whose documents distributions are matched; None: on all. On others the student has
+    only the loss terms that were added to the stage."""
 
     def __post_init__(self) -> None:
         if self.fake_updates < 1 or self.student_every < 1 or not 0 <= self.times[0] < self.times[1] <= 1:

@@ -32,14 +32,15 @@ _COMPUTE, _DRAFT = Compute(), DraftConfig()
 
 @dataclass(frozen=True)
 class Unroll:
-    """The training-time test. steps: draft steps that are unrolled; decay: step i weighs decay^i; logits: most logits
-    that are held at once, which bounds the memory of the loss whatever the vocabulary (their rows are computed in
-    chunks).
-    """
+    """The training-time test."""
 
     steps: int = 7
+    """Draft steps that are unrolled."""
     decay: float = 0.8
+    """Factor per draft step: step i weighs decay^i."""
     logits: int = 2**25
+    """Most logits that are held at once, which bounds the memory of the loss whatever the vocabulary (their rows are
+    computed in chunks)."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.decay <= 0 or self.logits < 1:

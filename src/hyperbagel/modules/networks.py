@@ -19,33 +19,36 @@ from hyperbagel.bagel.branch import GenerationBranch
 class LoRA:
     """Low-rank adapters in a branch instead of training it all; needs `pip install peft`.
 
-    rank, alpha: of the adapters; targets: linear layers that get one; full: parts that train in full because they are
-    small or, as the guidance embedders, start untrained. The frozen weights are shared with the branch it was made
-    from.
+    The frozen weights are shared with the branch it was made from.
     """
 
     rank: int = 64
+    """Rank of the adapters."""
     alpha: int = 64
+    """Scale of the adapters: what they add is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get an adapter."""
     full: tuple[str, ...] = ("text_scale_embedder", "image_scale_embedder", "time_embedder", "vae2llm", "llm2vae")
+    """Parts that train in full because they are small or, as the guidance embedders, start untrained."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How one network is trained.
-
-    optimizer: of its named parameters; scheduler: of the learning rate, stepped with the optimizer; clip: largest norm
-    of its gradient, 0 for no clipping; accumulate: backward passes an optimizer step; lora: train adapters only;
-    dtype: of the weights that train, None for the model's. float32 over a frozen model in bfloat16 loses no small
-    updates; the two meet under the trainer's `precision: bf16-mixed`.
-    """
+    """How one network is trained."""
 
     optimizer: OptimizerCallable = torch.optim.AdamW
+    """Optimizer of the network's named parameters."""
     scheduler: LRSchedulerCallable | None = None
+    """Scheduler of the learning rate, stepped with the optimizer; None: the rate stays."""
     clip: float = 1.0
+    """Largest norm of the network's gradient, 0 for no clipping."""
     accumulate: int = 1
+    """Backward passes per optimizer step."""
     lora: LoRA | None = None
+    """Train these adapters only; None: the whole network."""
     dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the weights that train, None for the model's. float32 over a frozen model in bfloat16 loses no small
+    updates; the two meet under the trainer's `precision: bf16-mixed`."""
 
     def __post_init__(self) -> None:
         if self.clip < 0 or self.accumulate < 1:

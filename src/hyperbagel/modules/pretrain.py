@@ -30,19 +30,19 @@ Part = Literal["both", "understanding", "generation"]
 
 @dataclass(frozen=True)
 class PretrainingLoss:
-    """Weights and times of the objective.
-
-    ce_weight, mse_weight: of the text and the image term; timestep_shift: of the logit-normal training times;
-    reweight_answers: weight an answer's tokens by 1 / sqrt(length), so that long answers do not drown short ones;
-    draws: noisy versions of a picture in an update, where documents end with the only one to be drawn: each is another
-    sample, for the cost of the picture's tokens alone.
-    """
+    """Weights and times of the objective."""
 
     ce_weight: float = 1.0
+    """Weight of the text term."""
     mse_weight: float = 1.0
+    """Weight of the image term."""
     timestep_shift: float = 3.0
+    """Timestep shift of the logit-normal training times."""
     reweight_answers: bool = False
+    """Weight an answer's tokens by 1 / sqrt(length), so that long answers do not drown short ones."""
     draws: int = 1
+    """Noisy versions of a picture per update, where documents end with the only one to be drawn: each is another
+    sample, for the cost of the picture's tokens alone."""
 
     def __post_init__(self) -> None:
         """Refuse to draw nothing."""

@@ -23,23 +23,23 @@ _SETTINGS = StageSettings()
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """Settings of reward tuning.
-
-    group: pictures of each document, which are compared with each other; shared_noise: how much of the variance of
-    their noise they have in common. Neighbours differ in little but what the reward sees, so they teach little else;
-    strength: of the lesson, how far pictures are moved along the covariance; lowest_time: of lessons. Below it a
-    picture is settled, and would be blended with its neighbours; editing: whether edits are judged too, for rewards
-    that can; draws: steps of each picture's trajectory that a student update looks at; ema_decay: of the branch that
-    draws the pictures, a student update.
-    """
+    """Settings of reward tuning."""
 
     group: int = 8
+    """Pictures of each document, which are compared with each other."""
     shared_noise: float = 0.9
+    """Share of the variance of their noise that the pictures of a group have in common. Neighbours differ in little but
+    what the reward sees, so they teach little else."""
     strength: float = 1.0
+    """Strength of the lesson: how far pictures are moved along the covariance."""
     lowest_time: float = 0.85
+    """Lowest time of lessons. Below it a picture is settled, and would be blended with its neighbours."""
     editing: bool = True
+    """Whether edits are judged too, for rewards that can."""
     draws: int = 2
+    """Steps of each picture's trajectory that a student update looks at."""
     ema_decay: float = 0.9
+    """Decay of the EMA of the branch that draws the pictures, per student update."""
 
     def __post_init__(self) -> None:
         if self.group < 2 or self.draws < 1:

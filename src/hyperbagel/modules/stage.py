@@ -47,20 +47,21 @@ class Samplers:
     """How a stage draws pictures when it is evaluated."""
 
     generation: Sampler = _GENERATION
+    """Sampler of pictures from prompts."""
     editing: Sampler = _EDITING
+    """Sampler of edits."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How layers are computed; none of it changes what is learnt.
-
-    compile: layers by torch.compile, except in decoding; checkpointing: recompute layers in the backward pass, for
-    memory; dtype: type of the weights as loaded (mixed precision is the trainer's `precision`).
-    """
+    """How layers are computed; none of it changes what is learnt."""
 
     compile: bool = False
+    """Compile layers by torch.compile, except in decoding."""
     checkpointing: bool = False
+    """Recompute layers in the backward pass, for memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights as loaded (mixed precision is the trainer's `precision`)."""
 
     def load(self, folder: str) -> Bagel:
         """The model of a checkpoint folder, set up like this."""

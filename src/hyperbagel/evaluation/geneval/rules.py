@@ -32,18 +32,18 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RuleSettings:
-    """The official options; every figure ever published uses these defaults.
-
-    threshold, counting_threshold: a box counts when its score is strictly greater (the second for task `counting`).
-    max_objects: most boxes kept a class. max_overlap: from this IoU on the less confident box of a class is dropped;
-    1 = never. position_margin: share of the summed box sizes that an offset must exceed to count as a relation.
-    """
+    """The official options; every figure ever published uses these defaults."""
 
     threshold: float = 0.3
+    """A box counts when its score is strictly greater."""
     counting_threshold: float = 0.9
+    """The threshold for task `counting`."""
     max_objects: int = 16
+    """Most boxes kept per class."""
     max_overlap: float = 1.0
+    """From this IoU on the less confident box of a class is dropped; 1: never."""
     position_margin: float = 0.1
+    """Share of the summed box sizes that an offset must exceed to count as a relation."""
 
 
 OFFICIAL = RuleSettings()
