@@ -82,8 +82,8 @@ class TransformersFeatures(VisionFeatures):
 
     Args:
         folder: with config.json, safetensors weights and, for mean and deviation of the pixels,
-        preprocessor_config.json. size: side in pixels to which pictures are resized; default what the encoder was
-        trained with.
+            preprocessor_config.json.
+        size: side in pixels to which pictures are resized; default what the encoder was trained with.
 
     Raises FileNotFoundError when the folder or its configuration is missing.
     """

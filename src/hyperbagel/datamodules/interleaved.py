@@ -59,11 +59,14 @@ class InterleavedDataModule(L.LightningDataModule):
 
     Args:
         formatting: tokenizer, resize rules, longest document; what it leaves open is that of the stage's model.
-        train, val, test: sources of each stage; prediction reads `test`.
+        train: sources that are trained on.
+        val: sources of validation.
+        test: sources of testing, and of prediction.
         batching: sizes, epoch length and seed.
         dropout: of conditions in training documents that generate pictures.
         reader: worker processes and limits.
-        rank, world_size: which part of the data this process reads; by default what the trainer says.
+        rank: number of the part of the data that this process reads, from 0; by default what the trainer says.
+        world_size: number of these parts; by default what the trainer says.
     """
 
     def __init__(

@@ -27,7 +27,13 @@ class MeanSquaredError(LossTerm):
 
 
 class Regression(LossTerm):
-    """`output` against `target`: ADP's pairs. scale: errors from which on a target counts little; None: all count."""
+    """`output` against `target`: ADP's pairs.
+
+    Args:
+        name: of the term, in logs.
+        weight: of the term in the sum.
+        scale: errors from which on a target counts little; None: all count.
+    """
 
     def __init__(self, name: str = "regression", weight: float = 1.0, scale: float | None = None) -> None:
         super().__init__(name, weight)
@@ -51,7 +57,13 @@ class DistributionMatching(LossTerm):
 
 
 class Adversarial(LossTerm):
-    """The generator's loss against one critic. critic: its name in the stage."""
+    """The generator's loss against one critic.
+
+    Args:
+        critic: its name in the stage.
+        objective: of the adversarial game.
+        weight: of the term in the sum.
+    """
 
     def __init__(self, critic: str, objective: Objective = "hinge", weight: float = 1.0) -> None:
         super().__init__(f"adversarial_{critic}", weight)
@@ -63,7 +75,14 @@ class Adversarial(LossTerm):
 
 
 class Discrimination(LossTerm):
-    """The loss of one critic. critic: its name in the stage; r1_weight: of the approximate R1 penalty, 0 for none."""
+    """The loss of one critic.
+
+    Args:
+        critic: its name in the stage.
+        objective: of the adversarial game.
+        weight: of the term in the sum.
+        r1_weight: of the approximate R1 penalty, 0 for none.
+    """
 
     def __init__(
         self, critic: str, objective: Objective = "hinge", weight: float = 1.0, r1_weight: float = 0.0

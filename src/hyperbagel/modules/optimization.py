@@ -24,7 +24,10 @@ class ManualOptimization(TakesLossTerms):
     """A module of several networks, each with its own optimizer, the first being the student.
 
     student_step counts the student's updates and is the x-axis of everything logged here; batches_seen counts training
-    batches. max_updates: student updates after which training stops, None for no limit.
+    batches.
+
+    Args:
+        max_updates: student updates after which training stops, None for no limit.
     """
 
     student_step: Tensor

@@ -24,9 +24,14 @@ TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 class CLIPColorClassifier:
     """Names the colour of an object with an open_clip model.
 
-    model, pretrained: names or a weights file as open_clip takes them. quick_gelu: whether the weights need QuickGELU,
-    as OpenAI's do; ValueError when that contradicts what open_clip knows of them, for the features would be wrong.
-    ImportError without open_clip.
+    Args:
+        model: name of the network, as open_clip takes it.
+        pretrained: name of its weights or a weights file, as open_clip takes them.
+        quick_gelu: whether the weights need QuickGELU, as OpenAI's do.
+        device: torch device that computes.
+
+    Raises ValueError when `quick_gelu` contradicts what open_clip knows of the weights, for the features would be
+    wrong, and ImportError without open_clip.
     """
 
     colors: tuple[str, ...] = COLORS

@@ -38,8 +38,14 @@ _STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 class Mask2FormerDetector:
     """Detects COCO objects with a Mask2Former of the transformers library, with their masks.
 
-    model: local folder or hub name; safetensors only. ValueError when the weights are incomplete or not of 80 classes.
     Published figures used mmdetection's Swin-S weights: never compare them with another detector's.
+
+    Args:
+        model: local folder or hub name; safetensors only.
+        device: torch device that computes.
+        batch_size: pictures looked at together.
+
+    Raises ValueError when the weights are incomplete or not of 80 classes.
     """
 
     classes: tuple[str, ...] = COCO_CLASSES

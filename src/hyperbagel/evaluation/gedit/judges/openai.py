@@ -33,10 +33,15 @@ class OpenAIJudge:
     then the answer counts as invalid (`transport`). A refusal of the request itself (wrong key, unknown model) raises
     ConnectionRefusedError at once. Safe to use from several threads.
 
-    model: name of the model, best a dated one. base_url: up to and including "/v1". api_key_env: environment variable
-    that holds the key; None sends none. max_tries: answers a question. timeout: seconds to wait for a connection, and
-    again for an answer. options: what else goes into each request, {"max_tokens": 1400} as published by default (some
-    models want "max_completion_tokens" instead).
+    Args:
+        model: name of the model, best a dated one.
+        base_url: up to and including "/v1".
+        api_key_env: environment variable that holds the key; None sends none.
+        max_tries: most answers per question.
+        timeout: seconds to wait for a connection, and again for an answer.
+        retries: after rate limits, time-outs and server errors.
+        options: what else goes into each request, {"max_tokens": 1400} as published by default (some models want
+            "max_completion_tokens" instead).
 
     Raises ValueError if the URL is no http(s) URL or the key is not in the environment.
     """

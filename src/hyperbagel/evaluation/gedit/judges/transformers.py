@@ -19,8 +19,12 @@ class TransformersJudge:
 
     Greedy answers repeat, so each question is asked once: an invalid answer would only be given again.
 
-    folder: model and processor as `save_pretrained` writes them; only safetensors are loaded, no code from it is run.
-    max_tokens: longest answer. device_map, dtype: as in transformers.
+    Args:
+        folder: model and processor as `save_pretrained` writes them; only safetensors are loaded, no code from it is
+            run.
+        max_tokens: longest answer.
+        device_map: devices that hold the model, as in transformers.
+        dtype: type of the weights, as in transformers.
 
     Raises FileNotFoundError if the folder has no config.json.
     """
