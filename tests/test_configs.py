@@ -44,10 +44,14 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_configuration_parses(config: Path):
-    """Those in `lora`, `chain` and `demo` are laid over the full ones, where there are such."""
-    below = {"lora": config.parents[1], "chain": config.parents[1], "demo": CONFIGS / "scenes"}.get(config.parent.name)
-    files = [config] if below is None or not (below / config.name).exists() else [below / config.name, config]
-    assert read_config(files).model.class_path.startswith("hyperbagel.modules.")
+    """Those in `lora`, `chain` and `demo` are laid over the full ones, where there are such; `quick` over `shipped`."""
+    folders = {"lora": config.parents[1], "chain": config.parents[1], "demo": CONFIGS / "scenes"}
+    below = folders.get(config.parent.name, config) / config.name
+    if config.stem == "quick":
+        below = config.with_stem("shipped")
+    assert read_config([file for file in (below, config) if file.is_file()]).model.class_path.startswith(
+        "hyperbagel.modules."
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -30,7 +30,8 @@ def test_every_run_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the callbacks of the configuration, and without being named in it."""
     seen: list[TrainerCLI] = []
     monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, subcommand: seen.append(self))
-    monkeypatch.setattr(TrainerCLI, "instantiate_classes", lambda self: None)
+    for step in ("instantiate_classes", "after_instantiate_classes"):
+        monkeypatch.setattr(TrainerCLI, step, lambda self: None)
     run(["fit", "--config", str(CONFIGS / "nano" / "dmdo.yaml")])
     (cli,) = seen
     assert any(isinstance(callback, Safeguard) for callback in cli.trainer_defaults["callbacks"])
