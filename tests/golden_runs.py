@@ -1,0 +1,181 @@
+"""What a refactoring must not change: short runs of every stage and command, recorded before and compared after.
+
+    python -m tests.golden_runs record golden.json     # about ten minutes on two cores
+    python -m tests.golden_runs compare golden.json    # lists what differs; exit status 1 if anything does
+
+Each stage of nano size trains for six updates: whole, as adapters, and in two processes. Recorded are its curves to the
+last bit, and hashes of the tensors of its checkpoint, whatever these are called; and the pictures and answers of the
+shipped model. Equal files need the same machine, thread count and versions, so none is kept in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from tqdm import tqdm
+
+from tests.runs import nano_folder
+
+MODEL = ("--model.init_args.model", "nano")
+"""A model without zeros, in whose weights every part shows."""
+ALONE = ("autoencoder", "understanding", "generation", "draft")
+"""Stages that Lightning optimises; the others optimise by hand, and go on from one another's branches in this order."""
+CHAIN = ("teacher_tuning", "cfg", "tscd", "dmdo", "tuning", "adp", "refl")
+SIX_UPDATES = ("--trainer.max_steps", "6"), ("--model.init_args.settings.max_updates", "6")
+ADAPTERS = {stage: ("student",) for stage in ("cfg", "tuning", "refl")}
+ADAPTERS |= {"tscd": ("student", "critic"), "dmdo": ("student", "fake"), "adp": ("student", "critic")}
+"""Stage -> its networks that can be adapters."""
+IGNORED = ("time/", "data/", "epoch")
+"""Beginnings of the names of curves that say how fast a run was."""
+
+RECORDED = """
+trainer:
+  logger:
+    class_path: lightning.pytorch.loggers.TensorBoardLogger
+    init_args: {save_dir: out, name: "", version: ""}
+  callbacks+:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: out, filename: last, every_n_train_steps: 1}
+"""
+
+COMMANDS = {
+    "generate": ("generate", "a photo of two green stars", "--steps", "8", "--out", "out/picture.png"),
+    "generate, distilled": (
+        *("generate", "a photo of two green stars", "--branch", "scenes/nfe6", "--steps", "6"),
+        *("--out", "out/picture.png"),
+    ),
+    "edit": ("edit", "source.png", "Make the circle green.", "--steps", "8", "--out", "out/picture.png"),
+    "edit, distilled": (
+        *("edit", "source.png", "Make the circle green.", "--branch", "scenes/nfe6", "--steps", "6"),
+        *("--out", "out/picture.png"),
+    ),
+    "chat": ("chat", "source.png", "Describe the picture in detail."),
+    "chat, drafted": ("chat", "source.png", "Describe the picture in detail.", "--draft", "scenes/draft"),
+    "test": ("test", "--config", "nano/pretrain", *MODEL),
+    "test, distilled": ("test", "--config", "nano/distilled", *MODEL),
+}
+
+
+def run(arguments: Sequence[str], folder: Path) -> str:
+    """What `hyperbagel` prints, run in a folder with one thread. Raises RuntimeError with its errors if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", "from hyperbagel.cli import main; main()", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def tensor_hashes(value: Any) -> list[str]:
+    """Hashes of all tensors in nested containers, in an order that names do not decide."""
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        return [hashlib.sha256(f"{tuple(value.shape)}{value.dtype}".encode() + raw).hexdigest()[:16]]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sorted(found for child in children for found in tensor_hashes(child))
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """The scalars of a run, but those that are times."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(IGNORED)]
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in sorted(tags)}
+
+
+def train(stage: str, folder: Path, options: Sequence[str] = ()) -> dict[str, Any]:
+    """The curves of six updates of a stage, and hashes of what it learnt."""
+    (folder / "recorded.yaml").write_text(RECORDED)
+    for file in (folder / "out").glob("*"):
+        file.unlink()
+    config = ("--config", f"nano/{stage}", "--config", "recorded.yaml", *MODEL)
+    run(["fit", *config, *SIX_UPDATES[stage not in ALONE], *options], folder)
+    checkpoint = torch.load(folder / "out" / "last.ckpt", weights_only=True)
+    return {
+        "curves": curves(folder / "out"),
+        "weights": tensor_hashes(checkpoint["state_dict"]),
+        "optimizers": tensor_hashes(checkpoint["optimizer_states"]),
+    }
+
+
+def command(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What a command draws, answers or measures, without what it took."""
+    printed = run(arguments, folder)
+    if arguments[0] == "chat":
+        return {"answer": printed.strip()}
+    if arguments[0] == "test":
+        (report,) = (folder / "runs" / arguments[2]).rglob("report.json")
+        rows = {name: result["rows"] for name, result in json.loads(report.read_text())["results"].items()}
+        times = ("time/", "speculation/tokens_per_second", "speculation/speedup")
+        return {
+            f"{name}, {row}": {metric: value for metric, value in metrics.items() if not metric.startswith(times)}
+            for name, found in rows.items()
+            for row, metrics in found.items()
+        }
+    with Image.open(folder / "out" / "picture.png") as picture:
+        return {"picture": hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()[:16]}
+
+
+def golden(folder: Path) -> dict[str, Any]:
+    """All runs and commands, in a folder."""
+    nano_folder(folder / "nano")
+    (folder / "out").mkdir()
+    adapters = {
+        stage: [word for name in names for word in (f"--model.init_args.{name}.lora", "{rank: 2, alpha: 2}")]
+        for stage, names in ADAPTERS.items()
+    }
+    kept = {stage: ("--model.init_args.settings.export", "other.safetensors") for stage in ADAPTERS}
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true")
+    runs = [(stage, stage, ()) for stage in (*ALONE, *CHAIN)]
+    runs += [(f"{stage}, adapters", stage, (*adapters[stage], *kept[stage])) for stage in ADAPTERS]
+    runs += [(f"{stage}, two processes", stage, (*two, *kept.get(stage, ()))) for stage in (*ALONE, *CHAIN)]
+    found: dict[str, Any] = {}
+    for name, stage, options in tqdm(runs, "stages"):
+        found[name] = train(stage, folder, options)
+    run(["generate", "a photo of a red circle", "--steps", "4", "--out", "source.png"], folder)
+    for name, arguments in tqdm(COMMANDS.items(), "commands"):
+        found[name] = command(arguments, folder)
+    return found
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """A line for each recorded part that is not the same."""
+    return [
+        f"{name}: {part} differ: {json.dumps(before.get(name, {}).get(part))[:150]} -> {json.dumps(new)[:150]}"
+        for name in before | after
+        for part in before.get(name, {}) | after.get(name, {})
+        if (new := after.get(name, {}).get(part)) != before.get(name, {}).get(part)
+    ]
+
+
+def main() -> None:
+    """Record, or compare with what was recorded."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("record", "compare"))
+    parser.add_argument("file", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = golden(Path(folder))
+    if options.action == "record":
+        options.file.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{options.file}: {len(found)} runs and commands")
+        return
+    changed = differences(json.loads(options.file.read_text()), found)
+    print("\n".join(changed) or f"all {len(found)} runs and commands are what they were")
+    sys.exit(bool(changed))
+
+
+if __name__ == "__main__":
+    main()
