@@ -111,3 +111,14 @@ def test_a_folder_that_is_not_whole_is_refused(fault: str, checkpoint: Path, tmp
     with pytest.raises(StateError, match="state: not a whole folder of state files"):
         join_checkpoint(folder, tmp_path / "joined.ckpt")
     assert not (tmp_path / "joined.ckpt").exists()
+
+
+def test_only_state_files_are_replaced(checkpoint: Path, tmp_path: Path):
+    folder = tmp_path / "state"
+    split_checkpoint(checkpoint, folder, max_bytes=LIMIT)
+    split_checkpoint(checkpoint, folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["state-00000.safetensors", "state.json"]
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(StateError, match="holds other files, which would be lost; name a new folder"):
+        split_checkpoint(checkpoint, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "kept"

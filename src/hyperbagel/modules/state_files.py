@@ -44,8 +44,11 @@ def split_checkpoint(
     """Write a checkpoint as state files; returns how many.
 
     weights: type in which float32 weights are stored; others: likewise of the optimizers' state and of averages.
-    Rounded ones are float32 again when they are joined. Raises StateError for a file that is no checkpoint.
+    Rounded ones are float32 again when they are joined. State files in the folder are replaced. Raises StateError for a
+    file that is no checkpoint, and for a folder that holds anything else.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STRUCTURE).is_file():
+        raise StateError(f"{folder}: holds other files, which would be lost; name a new folder")
     content = _read_checkpoint(checkpoint)
     pieces: list[Tensor] = []
     structure = {
