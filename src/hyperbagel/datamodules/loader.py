@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
@@ -123,12 +124,12 @@ class DocumentLoader(Iterable[DocumentBatch]):
         position: int = 0,
         repeat: bool = False,
     ) -> None:
-        self.plan, self.dataset, self.monitor = plan, dataset, monitor
-        self.position, self.repeat = position, repeat
+        self.plan, self.dataset, self.monitor, self.repeat = plan, dataset, monitor, repeat
+        self._remaining = _Remaining(plan, position)
         workers = settings.num_workers
         self._loader: DataLoader[PackedBatch] = DataLoader(
             dataset,
-            sampler=_Remaining(self),
+            sampler=self._remaining,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -137,17 +138,25 @@ class DocumentLoader(Iterable[DocumentBatch]):
             generator=torch.Generator(),  # the default would draw from the global state, once an epoch
             worker_init_fn=_outlive_signals,
         )
+        # Data module and loader know each other. If the workers' queues were collected with that circle, they would be
+        # closed before their workers had been told to end, and each would be waited for in vain.
+        weakref.finalize(self, _let_go, self._loader)
 
     def __len__(self) -> int:
         """Batches an epoch, resumed ones included."""
         return len(self.plan)
 
+    @property
+    def position(self) -> int:
+        """Batches handed out since the beginning of the run."""
+        return self._remaining.position
+
     def __iter__(self) -> Iterator[DocumentBatch]:
         if self.repeat:
-            self.position = 0
+            self._remaining.position = 0
         meter = _Meter()
         stream = iter(self._loader)
-        end = self._epoch_end()
+        end = self._remaining.end
         for number in range(self.position, end):
             begin = perf_counter()
             packed = self._usable(next(stream), number)
@@ -156,7 +165,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
                 self.monitor.report(meter.metrics() | self._skip_metrics())
                 meter = _Meter()
             batch = packed.unpack()
-            self.position = number + 1
+            self._remaining.position = number + 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,9 +174,6 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing, see `state_dict`."""
-
-    def _epoch_end(self) -> int:
-        return (self.position // len(self) + 1) * len(self)
 
     def _usable(self, packed: PackedBatch, number: int) -> PackedBatch:
         """The batch; if none of its documents is usable, the next of its source instead, so that no rank runs out of
@@ -192,17 +198,21 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
 
 class _Remaining:
-    """The planned batches from a loader's position to the end of the epoch."""
+    """The planned batches from a position to the end of its epoch."""
 
-    def __init__(self, loader: DocumentLoader) -> None:
-        self._loader = loader
+    def __init__(self, plan: Plan, position: int) -> None:
+        self._plan, self.position = plan, position
+
+    @property
+    def end(self) -> int:
+        """Position at which the epoch ends."""
+        return (self.position // len(self) + 1) * len(self)
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        loader = self._loader
-        return (loader.plan[number] for number in range(loader.position, loader._epoch_end()))
+        return (self._plan[number] for number in range(self.position, self.end))
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._plan)
 
 
 class _Meter:
@@ -248,6 +258,10 @@ def _end_with_trainer(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
+
+
+def _let_go(loader: DataLoader[PackedBatch]) -> None:
+    """Nothing: that a finalizer has the loader keeps it until then."""
 
 
 def _unchanged(batch: Any) -> Any:
