@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from hyperbagel.cli import main
 from hyperbagel.cli.errors import CommandParser, one_line_errors
@@ -17,6 +18,7 @@ from hyperbagel.cli.trainer import refuse_command
 from hyperbagel.datamodules.convert import TooManyBadRowsError
 from hyperbagel.datamodules.corruption import TooManySkippedError
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
+from hyperbagel.evaluation.gedit.samples import ExactJudge, Judge, JudgeScore
 from tests.runs import nano_folder
 
 
@@ -164,6 +166,70 @@ def test_options_are_explained(arguments: list[str], told: str) -> None:
     with pytest.raises(UsageError) as error:
         parser().parse_args(arguments)
     assert str(error.value) == told
+
+
+class Unhinted:
+    def score(self, instruction, source, edited):  # type: ignore[no-untyped-def]
+        pass
+
+
+class Halfhinted:
+    def score(self, instruction: str, source: Image.Image, edited: Image.Image):  # type: ignore[no-untyped-def]
+        pass
+
+
+class Misnamed:
+    def score(self, prompt: str, source: Image.Image, edited: Image.Image) -> JudgeScore:
+        return JudgeScore(1, 1)
+
+
+class Misfit:
+    def score(self, instruction: str, source: Tensor, edited: Tensor) -> JudgeScore:
+        return JudgeScore(1, 1)
+
+
+class Short:
+    def score(self, instruction: str, edited: Image.Image) -> JudgeScore:
+        return JudgeScore(1, 1)
+
+
+class NoMethod:
+    score = "mine"
+
+
+class ElsewhereNamed:
+    def judge(self, instruction: str, source: Image.Image, edited: Image.Image) -> JudgeScore:
+        return JudgeScore(1, 1)
+
+
+class Hinted:
+    def score(self, instruction: str, source: Image.Image, edited: Image.Image) -> JudgeScore:
+        return JudgeScore(1, 1)
+
+
+WANTED = "score(self, instruction: str, source: Image, edited: Image) -> JudgeScore"
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        (Unhinted, f"score(self, instruction, source, edited), which has to be {WANTED}, type hints included"),
+        (Halfhinted, f"score(self, instruction: str, source: Image, edited: Image), which has to be {WANTED}, type"),
+        (Misnamed, f"score(self, prompt: str, source: Image, edited: Image) -> JudgeScore, which has to be {WANTED}"),
+        (Misfit, "score(self, instruction: str, source: Tensor, edited: Tensor) -> JudgeScore, which has to be score"),
+        (Short, f"score(self, instruction: str, edited: Image) -> JudgeScore, which has to be {WANTED}"),
+        (NoMethod, f"score that is no method, which has to be {WANTED}"),
+        (ElsewhereNamed, f"no method {WANTED}"),
+    ],
+)
+def test_what_a_plug_in_lacks_is_told(judge: type, told: str) -> None:
+    made = CommandParser(prog="hyperbagel test")
+    made.add_argument("--judge", type=Judge | ExactJudge)
+    made.parse_args([f"--judge={HERE}.Hinted"])
+    with pytest.raises(UsageError) as error:
+        made.parse_args([f"--judge={HERE}.{judge.__name__}"])
+    assert str(error.value).startswith(f"judge: {judge.__name__} is no Judge: it has {told}")
+    assert len(str(error.value)) < 300
 
 
 def test_the_error_of_an_object_is_told_without_what_was_made_of_it() -> None:

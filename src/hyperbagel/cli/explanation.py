@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import pkgutil
 import re
 import sys
@@ -18,6 +19,7 @@ _PLACE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '(?P<module>.+)' has no attribute '(?P<name>.+)'")
 _TYPE = re.compile(r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)", re.DOTALL)
+_PROTOCOL = re.compile(r"Import path (\S+) does not implement protocol (\w+)")
 _PACKAGES = ("hyperbagel", "lightning", "torch", "examples")
 
 
@@ -81,9 +83,35 @@ def _reason(parser: argparse.ArgumentParser, told: str) -> str:
         return f"no such file: {found['path']}"
     if told.startswith("Unexpected config:"):
         return "holds no settings (a mapping such as `trainer: {max_steps: 10}`)"
-    if "does not implement protocol" in told:
-        return f"{_plain(told)}: its methods need the protocol's names, arguments and type annotations"
+    if wanted := _PROTOCOL.findall(told):
+        return " or ".join(dict.fromkeys(_unlike(path, protocol) for path, protocol in wanted))
     return _plain(_PLACE.sub("", told))
+
+
+def _unlike(path: str, protocol: str) -> str:
+    """Which methods a plug-in needs, or has without the arguments and type hints by which it would be recognised."""
+    module, _, name = path.rpartition(".")
+    given = getattr(sys.modules.get(module), name, None)
+    loaded = [module for name, module in list(sys.modules.items()) if name.startswith("hyperbagel.")]
+    wanted = next((vars(module)[protocol] for module in loaded if protocol in vars(module)), None)
+    faults = []
+    for method, function in inspect.getmembers(wanted, inspect.isfunction):
+        if method.startswith("_"):
+            continue
+        if not hasattr(given, method):
+            faults.append(f"no method {method}{_signature(function)}")
+        elif (found := _signature(getattr(given, method))) != _signature(function):
+            faults.append(f"{method}{found}, which has to be {method}{_signature(function)}, type hints included")
+    return f"{name} is no {protocol}: it has {', and '.join(faults) or 'other methods'}"
+
+
+def _signature(function: object) -> str:
+    """The arguments and hints of a function, types by their last names."""
+    try:
+        signature = str(inspect.signature(function))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return " that is no method"
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", signature.replace("'", ""))
 
 
 def _unrecognized(parser: argparse.ArgumentParser, arguments: str) -> str:
