@@ -83,8 +83,8 @@ def _reason(parser: argparse.ArgumentParser, told: str) -> str:
         return f"no such file: {found['path']}"
     if told.startswith("Unexpected config:"):
         return "holds no settings (a mapping such as `trainer: {max_steps: 10}`)"
-    if wanted := _PROTOCOL.findall(told):
-        return " or ".join(dict.fromkeys(_unlike(path, protocol) for path, protocol in wanted))
+    if unlike := _PROTOCOL.findall(told):
+        return " or ".join(dict.fromkeys(_unlike(path, protocol) for path, protocol in unlike))
     return _plain(_PLACE.sub("", told))
 
 
