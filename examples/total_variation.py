@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.losses.base import LossTerm, Step
 
 
 class TotalVariation(LossTerm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.losses.base import LossTerm, Step
 
 
 class LatentContrast(LossTerm):

@@ -2,7 +2,7 @@
 
 import torch
 
-from hyperbagel.bagel.assemble import NANO, compose
+from hyperbagel.bagel.build.assemble import NANO, compose
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.model import Bagel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.assemble import NANO, Parts, assemble
+from hyperbagel.bagel.build.assemble import NANO, Parts, assemble
 from hyperbagel.bagel.layout import IGNORED, build_layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment

@@ -1,7 +1,7 @@
 import torch
 from safetensors.torch import load_file
 
-from hyperbagel.bagel.memory import arrange_for_decoding
+from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from tests.nano import nano_bagel

@@ -13,8 +13,8 @@ from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.pretrain import Pretraining
-from hyperbagel.modules.stage import Samplers
+from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.training.stage import Samplers
 from tests.runs import nano_folder, scenes, trainer
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hyperbagel.callbacks import EMA
-from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.pretraining import Pretraining
 from tests.runs import nano_folder, scenes, trainer
 
 

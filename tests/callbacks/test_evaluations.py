@@ -35,8 +35,8 @@ from hyperbagel.evaluation.geneval.report import ImageResult, RunInfo, build_rep
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.pretrain import Pretraining
-from hyperbagel.modules.stage import Compute, Samplers
+from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.training.stage import Compute, Samplers
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.runs import nano_folder, scenes, trainer
 

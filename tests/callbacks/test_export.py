@@ -12,7 +12,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import EMA, AddLoss, ExportModel
 from hyperbagel.losses.terms import MeanSquaredError
-from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.pretraining import Pretraining
 from tests.runs import nano_folder, scenes, trainer
 
 

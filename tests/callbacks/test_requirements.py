@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.model import Bagel
@@ -24,7 +24,7 @@ from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.files import require_all
 from hyperbagel.modules.pair_term import PairRegression
-from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel
 from tests.runs import PICTURES, nano_folder, scenes, trainer

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.callbacks.reward_guard import RewardGuard, Watch
-from hyperbagel.losses.term import LossTerm, Step
+from hyperbagel.losses.base import LossTerm, Step
 
 
 class Term(LossTerm):

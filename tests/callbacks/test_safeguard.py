@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hyperbagel.callbacks import Safeguard
 from hyperbagel.callbacks.safeguard import FAILURE, WholeCheckpointIO
-from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.pretraining import Pretraining
 from tests.runs import nano_folder, scenes, trainer
 
 

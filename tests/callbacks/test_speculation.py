@@ -14,8 +14,8 @@ from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.modules.draft_head import DraftTraining, Unroll
-from hyperbagel.modules.pretrain import Pretraining
-from hyperbagel.modules.stage import Compute
+from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.training.stage import Compute
 from tests.runs import nano_folder, scenes, trainer
 
 WAYS = {"chain": SpeculationSettings(3), "tree": SpeculationSettings(2, tree=TreeSettings(2, 4))}

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
-from hyperbagel.bagel.fresh import restart_generation
+from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hyperbagel.bagel import shipped
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import read_config
 from hyperbagel.cli import configs, main
 from tests.wheel import unpack_wheel

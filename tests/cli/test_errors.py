@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = {"max_size": 32, "min_size": 16, "stride": 8}
     settings = {
         "model": {
-            "class_path": "hyperbagel.modules.pretrain.Pretraining",
+            "class_path": "hyperbagel.modules.pretraining.Pretraining",
             "init_args": {"model": nano, "train": "generation", "optimizer": adam},
         },
         "data": {
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("config", "options", "status", "told"),
     [
         ("typo", [], 2, "trainer.max_step is no setting; did you mean trainer.max_steps?"),
-        ("class", [], 2, "class.yaml: model (Pretrainin): hyperbagel.modules.pretrain has no Pretrainin; did you mean"),
+        ("class", [], 2, "class.yaml: model (Pretrainin): hyperbagel.modules.pretraining has no Pretrainin; did you mean"),
         ("latin", [], 2, "latin.yaml: not UTF-8 (byte 0xee at 7); save it as UTF-8"),
         ("broken", [], 2, "broken.yaml: while parsing a flow node"),
         ("empty", [], 2, "empty.yaml: holds no settings"),
@@ -120,8 +120,8 @@ def test_commands_that_a_stage_has_nothing_for() -> None:
     with pytest.raises(ValueError, match=r"CFGDistillation has no `test_step`.*Pretraining with a sampler"):
         refuse_command("test", "hyperbagel.modules.consistency.CFGDistillation")
     with pytest.raises(ValueError, match=r"Pretraining has no `predict_step`.*hyperbagel generate"):
-        refuse_command("predict", "hyperbagel.modules.pretrain.Pretraining")
-    refuse_command("test", "hyperbagel.modules.pretrain.Pretraining")
+        refuse_command("predict", "hyperbagel.modules.pretraining.Pretraining")
+    refuse_command("test", "hyperbagel.modules.pretraining.Pretraining")
     refuse_command("fit", "hyperbagel.modules.consistency.CFGDistillation")
 
 
@@ -153,7 +153,7 @@ HERE = "tests.cli.test_errors"
         (["--setps", "6"], "no option --setps; did you mean --steps?"),
         (["--step", "6"], "no option --step; did you mean --steps?"),  # no abbreviations
         (["six"], "unexpected argument 'six'"),
-        (["--part=Prat"], "part: no class Prat: give its path, such as hyperbagel.modules.pretrain.Pretraining"),
+        (["--part=Prat"], "part: no class Prat: give its path, such as hyperbagel.modules.pretraining.Pretraining"),
         (["--steps", "six"], "steps: 'six' is not int"),
         ([f"--part={HERE}.Brokn"], f"part (Brokn): {HERE} has no Brokn; did you mean Broken?"),
         (["--part=tests.cli.test_erors.Part"], "part (Part): tests.cli has no test_erors; did you mean test_errors?"),

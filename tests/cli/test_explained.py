@@ -21,7 +21,7 @@ from hyperbagel.cli.export import EXPORT_COMMANDS
 from hyperbagel.cli.main import COMMANDS
 from hyperbagel.cli.plan import PlanOptions
 from hyperbagel.critics.pixel import VisionFeatures
-from hyperbagel.losses.term import LossTerm
+from hyperbagel.losses.base import LossTerm
 from hyperbagel.rewards.base import Reward
 
 BASES = (LightningModule, LightningDataModule, Callback, LossTerm, Reward, VisionFeatures, Optimizer, LRScheduler)

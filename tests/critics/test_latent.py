@@ -88,7 +88,7 @@ def test_largest_official_grid() -> None:
     """64x64 tokens on a nano model with the official position table."""
     from dataclasses import replace
 
-    from hyperbagel.bagel.assemble import NANO
+    from hyperbagel.bagel.build.assemble import NANO
 
     model = nano_bagel(replace(NANO, max_latent_size=64))
     critic = critic_of(model)

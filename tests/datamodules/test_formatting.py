@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperbagel.bagel.assemble import NANO, SCENES
+from hyperbagel.bagel.build.assemble import NANO, SCENES
 from hyperbagel.bagel.checkpoint import save_config
 from hyperbagel.bagel.images import LATENT_TRANSFORM, VIT_TRANSFORM, ImageTransform
 from hyperbagel.bagel.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.datamodules.sources import Source
-from hyperbagel.modules.pretrain import Pretraining
+from hyperbagel.modules.pretraining import Pretraining
 from tests.runs import nano_folder, trainer
 
 

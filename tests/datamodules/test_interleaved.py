@@ -103,7 +103,7 @@ def test_workers_outlive_the_sigterm_that_tells_a_run_to_end(shards, make_module
 def test_a_process_ends_while_its_workers_wait():
     script = """
 import torch
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
 from hyperbagel.datamodules.pipeline import Formatting
 from hyperbagel.datamodules.scenes import SceneSource

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
 from hyperbagel.draft.checkpoint import load_draft, save_draft
 from hyperbagel.draft.config import DraftConfig

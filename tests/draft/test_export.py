@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.export import export_eagle3
 from hyperbagel.draft.head import DraftHead

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.mot import attend
 from hyperbagel.draft.config import DraftConfig, feature_levels
 from hyperbagel.draft.head import DraftHead

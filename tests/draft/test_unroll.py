@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.mot import attend
 from hyperbagel.bagel.segments import LatentSegment, TextSegment, ViTSegment

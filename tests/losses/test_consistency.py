@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperbagel.flow.schedule import shift_time, timesteps
-from hyperbagel.losses.consistency import Segments
+from hyperbagel.flow.segments import Segments
 
 
 @settings(max_examples=60, deadline=None)

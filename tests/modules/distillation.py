@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.critics.latent import CriticSettings
 from hyperbagel.critics.pixel import BagelViTFeatures
-from hyperbagel.losses.term import Step
+from hyperbagel.losses.base import Step
 from hyperbagel.modules.adversarial_reward import ADP, ReFL
-from hyperbagel.modules.base import DistillationStage
+from hyperbagel.training.distillation import DistillationStage
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.networks import LoRA, Training
+from hyperbagel.training.networks import LoRA, Training
 from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.bagel import BagelReward
 

@@ -18,8 +18,8 @@ from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
 from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
-from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import prepare
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import prepare
 from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.bagel import BagelReward
 from hyperbagel.rewards.base import Reward

@@ -10,7 +10,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.callbacks import ExportModel
 from hyperbagel.modules.autoencoder import AutoencoderTraining, RateDistortion, _stacks
-from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.training.schedules import WarmupStableDecay
 from tests.runs import nano_folder, scenes, trainer
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.base import StageSettings
+from hyperbagel.losses.base import LossTerm, Step
+from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
-from hyperbagel.modules.networks import LoRA
+from hyperbagel.training.networks import LoRA
 
 from .distillation import HEADS, NETWORKS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot
 
@@ -235,7 +235,7 @@ def test_low_rank_branches_train_and_export_as_plain_ones(
 def denoised(model: Bagel, branch: nn.Module) -> Tensor:
     """The velocity of a fixed input."""
     from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-    from hyperbagel.modules.batches import prepare
+    from hyperbagel.training.episode import prepare
 
     assert isinstance(branch, GenerationBranch)
     prepared = prepare(model, batches(1)[0], variants=False)

@@ -11,7 +11,7 @@ from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, Segment, Text
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.modules.batches import (
+from hyperbagel.training.episode import (
     Teacher,
     branch_velocity,
     prepare,

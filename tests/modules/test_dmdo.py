@@ -11,8 +11,8 @@ import torch
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.term import Step
-from hyperbagel.modules.base import StageSettings
+from hyperbagel.losses.base import Step
+from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 
 from .distillation import adam, batches, fit, sgd

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hyperbagel.bagel.assemble import NANO
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment, ViTSegment
 from hyperbagel.draft.checkpoint import load_draft

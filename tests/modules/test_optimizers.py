@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from hyperbagel.modules.optimizers import BatchedMuon, MuonWithAdamW
+from hyperbagel.training.optimizers import BatchedMuon, MuonWithAdamW
 from tests.nano import nano_bagel
 
 

@@ -14,7 +14,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.losses.reduction import cauchy_error
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings
-from hyperbagel.modules.base import StageSettings
+from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 from hyperbagel.modules.pair_filter import PairFilter, PairFilters
 from hyperbagel.modules.pair_term import PairRegression

@@ -12,8 +12,8 @@ from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import prepare
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import prepare
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 from hyperbagel.modules.pair_term import PairRegression
 

@@ -13,13 +13,13 @@ from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.flow.schedule import shift_time, velocity_target
 from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
-from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.noising import noisy_latents
-from hyperbagel.modules.optimizers import MuonWithAdamW
-from hyperbagel.modules.pretrain import Pretraining, PretrainingLoss, Term
-from hyperbagel.modules.randomness import step_generator
-from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute
+from hyperbagel.losses.base import LossTerm, Step
+from hyperbagel.training.noisy_pictures import noisy_latents
+from hyperbagel.training.optimizers import MuonWithAdamW
+from hyperbagel.modules.pretraining import Pretraining, PretrainingLoss, Term
+from hyperbagel.flow.randomness import step_generator
+from hyperbagel.training.schedules import WarmupStableDecay
+from hyperbagel.training.stage import Compute
 from tests.runs import nano_folder, scenes, trainer
 
 ALL = {"generation": 1.0, "editing": 1.0, "multi_turn": 1.0, "caption": 1.0, "dialogue": 1.0}
@@ -84,7 +84,7 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     results = []
     for cached in (True, False):
         module = stage(folder, train=part)
-        monkeypatch.setattr("hyperbagel.modules.pretrain._draws_last", lambda document, cached=cached: cached)
+        monkeypatch.setattr("hyperbagel.modules.pretraining._draws_last", lambda document, cached=cached: cached)
         terms = module.objective(batch, torch.Generator())
         assert ("text" in terms) == (part == "both" and not cached)
         term = terms["image"]
@@ -277,7 +277,7 @@ def test_compiled_layers_sample_batches_of_all_sizes_without_compiling_for_each(
 
 
 def test_a_document_draws_last_if_its_only_target_ends_it():
-    from hyperbagel.modules.pretrain import _draws_last
+    from hyperbagel.modules.pretraining import _draws_last
 
     clean, target = (LatentSegment(torch.zeros(4, 8, 8), loss=loss) for loss in (False, True))
     assert _draws_last([clean, target])

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, StepLR
 from torch.utils.data import DataLoader
 
 from hyperbagel.callbacks.safeguard import Safeguard
-from hyperbagel.modules.optimizers import MuonWithAdamW
-from hyperbagel.modules.resuming import keep_base_rates, keep_settings
-from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.training.optimizers import MuonWithAdamW
+from hyperbagel.training.resuming import keep_base_rates, keep_settings
+from hyperbagel.training.schedules import WarmupStableDecay
 
 Make = Callable[..., Optimizer]
 

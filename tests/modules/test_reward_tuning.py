@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import branch_velocity, prepare, trajectory
-from hyperbagel.modules.randomness import step_generator
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import branch_velocity, prepare, trajectory
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.base import Reward
 

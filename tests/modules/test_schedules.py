@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hyperbagel.modules.schedules import WarmupStableDecay
+from hyperbagel.training.schedules import WarmupStableDecay
 
 
 def optimizer(lr: float = 1.0) -> torch.optim.Optimizer:

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hyperbagel.callbacks import EMA
-from hyperbagel.modules.optimizers import MuonWithAdamW
-from hyperbagel.modules.pretrain import Pretraining
-from hyperbagel.modules.state_files import StateError, join_checkpoint, split_checkpoint
+from hyperbagel.training.optimizers import MuonWithAdamW
+from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.training.state_files import StateError, join_checkpoint, split_checkpoint
 from tests.runs import nano_folder, scenes, trainer
 
 LIMIT = 2**15

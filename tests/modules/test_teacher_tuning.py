@@ -15,9 +15,9 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks import ExportModel
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance, GuidedPass
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import prepare, trajectory
-from hyperbagel.modules.networks import LoRA, Training
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import prepare, trajectory
+from hyperbagel.training.networks import LoRA, Training
 from hyperbagel.modules.reward_tuning import TuningSettings
 from hyperbagel.modules.teacher_tuning import TeacherTuning
 

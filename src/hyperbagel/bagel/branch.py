@@ -1,13 +1,17 @@
 """The generation branch: the unit that distillation trains, swaps and ships.
 
 Everything of BAGEL that only latent tokens use: the generation experts of all layers, the latent projections, the
-timestep embedder, the latent position table and, after CFG distillation, the two guidance embedders.
+timestep embedder, the latent position table and the embedders of further conditions, such as the guidance scales of a
+CFG-distilled branch.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +20,20 @@ from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.embeddings import PositionTable, TimestepEmbedder
 from hyperbagel.bagel.mot import ExpertLayer
 
+Conditions: TypeAlias = Mapping[str, Tensor]
+"""Scalars that a branch takes beside the time: name -> (B,) float. A value of 0 leaves the condition of that image out,
+as the paper's section on CFG distillation does with the image scale of samples without a source image."""
 
-class GuidanceScales(NamedTuple):
-    """Guidance scales as *inputs* of a CFG-distilled branch, each (B,) float.
+TEXT_SCALE, IMAGE_SCALE = "text_scale", "image_scale"
+"""Conditions of a CFG-distilled branch: its guidance scales."""
+DURATION = "duration"
+"""Condition of a branch that knows where a step from t ends: t - s for the end time s."""
 
-    text: scale of the text guidance; image: of the image guidance, 0 for samples without a source image (there the
-    image embedder stays out, as in the paper's section on CFG distillation).
-    """
-
-    text: Tensor
-    image: Tensor
+_EMBEDDER = re.compile(r"(?P<condition>\w+)_embedder\.")
 
 
 class GenerationBranch(nn.Module):
-    """Generation experts, latent projections and embedders. A fresh branch has no guidance embedders."""
+    """Generation experts, latent projections and embedders. A fresh branch takes no conditions but the time."""
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
@@ -40,49 +44,83 @@ class GenerationBranch(nn.Module):
         self.llm2vae = nn.Linear(width, config.latent_token_dim)
         self.time_embedder = TimestepEmbedder(width)
         self.latent_pos_embed = PositionTable(config.max_latent_size, width)
-        self.text_scale_embedder: TimestepEmbedder | None = None
-        self.image_scale_embedder: TimestepEmbedder | None = None
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that the branch takes beside the time."""
+        names = (name.removesuffix("_embedder") for name, _ in self.named_children() if name.endswith("_embedder"))
+        return tuple(name for name in names if name != "time")
 
     @property
     def guided(self) -> bool:
-        """Whether the branch takes guidance scales as inputs."""
-        return self.text_scale_embedder is not None
+        """Whether the branch takes guidance scales as conditions: it is CFG-distilled."""
+        return TEXT_SCALE in self.conditions
 
-    def add_guidance_embedders(self) -> None:
-        """Add the two guidance embedders; their last layer is zero, so that the branch's output does not change yet."""
-        if self.guided:
-            return
+    def embedder(self, condition: str) -> TimestepEmbedder:
+        """The embedder of a condition."""
+        module = self.get_submodule(f"{condition}_embedder")
+        assert isinstance(module, TimestepEmbedder)
+        return module
+
+    def add_condition(self, *names: str) -> None:
+        """Take further conditions, unless the branch does already.
+
+        The last layer of their embedders is zero, so that the branch's output does not change yet.
+        """
         weight = self.vae2llm.weight
-        for name in ("text_scale_embedder", "image_scale_embedder"):
+        for name in names:
+            if name in self.conditions:
+                continue
             embedder = TimestepEmbedder(weight.shape[0]).to(weight)
             for parameter in embedder.mlp[2].parameters():
                 nn.init.zeros_(parameter)
-            setattr(self, name, embedder)
+            self.add_module(f"{name}_embedder", embedder)
 
     def copy(self) -> GenerationBranch:
         """An independent branch with equal weights (student, EMA, fake score, critic backbone)."""
         return copy.deepcopy(self)
 
-    def embed(self, tokens: Tensor, t: Tensor, grid_ids: Tensor, scales: GuidanceScales | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, t: Tensor, grid_ids: Tensor, conditions: Conditions | None = None) -> Tensor:
         """Latent tokens to layer inputs (B, N, D). tokens: (B, N, C), t: (B, N) or (B, 1) in [0, 1], grid_ids: (B, N).
 
-        Raises ValueError when scales are given to a branch without guidance embedders, or missing for one with them.
+        Raises ValueError unless the conditions are those that the branch takes.
         """
-        if (scales is not None) != self.guided:
-            raise ValueError(
-                "this branch has guidance embedders: pass guidance scales"
-                if self.guided
-                else "this branch has no guidance embedders: it is not CFG-distilled, so scales are not its inputs"
-            )
-        condition = self.time_embedder(t)
-        if scales is not None and self.text_scale_embedder is not None and self.image_scale_embedder is not None:
-            image = self.image_scale_embedder(scales.image) * (scales.image > 0)[:, None]
-            condition = condition + (self.text_scale_embedder(scales.text) + image)[:, None]
+        given = set(conditions or ())
+        if given != set(self.conditions):
+            wanted = ", ".join(self.conditions) or "none"
+            raise ValueError(f"conditions of this branch: {wanted}; given: {', '.join(sorted(given)) or 'none'}")
+        time = self.time_embedder(t)
+        if conditions:
+            embedded = (self.embedder(name)(value) * (value != 0)[:, None] for name, value in self._ordered(conditions))
+            time = time + reduce(torch.add, embedded)[:, None]
         x = self.vae2llm(tokens.to(self.vae2llm.weight.dtype))
-        output: Tensor = x + condition + self.latent_pos_embed(grid_ids).to(x.dtype)
+        output: Tensor = x + time + self.latent_pos_embed(grid_ids).to(x.dtype)
         return output
+
+    def _ordered(self, conditions: Conditions) -> Iterator[tuple[str, Tensor]]:
+        """In the branch's own order: sums are rounded."""
+        return ((name, conditions[name]) for name in self.conditions)
 
     def velocity_head(self, x: Tensor) -> Tensor:
         """Final norm and projection of the generation stream: (B, N, D) -> velocity (B, N, C) in float32."""
         velocity: Tensor = self.llm2vae(self.norm(x))
         return velocity.float() if velocity.dtype in (torch.bfloat16, torch.float16) else velocity
+
+
+def conditions_in(keys: Iterable[str]) -> list[str]:
+    """The conditions of a branch whose state dict, or file, has these keys, in their order."""
+    found = (match["condition"] for key in keys if (match := _EMBEDDER.match(key)))
+    return [name for name in dict.fromkeys(found) if name != "time"]
+
+
+def conditions_of(
+    branch: GenerationBranch, given: Conditions, t: Tensor, s: Tensor | None = None
+) -> dict[str, Tensor] | None:
+    """Those of the given conditions that a branch takes, and the duration of its step from t to s, each (B,); None for
+    a branch that takes none.
+
+    Without s, or with s = t, the velocity at t itself is meant. Raises KeyError for one that was not given.
+    """
+    durations = {DURATION: torch.zeros_like(t) if s is None else t - s}
+    known = {**given, **durations}
+    return {name: known[name] for name in branch.conditions} or None

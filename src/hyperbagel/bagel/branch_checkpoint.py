@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Absent
-from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch, conditions_in
 from hyperbagel.bagel.checkpoint import (
     CheckpointError,
     check_keys,
@@ -88,7 +88,7 @@ class BranchInfo:
 
 
 def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
-    """Write a generation branch: official names (plus guidance embedders), `info` as metadata."""
+    """Write a generation branch: official names (plus those of the embedders of conditions), `info` as metadata."""
     tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
     write_tensors(tensors, Path(path), {_METADATA: json.dumps(asdict(info))})
 
@@ -144,8 +144,7 @@ def _without_weights(model: Bagel, keys: Iterable[str]) -> GenerationBranch:
     """A branch such as the one in a file with these keys, on the meta device."""
     with torch.device("meta"):
         branch = GenerationBranch(model.config)
-        if any(key.startswith("text_scale_embedder") for key in keys):
-            branch.add_guidance_embedders()
+        branch.add_condition(*conditions_in(keys))
     return branch
 
 
@@ -156,7 +155,7 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
     """
     if shapes_only():
         shapes = GenerationBranch(model.config).to(model.dtype)
-        shapes.add_guidance_embedders()
+        shapes.add_condition(TEXT_SCALE, IMAGE_SCALE)
         return shapes, BranchInfo("", 0, base_hash(model), context=context_hash(model))
     info = check_branch(path, model)
     tensors = read_tensors(resolve(path, ".safetensors"), model.dtype, model.device)

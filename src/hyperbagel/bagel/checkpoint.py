@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -26,17 +26,19 @@ from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTCo
 from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import NotFiniteError, require_finite
 from hyperbagel.bagel.images import ImageTransform
-from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
 from hyperbagel.bagel.tensors import named_tensors, read_tensors, tensor_shapes
 from hyperbagel.files import whole_file, write_json
 
+if TYPE_CHECKING:
+    from hyperbagel.bagel.model import Bagel
+
 WEIGHTS = "ema.safetensors"
 AUTOENCODER = "ae.safetensors"
 EXTRAS = "hyperbagel.json"
 
-_Model = TypeVar("_Model", bound=Bagel)
+_Model = TypeVar("_Model", bound="Bagel")
 
 
 # Names

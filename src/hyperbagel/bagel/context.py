@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbagel.bagel.mot import Past
+from hyperbagel.bagel.grid import LatentGrid
+from hyperbagel.bagel.layout import Layout
+from hyperbagel.bagel.mot import MoTOutput, Past
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,19 @@ class Context:
     past: Past
     valid: Tensor | None
     next_position: Tensor
+
+    @staticmethod
+    def of(layout: Layout, output: MoTOutput, past: Context | None = None) -> Context:
+        """The cache that a run over a layout leaves, after that of `past`."""
+        new = Past(torch.stack(output.keys), torch.stack(output.values))
+        valid = torch.cat([layout.und.block, layout.gen.block], 1) >= 0 if layout.padded else None
+        if past is not None:
+            both = (past.past.keys, new.keys), (past.past.values, new.values)
+            if valid is not None or past.valid is not None:
+                real = torch.ones_like(layout.next_position, dtype=torch.bool)[:, None] if valid is None else valid
+                valid = torch.cat([past.valid_mask(), real.expand(-1, new.keys.shape[3])], 1)
+            new = Past(*(torch.cat(p, dim=3) for p in both))
+        return Context(new, valid, layout.next_position)
 
     @property
     def batch_size(self) -> int:
@@ -39,6 +54,15 @@ class Context:
         if self.valid is not None:
             return self.valid
         return torch.ones(self.batch_size, self.length, dtype=torch.bool, device=self.next_position.device)
+
+    def mask_with(self, grid: LatentGrid) -> Tensor | None:
+        """(B, 1, 1, T + 2 + n) bool, what the latent tokens of images see behind this context: it, the two markers of
+        the image, and each other; None for everything."""
+        if self.valid is None and grid.valid is None:
+            return None
+        latents = torch.ones_like(grid.position_ids, dtype=torch.bool) if grid.valid is None else grid.valid
+        markers = latents.new_ones(len(latents), 2)
+        return torch.cat([self.valid_mask(), markers, latents], dim=1)[:, None, None]
 
     def restrict(self, valid: Tensor, next_position: Tensor) -> Context:
         """The same cache of which only `valid` (B, T) entries may be seen: an earlier state of the same documents."""
@@ -112,13 +136,18 @@ class DecodeCache:
 
 @dataclass(frozen=True)
 class GuidedContext:
-    """A context with its guidance variants: without the last prompt, and without images (None: not prefilled)."""
+    """A context with its guidance variants.
+
+    has_image: (B,) bool, whether the document holds an image; no_text, no_image: without the last prompt, and without
+    images (None: not prefilled).
+    """
 
     full: Context
+    has_image: Tensor
     no_text: Context | None = None
     no_image: Context | None = None
 
     def rows(self, index: Tensor) -> GuidedContext:
         """Select or repeat documents in every variant. index: (R,) int64."""
-        variants = (None if c is None else c.rows(index) for c in (self.full, self.no_text, self.no_image))
-        return GuidedContext(*variants)  # type: ignore[arg-type]
+        no_text, no_image = (None if c is None else c.rows(index) for c in (self.no_text, self.no_image))
+        return GuidedContext(self.full.rows(index), self.has_image[index], no_text, no_image)

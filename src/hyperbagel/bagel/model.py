@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,16 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Part
 from hyperbagel.bagel.autoencoder import Autoencoder
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import Conditions, GenerationBranch
+from hyperbagel.bagel.checkpoint import Placement, load_bagel, save_bagel
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
 from hyperbagel.bagel.embeddings import Rotation, rotation
 from hyperbagel.bagel.grid import LatentGrid, latent_grid
+from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.layout import Layout, build_layout
-from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Past, Streams, mot_forward
-from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment
+from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, mot_forward
+from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.understanding import UnderstandingStack
 from hyperbagel.bagel.vision import unpatchify
 
@@ -60,14 +61,10 @@ class Bagel(nn.Module):
         without: Collection[Part] = (),
     ) -> Self:
         """Load an official checkpoint folder; see `checkpoint.load_bagel`."""
-        from hyperbagel.bagel.checkpoint import Placement, load_bagel
-
         return load_bagel(folder, Placement(dtype, torch.device(device), frozenset(without)), cls)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the official layout; see `checkpoint.save_bagel`."""
-        from hyperbagel.bagel.checkpoint import save_bagel
-
         save_bagel(self, folder)
 
     @property
@@ -87,16 +84,13 @@ class Bagel(nn.Module):
 
         noise: standard normal latents to sample the posterior with; None takes its mean.
         """
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, image in enumerate(images):
-            groups[tuple(image.shape)].append(i)
-        latents: list[Tensor] = [torch.empty(0)] * len(images)
-        for members in groups.values():
+
+        def encode(members: list[int]) -> Tensor:
             stack = torch.stack([images[i] for i in members]).to(self.device, self.dtype)
             eps = None if noise is None else torch.stack([noise[i] for i in members]).to(stack)
-            for i, latent in zip(members, self.autoencoder.encode(stack, eps), strict=True):
-                latents[i] = latent
-        return latents
+            return self.autoencoder.encode(stack, eps)
+
+        return in_groups([tuple(image.shape) for image in images], encode)
 
     def encode_documents(self, documents: Sequence[Document]) -> list[list[Segment]]:
         """The documents with every ImageSegment encoded to a LatentSegment (posterior mean)."""
@@ -108,15 +102,13 @@ class Bagel(nn.Module):
 
     def decode_latents(self, tokens: Tensor, grid: LatentGrid) -> list[Tensor]:
         """Denoised tokens (B, n, C) to pictures (3, H, W) in about [-1, 1]."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, size in enumerate(grid.sizes):
-            groups[size].append(i)
-        pictures: list[Tensor] = [torch.empty(0)] * len(grid.sizes)
-        for size, members in groups.items():
-            latent = unpatchify(tokens[members, : size[0] * size[1]], size, self.config.latent_patch_size)
-            for i, picture in zip(members, self.autoencoder.decode(latent.to(self.dtype)), strict=True):
-                pictures[i] = picture
-        return pictures
+
+        def decode(members: list[int]) -> Tensor:
+            height, width = size = grid.sizes[members[0]]
+            latent = unpatchify(tokens[members, : height * width], size, self.config.latent_patch_size)
+            return self.autoencoder.decode(latent.to(self.dtype))
+
+        return in_groups(grid.sizes, decode)
 
     def latent_grid(self, sizes: Sequence[tuple[int, int]]) -> LatentGrid:
         """The token grids for pictures of `sizes` (height, width) in pixels. Raises ValueError if one does not fit."""
@@ -135,8 +127,15 @@ class Bagel(nn.Module):
         """Token streams of documents without ImageSegments, on the model's device."""
         return build_layout(documents, self.config, start).to(self.device)
 
-    def run(self, layout: Layout, past: Context | None = None, *, record_layers: bool = False) -> MoTOutput:
-        """The understanding stack and the original generation branch over clean documents.
+    def run(
+        self,
+        layout: Layout,
+        past: Context | None = None,
+        branch: GenerationBranch | None = None,
+        *,
+        record_layers: bool = False,
+    ) -> MoTOutput:
+        """The understanding stack and a generation branch (default: the original) over clean documents.
 
         Every latent is taken as clean (t = 0). With record_layers the result holds the residual streams that enter
         each layer and that leave the last one. Raises ValueError if the documents contain images to be generated.
@@ -144,43 +143,40 @@ class Bagel(nn.Module):
         if bool(layout.image_loss.any()):
             raise ValueError("a context must not contain images to be generated (loss=True)")
         t = torch.zeros_like(layout.image, dtype=torch.float32)
-        return self._forward(layout, layout.latents, t, past, record_layers=record_layers)
+        return self._forward(layout, layout.latents, t, past, branch, record_layers=record_layers)
 
-    def prefill(self, documents: Sequence[Document], past: Context | None = None) -> Context:
-        """Key-value cache of documents (images are encoded on the way), appended to `past` where given."""
+    def prefill(
+        self, documents: Sequence[Document], past: Context | None = None, branch: GenerationBranch | None = None
+    ) -> Context:
+        """Key-value cache of documents (images are encoded on the way), appended to `past` where given.
+
+        branch: what reads clean latents, the original by default.
+        """
         layout = self.layout(self.encode_documents(documents), None if past is None else past.next_position)
-        return self.context_of(layout, self.run(layout, past), past)
+        return Context.of(layout, self.run(layout, past, branch), past)
 
-    def prefill_guided(self, documents: Sequence[Document], *, text: bool = True, image: bool = False) -> GuidedContext:
+    def prefill_guided(
+        self,
+        documents: Sequence[Document],
+        *,
+        text: bool = True,
+        image: bool = False,
+        branch: GenerationBranch | None = None,
+    ) -> GuidedContext:
         """Cache with the guidance variants that are asked for: without the last prompt, without images.
 
         The state before the last prompt is a restriction of the full cache, since nothing earlier depends on it.
         """
         layout = self.layout(self.encode_documents(documents))
-        full = self.context_of(layout, self.run(layout), None)
+        full = Context.of(layout, self.run(layout, branch=branch))
         no_text = no_image = None
         if text:
             blocks = torch.cat([layout.und.block, layout.gen.block], 1)
             no_text = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position).compact()
         if image:
-            no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])
-        return GuidedContext(full, no_text, no_image)
-
-    def context_of(self, layout: Layout, output: MoTOutput, past: Context | None) -> Context:
-        """The cache that a `run` over a layout leaves, behind that of `past`."""
-        new = Past(torch.stack(output.keys), torch.stack(output.values))
-        valid = None
-        if layout.padded:
-            valid = torch.cat([layout.und.block, layout.gen.block], 1) >= 0
-        if past is not None:
-            both = (past.past.keys, new.keys), (past.past.values, new.values)
-            if valid is not None or past.valid is not None:
-                tokens = (
-                    valid if valid is not None else torch.ones_like(layout.next_position, dtype=torch.bool)[:, None]
-                )
-                valid = torch.cat([past.valid_mask(), tokens.expand(-1, new.keys.shape[3])], 1)
-            new = Past(*(torch.cat(p, dim=3) for p in both))
-        return Context(new, valid, layout.next_position)
+            no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents], branch=branch)
+        seen = [any(isinstance(s, ImageSegment | LatentSegment | ViTSegment) for s in d) for d in documents]
+        return GuidedContext(full, torch.tensor(seen, device=self.device), no_text, no_image)
 
     # Passes through the layers
 
@@ -191,15 +187,15 @@ class Bagel(nn.Module):
         context: Context,
         grid: LatentGrid,
         branch: GenerationBranch | None = None,
-        scales: GuidanceScales | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """Velocity of noisy latents, one pass of `branch` (default: the original) against a context.
 
-        x_t: (B, n, C) tokens, t: (B,) in [0, 1], grid: of the images -> v: (B, n, C), zero at padding. scales: inputs
-        of a CFG-distilled branch. Gradients reach x_t and the branch (and the context, if it has any).
+        x_t: (B, n, C) tokens, t: (B,) in [0, 1], grid: of the images -> v: (B, n, C), zero at padding. conditions:
+        those that the branch takes. Gradients reach x_t and the branch (and the context, if it has any).
         """
         branch = branch or self.generation
-        output = self.denoise_streams(x_t, t, context, grid, branch, scales)
+        output = self.denoise_streams(x_t, t, context, grid, branch, conditions)
         velocity = branch.velocity_head(output.streams.gen)
         return velocity if grid.valid is None else velocity * grid.valid[..., None]
 
@@ -210,34 +206,26 @@ class Bagel(nn.Module):
         context: Context,
         grid: LatentGrid,
         branch: GenerationBranch,
-        scales: GuidanceScales | None = None,
+        conditions: Conditions | None = None,
         *,
         record_layers: bool = False,
     ) -> MoTOutput:
         """The layers behind `velocity`; streams: start and end of image (B, 2, D), latents (B, n, D)."""
         und, tokens = self.understanding, self.config.tokens
         markers = und.embed_tokens(torch.tensor([tokens.start_of_image, tokens.end_of_image], device=x_t.device))
-        gen = branch.embed(x_t, t[:, None], grid.position_ids, scales)
+        gen = branch.embed(x_t, t[:, None], grid.position_ids, conditions)
         streams = Streams(markers.expand(len(x_t), -1, -1), gen)
         return mot_forward(
             self._experts(branch),
             streams,
             # One rope position for the whole image; broadcasts over its tokens.
             self._rope(context.next_position[:, None]),
-            self._denoise_mask(context, grid),
+            context.mask_with(grid),
             context.past if context.length else None,
             record_layers=record_layers,
             checkpointing=self.checkpointing,
             compiled=self.compiled,
         )
-
-    @staticmethod
-    def _denoise_mask(context: Context, grid: LatentGrid) -> Tensor | None:
-        if context.valid is None and grid.valid is None:
-            return None
-        latents = torch.ones_like(grid.position_ids, dtype=torch.bool) if grid.valid is None else grid.valid
-        markers = latents.new_ones(len(latents), 2)
-        return torch.cat([context.valid_mask(), markers, latents], dim=1)[:, None, None]
 
     @torch.no_grad()
     def decode(self, ids: Tensor, cache: DecodeCache, *, record_layers: bool = False) -> MoTOutput:
@@ -264,7 +252,7 @@ class Bagel(nn.Module):
 
         x_t: (B, Ng, C) latent tokens, t: (B, Ng) their time (0 for clean ones).
         """
-        streams = self._forward(layout, x_t, t, None).streams
+        streams = self._forward(layout, x_t, t).streams
         gen = self.generation
         return TrainingOutput(
             self.understanding.norm(streams.und), gen.norm(streams.gen), gen.velocity_head(streams.gen)
@@ -276,15 +264,21 @@ class Bagel(nn.Module):
         return output
 
     def _forward(
-        self, layout: Layout, latents: Tensor, t: Tensor, past: Context | None, *, record_layers: bool = False
+        self,
+        layout: Layout,
+        latents: Tensor,
+        t: Tensor,
+        past: Context | None = None,
+        branch: GenerationBranch | None = None,
+        *,
+        record_layers: bool = False,
     ) -> MoTOutput:
         und = self.understanding.embed_tokens(layout.ids.clamp(min=0))
         if layout.vit is not None:
             vit = self.understanding.embed_vit(layout.vit)[layout.vit.valid].to(und.dtype)
             und = und.flatten(0, 1).index_copy(0, layout.vit.slots, vit).view_as(und)
-        gen, branch = und[:, :0], None
-        if layout.grid_ids.shape[1]:
-            branch = self.generation
+        gen, branch = und[:, :0], (branch or self.generation) if layout.grid_ids.shape[1] else None
+        if branch is not None:
             gen = branch.embed(latents, t, layout.grid_ids)
         order = layout.und.cat(layout.gen)
         mask = order.mask()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hyperbagel.bagel import assemble, fresh
+from hyperbagel.bagel.build import assemble, initial
 from hyperbagel.bagel.shipped import cache_folder
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 
@@ -20,7 +20,7 @@ def preset_folder(preset: str) -> Path:
     Another version of what makes the weights gets another folder. Several processes may ask at once.
     """
     sizes = getattr(assemble, preset.upper())
-    sources = [Path(assemble.__file__), Path(fresh.__file__), *sorted(tokenizer_folder().iterdir())]
+    sources = [Path(assemble.__file__), Path(initial.__file__), *sorted(tokenizer_folder().iterdir())]
     version = sha256(repr(sizes).encode() + b"".join(path.read_bytes() for path in sources if path.is_file()))
     folder = cache_folder() / "fresh" / f"{preset}-{version.hexdigest()[:16]}"
     if not folder.is_dir():

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.losses.term import LossTerm
+from hyperbagel.losses.base import LossTerm
 
 
 class AddLoss(Callback):

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from hyperbagel.training.averages import move_towards
+
 
 class EMA(Callback):
     """Averages the trained parameters of one submodule of a stage; validation, test and export use the average.
@@ -63,10 +65,7 @@ class EMA(Callback):
         self._updates = steps
         decay = min(self.decay, (1 + steps) / (10 + steps))
         parameters = self._parameters(pl_module)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self._average.values()), [parameters[name].detach() for name in self._average], 1 - decay
-            )
+        move_towards(self._average.values(), (parameters[name] for name in self._average), 1 - decay)
 
     def swap(self, pl_module: L.LightningModule) -> None:
         """Exchange weights and average in place; a second call exchanges them back."""

@@ -26,7 +26,7 @@ from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.stage import EvaluatedStage, evaluated
+from hyperbagel.training.stage import Stage, evaluated
 
 OWN = "model"
 """Name of the row of the stage's own sampler."""
@@ -59,7 +59,7 @@ class BranchSampler(Sampler):
 class Run:
     """One evaluation: the stage, its tokenizer, and this process's share of the work."""
 
-    stage: EvaluatedStage
+    stage: Stage
     tokenizer: Tokenizer
     rank: int
     world: int
@@ -164,7 +164,7 @@ class Evaluation(Callback, ABC):
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = pl_module.training
         pl_module.eval()
-        stage = cast(EvaluatedStage, pl_module)  # `requirements` refused others
+        stage = cast(Stage, pl_module)  # `requirements` refused others
         run = Run(stage, _tokenizer(trainer), trainer.global_rank, trainer.world_size)
         with averaged_weights(trainer, pl_module), torch.no_grad(), _autocast(trainer):
             self.findings = self.evaluate(run)

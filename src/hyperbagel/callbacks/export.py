@@ -15,7 +15,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.files import whole_folder
-from hyperbagel.modules.networks import merged
+from hyperbagel.training.networks import merged
 
 
 class ExportModel(Callback):

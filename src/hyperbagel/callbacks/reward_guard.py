@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from hyperbagel.callbacks.evaluation import Evaluation, Findings
-from hyperbagel.losses.term import LossTerm
+from hyperbagel.losses.base import LossTerm
 
 log = logging.getLogger(__name__)
 

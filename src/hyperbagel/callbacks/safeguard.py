@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from hyperbagel.callbacks.report import run_folder
 from hyperbagel.callbacks.stop_request import StopRequest
 from hyperbagel.files import whole_file, write_json
-from hyperbagel.modules.resuming import keep_base_rates, keep_settings
+from hyperbagel.training.resuming import keep_base_rates, keep_settings
 
 FAILURE = "failure.json"
 log = logging.getLogger(__name__)

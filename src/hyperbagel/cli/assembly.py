@@ -42,7 +42,7 @@ class Init:
 
 def init(options: Init) -> None:
     """Run `hyperbagel init`."""
-    from hyperbagel.bagel import assemble
+    from hyperbagel.bagel.build import assemble
 
     check_folder(options.out)
     parts = assemble.Parts(

@@ -20,7 +20,7 @@ def split(checkpoint: Path, folder: Path, weights: DType = "float32", others: DT
     """
     import torch
 
-    from hyperbagel.modules.state_files import split_checkpoint
+    from hyperbagel.training.state_files import split_checkpoint
 
     count = split_checkpoint(checkpoint, folder, getattr(torch, weights), getattr(torch, others))
     size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
@@ -34,7 +34,7 @@ def join(folder: Path, checkpoint: Path) -> str:
         folder: what `hyperbagel checkpoint split` wrote.
         checkpoint: file to write, such as runs/mine/checkpoints/last.ckpt.
     """
-    from hyperbagel.modules.state_files import join_checkpoint
+    from hyperbagel.training.state_files import join_checkpoint
 
     join_checkpoint(folder, checkpoint)
     return f"{checkpoint}: {checkpoint.stat().st_size / 2**20:.1f} MiB"

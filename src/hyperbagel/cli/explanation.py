@@ -70,7 +70,7 @@ def _reason(parser: argparse.ArgumentParser, told: str) -> str:
         root = found["name"].split(".")[0]
         return f"no module named {found['name']}{did_you_mean(root, _PACKAGES) or '; is its folder on PYTHONPATH?'}"
     if found := re.fullmatch(r"Expected a dot import path string: (?P<name>.+)", told):
-        return f"no class {found['name']}: give its path, such as hyperbagel.modules.pretrain.Pretraining"
+        return f"no class {found['name']}: give its path, such as hyperbagel.modules.pretraining.Pretraining"
     if found := re.match(r"unrecognized arguments: (?P<arguments>.*)", told, re.DOTALL):
         return _unrecognized(parser, found["arguments"])
     if found := re.match(r"the following arguments are required: (?P<keys>.*)", told):

@@ -86,9 +86,9 @@ def load_model(model: str, device: Device, without: Collection[Part] = (), promp
 
     Raises errors that name the file and the remedy, and ValueError for a prompt that is too long.
     """
-    from hyperbagel.bagel.memory import arrange_for_decoding
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
+    from hyperbagel.decoding.weight_layout import arrange_for_decoding
 
     place, dtype = device.resolve()
     folder = model_folder(model)

@@ -21,9 +21,10 @@ from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli.errors import CommandParser
 from hyperbagel.cli.trainer import read_config
-from hyperbagel.modules.networks import LoRA
-from hyperbagel.modules.planning import Cluster, Plan, Workload, plan
 from hyperbagel.scenes.vocabulary import tokenizer_folder
+from hyperbagel.training.memory import Workload
+from hyperbagel.training.planning import Cluster, MemoryPlan, plan
+from hyperbagel.training.networks import LoRA
 
 GIB = 2**30
 _OWN_PARTS = {
@@ -62,7 +63,7 @@ class Planned:
 
     stage: str
     cluster: Cluster
-    plan: Plan
+    plan: MemoryPlan
     notes: tuple[str, ...]
     adapted: bool = False
 

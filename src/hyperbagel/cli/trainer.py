@@ -24,7 +24,7 @@ from hyperbagel.cli.saved_config import WholeConfig
 _STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
 _INSTEAD = {
     "predict": "draw with `hyperbagel generate` and `edit`, answer with `hyperbagel chat`, measure with `test`",
-    "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretrain.Pretraining with a sampler "
+    "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretraining.Pretraining with a sampler "
     "whose `branch` is that file",
 }
 _INSTEAD["validate"] = _INSTEAD["test"]

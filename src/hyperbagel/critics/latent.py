@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import Conditions, GenerationBranch, conditions_of
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.grid import LatentGrid
@@ -32,23 +32,23 @@ class CriticSettings:
 
 @dataclass(frozen=True)
 class JudgedBatch:
-    """What latents are judged in: context and grids of B images, and the guidance inputs under which they were made."""
+    """What latents are judged in: context and grids of B images, and the conditions under which they were made."""
 
     context: Context
     grid: LatentGrid
-    scales: GuidanceScales | None = None
+    conditions: Conditions = field(default_factory=dict)
 
     def repeat(self, times: int) -> JudgedBatch:
         """The same for `times` stacked batches of latents."""
-        scales = None if self.scales is None else GuidanceScales(*(s.repeat(times) for s in self.scales))
-        return JudgedBatch(Context.stack([self.context] * times), self.grid.repeat(times), scales)
+        conditions = {name: values.repeat(times) for name, values in self.conditions.items()}
+        return JudgedBatch(Context.stack([self.context] * times), self.grid.repeat(times), conditions)
 
 
 class LatentCritic(nn.Module):
     """Multi-head discriminator of latents at any noise level (DMDX section 3), for token grids of any size.
 
     Args:
-        backbone: a branch that trains too; one with guidance embedders sees the scales.
+        backbone: a branch that trains too; it sees the conditions that it takes.
         config: of the model that the branch belongs to.
         settings: which layers are tapped, and how wide the heads are.
     """
@@ -64,8 +64,10 @@ class LatentCritic(nn.Module):
 
     def forward(self, model: Bagel, x_t: Tensor, t: Tensor, judged: JudgedBatch) -> Tensor:
         """Logits (B, heads), high for real. x_t: (B, n, C) latents at noise level t (B,)."""
-        scales = judged.scales if self.backbone.guided else None
-        output = model.denoise_streams(x_t, t, judged.context, judged.grid, self.backbone, scales, record_layers=True)
+        conditions = conditions_of(self.backbone, judged.conditions, t)
+        output = model.denoise_streams(
+            x_t, t, judged.context, judged.grid, self.backbone, conditions, record_layers=True
+        )
         logits: Tensor = self.heads([output.layers[i].gen for i in self.layers], judged.grid.sizes)
         return logits
 

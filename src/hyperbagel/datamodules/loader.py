@@ -22,7 +22,7 @@ from hyperbagel.datamodules.packing import PackedBatch, pack
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, keyed_random
 from hyperbagel.datamodules.plan import Plan, PlannedBatch
 from hyperbagel.datamodules.sources import Samples
-from hyperbagel.modules.stage import LearnsFrom
+from hyperbagel.training.stage import LearnsFrom
 
 _LOOK = 10_000
 """Batches without a usable document after which a source is given up."""

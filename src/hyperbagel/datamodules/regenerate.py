@@ -27,8 +27,8 @@ from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.files import naming, write_bytes, write_json
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.messages import clip
-from hyperbagel.modules.randomness import step_generator
 
 log = logging.getLogger(__name__)
 

@@ -60,7 +60,7 @@ class Speculator:
         model, drafter = self.model, self.drafter
         layout = model.layout(model.encode_documents(documents), None if past is None else past.next_position)
         output = model.run(layout, past, record_layers=drafter is not None)
-        context = model.context_of(layout, output, past)
+        context = Context.of(layout, output, past)
         counts = (layout.und.block >= 0).sum(1).tolist()
         known = past.draft if isinstance(past, DraftedContext) else None
         if drafter is None or (past is not None and known is None) or min(counts) < (1 if known else 2):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbagel.losses.term import LossTerm
+from hyperbagel.losses.base import WeightedTerm
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class DraftStep:
     target: Tensor
 
 
-class DraftLoss(LossTerm):
+class DraftLoss(WeightedTerm):
     """A term of a draft head's loss; a loss of each row is all that a new one has to say."""
 
     @abstractmethod
     def rows(self, step: DraftStep) -> Tensor:
         """The loss of each row, (R,)."""
 
-    def forward(self, step: DraftStep) -> Tensor:  # type: ignore[override]
+    def forward(self, step: DraftStep) -> Tensor:
         """The mean over rows, which all count."""
         return self.rows(step).mean()
 

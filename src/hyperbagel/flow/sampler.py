@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch, conditions_of
 from hyperbagel.bagel.checkpoint import not_finite
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.flow.guidance import Guidance, GuidedPass
-from hyperbagel.flow.schedule import euler_step, timesteps
+from hyperbagel.flow.schedule import timesteps
+from hyperbagel.flow.trajectory import Progress, trajectory
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -69,45 +67,48 @@ class Sampler:
         (done, steps). The state stays in float32. Raises ValueError for impossible settings, NotFiniteError for latents
         that are no numbers.
         """
-        grid_t = timesteps(self.steps, self.shift).to(noise.device)
-        scales = self._scale_inputs(contexts, branch or model.generation, noise)
-        plain = None if scales is not None else self.guidance
-        guided = None if plain is None else GuidedPass.of(contexts, grid, plain)
-        x, nfe, trajectory = noise.float(), 0, [noise.float()]
-        for i in range(self.steps):
-            t = grid_t[i].expand(len(x))
-            if guided is not None and plain is not None and plain.active(float(grid_t[i])):
-                v = guided.velocity(model, x, t, plain, branch=branch)
-                nfe += guided.variants
-            else:
-                v = model.velocity(x, t, contexts.full, grid, branch, scales)
-                nfe += 1
-            x = euler_step(x, v.float(), grid_t[i], grid_t[i + 1])
-            trajectory.append(x)
-            if progress is not None:
-                progress(i + 1, self.steps)
-        self._check(trajectory, grid, model, branch)
-        return Sample(x, nfe, torch.stack(trajectory))
+        velocity = _Evaluated(self, model, contexts, grid, branch or model.generation)
+        states = trajectory(velocity, noise, timesteps(self.steps, self.shift).to(noise.device), progress)
+        self._check(states, grid, model, branch)
+        return Sample(states[-1], velocity.nfe, states)
 
-    def _check(
-        self, trajectory: Sequence[Tensor], grid: LatentGrid, model: Bagel, branch: GenerationBranch | None
-    ) -> None:
+    def _check(self, states: Tensor, grid: LatentGrid, model: Bagel, branch: GenerationBranch | None) -> None:
         """Looks at the end, so that no step waits for it, and back only if it has to."""
 
         def bad(x: Tensor) -> bool:
             wrong = ~x.isfinite() if grid.valid is None else ~x.isfinite() & grid.valid[..., None]
             return bool(wrong.any())
 
-        if bad(trajectory[-1]):
-            step = next(i for i, x in enumerate(trajectory) if bad(x))
+        if bad(states[-1]):
+            step = next(i for i, x in enumerate(states) if bad(x))
             raise not_finite(f"latents after step {step} of {self.steps}", model, branch)
 
-    def _scale_inputs(self, contexts: GuidedContext, branch: GenerationBranch, noise: Tensor) -> GuidanceScales | None:
-        """Scales for the embedders of a CFG-distilled branch; the image scale only where the context has images."""
-        if not branch.guided:
-            return None
-        if self.guidance is None:
-            raise ValueError("a CFG-distilled branch takes guidance scales as inputs: give the sampler a Guidance")
-        text = noise.new_full((len(noise),), self.guidance.text_scale)
-        has_image = self.guidance.image_scale if contexts.no_image is not None else 0.0
-        return GuidanceScales(text, noise.new_full((len(noise),), has_image))
+
+class _Evaluated:
+    """The velocity of a branch under a sampler's guidance, which counts its evaluations."""
+
+    def __init__(
+        self, sampler: Sampler, model: Bagel, contexts: GuidedContext, grid: LatentGrid, branch: GenerationBranch
+    ) -> None:
+        self.model, self.contexts, self.grid, self.branch = model, contexts, grid, branch
+        self.scales = _scales(sampler.guidance, contexts) if branch.guided else {}
+        self.guidance = None if branch.guided else sampler.guidance
+        self.guided = None if self.guidance is None else GuidedPass.of(contexts, grid, self.guidance)
+        self.nfe = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        if self.guided is not None and self.guidance is not None and self.guidance.active(float(t[0])):
+            self.nfe += self.guided.variants
+            return self.guided.velocity(self.model, x_t, t, self.guidance, branch=self.branch)
+        self.nfe += 1
+        conditions = conditions_of(self.branch, self.scales, t, s)
+        return self.model.velocity(x_t, t, self.contexts.full, self.grid, self.branch, conditions)
+
+
+def _scales(guidance: Guidance | None, contexts: GuidedContext) -> Conditions:
+    """Guidance as conditions of a CFG-distilled branch; the image scale only where the context has images."""
+    if guidance is None:
+        raise ValueError("a CFG-distilled branch takes guidance scales as inputs: give the sampler a Guidance")
+    image = guidance.image_scale if guidance.uses_image else 0.0
+    shape = contexts.has_image.float()
+    return {TEXT_SCALE: torch.full_like(shape, guidance.text_scale), IMAGE_SCALE: image * shape}

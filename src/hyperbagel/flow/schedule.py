@@ -44,3 +44,27 @@ def predict_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 def euler_step(x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Euler step from time t to time s: x_t + (s - t) v, times broadcastable to x_t."""
     return x_t + (s - t) * velocity
+
+
+def jump(x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Euler step of every image from its own time to its own time, in float32. x_t, velocity: (B, n, C); t, s: (B,)."""
+    return euler_step(x_t.float(), velocity.float(), t[:, None, None], s[:, None, None])
+
+
+def interval_above(t: Tensor, grid: Tensor) -> Tensor:
+    """Index i with grid[i] >= t > grid[i + 1], of a sampling grid (N + 1,) that falls from 1 to 0. t: (B,) in [0, 1].
+
+    `grid[i]` is the upper end of the step that holds t; t = 0 belongs to the last step.
+    """
+    return (torch.searchsorted(grid.flip(0).contiguous(), t.contiguous()) - 1).clamp(min=0).neg() + len(grid) - 2
+
+
+def noise_favouring_times(u: Tensor, power: float = 3.0) -> Tensor:
+    """DMDX's schedule t = 1 - u^power of uniform draws: (...) -> (...); when cubic, half of them are above 0.875."""
+    return 1 - u**power
+
+
+def uniform(count: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """(count,) uniform draws between two limits, on the CPU."""
+    low, high = limits
+    return low + (high - low) * torch.rand(count, generator=generator)

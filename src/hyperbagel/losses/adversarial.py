@@ -1,4 +1,5 @@
-"""Adversarial losses on logits of shape (B, heads): every image and every head counts the same."""
+"""The adversarial game on logits of shape (B, heads), of which every image and every head counts the same: its losses,
+and the terms of both players."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from hyperbagel.losses.base import CriticLogits, LossTerm, Step
 
 Objective = Literal["hinge", "non_saturating"]
 
@@ -33,3 +36,50 @@ def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
     R1.
     """
     return (real.float() - perturbed.float()).square().mean()
+
+
+class Adversarial(LossTerm):
+    """The generator's loss against one critic.
+
+    Args:
+        critic: its name in the stage.
+        objective: of the adversarial game.
+        weight: of the term in the sum.
+    """
+
+    def __init__(self, critic: str, objective: Objective = "hinge", weight: float = 1.0) -> None:
+        super().__init__(f"adversarial_{critic}", weight)
+        self.critic, self.objective = critic, objective
+
+    def forward(self, step: Step) -> Tensor:
+        """High when the critic tells the student's samples from real ones."""
+        return generator_loss(_logits(step, self, self.critic).fake, self.objective)
+
+
+class Discrimination(LossTerm):
+    """The loss of one critic.
+
+    Args:
+        critic: its name in the stage.
+        objective: of the adversarial game.
+        weight: of the term in the sum.
+        r1_weight: of the approximate R1 penalty, 0 for none.
+    """
+
+    def __init__(
+        self, critic: str, objective: Objective = "hinge", weight: float = 1.0, r1_weight: float = 0.0
+    ) -> None:
+        super().__init__(f"critic_{critic}", weight, "critic")
+        self.critic, self.objective, self.r1_weight = critic, objective, r1_weight
+
+    def forward(self, step: Step) -> Tensor:
+        """High when the critic takes generated samples for real ones."""
+        logits = _logits(step, self, self.critic)
+        loss = critic_loss(self.needed(logits.real, "real logits"), logits.fake, self.objective)
+        if logits.perturbed is not None and logits.real is not None and self.r1_weight:
+            loss = loss + self.r1_weight * approximate_r1(logits.real, logits.perturbed)
+        return loss
+
+
+def _logits(step: Step, term: LossTerm, critic: str) -> CriticLogits:
+    return term.needed(step.logits.get(critic), f"logits of a critic {critic!r}")

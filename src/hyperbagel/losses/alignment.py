@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.grid import LatentGrid
+from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
+from hyperbagel.losses.base import LossTerm, Step
 from hyperbagel.losses.reduction import mean_per_image
-from hyperbagel.losses.term import LossTerm, Step
 
 
 class RepresentationAlignment(LossTerm):
@@ -56,18 +56,15 @@ class RepresentationAlignment(LossTerm):
 def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Tensor:
     """ViT features (B, n, width), float32, of each document's last picture at the places of its latent tokens."""
     vit = model.config.vit
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, size in enumerate(grid.sizes):
-        groups[size].append(i)
-    features = torch.zeros(*grid.position_ids.shape, vit.hidden_size, device=model.device)
-    for (height, width), members in groups.items():
+
+    def look(members: list[int]) -> Tensor:
         pictures = torch.stack([_last_picture(batch, i) for i in members]).to(model.device, model.dtype)
-        size = (height * vit.patch_size, width * vit.patch_size)
-        if pictures.shape[-2:] != size:
-            pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
-        seen = model.understanding.vision.look(pictures)
-        features[members, : height * width] = seen.float()
-    return features
+        height, width = (side * vit.patch_size for side in grid.sizes[members[0]])
+        if pictures.shape[-2:] != (height, width):
+            pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+        return model.understanding.vision.look(pictures).float()
+
+    return pad_sequence(in_groups(grid.sizes, look), batch_first=True)
 
 
 def _last_picture(batch: DocumentBatch, index: int) -> Tensor:

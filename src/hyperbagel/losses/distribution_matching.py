@@ -1,15 +1,18 @@
 """Distribution matching distillation (arXiv 2311.18828, 2405.14867), as DMDO uses it.
 
-The fake branch needs no formula of its own: `reduction.mean_squared_error` against `flow.schedule.velocity_target` of
+The fake branch needs no formula of its own: `regression.mean_squared_error` against `flow.schedule.velocity_target` of
 the ends of the student's own trajectory, x_T - x_0.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from hyperbagel.losses.reduction import mean_per_image, mean_squared_error
+from hyperbagel.losses.base import LossTerm, Step
+from hyperbagel.losses.reduction import mean_per_image
+from hyperbagel.losses.regression import mean_squared_error
 
 EPSILON = 1e-6
 
@@ -32,9 +35,14 @@ def dmd_loss(x0_hat: Tensor, gradient: Tensor, valid: Tensor | None = None) -> T
     return 0.5 * mean_squared_error(x0_hat, target, valid)
 
 
-def interval_above(t: Tensor, grid: Tensor) -> Tensor:
-    """Index i with grid[i] >= t > grid[i + 1], of a sampling grid (N + 1,) that falls from 1 to 0. t: (B,) in [0, 1].
+class DistributionMatching(LossTerm):
+    """DMD's gradient on the student's estimate of x_0."""
 
-    `grid[i]` is the upper end of the step that holds t; t = 0 belongs to the last step.
-    """
-    return (torch.searchsorted(grid.flip(0).contiguous(), t.contiguous()) - 1).clamp(min=0).neg() + len(grid) - 2
+    def __init__(self, name: str = "dmd", weight: float = 1.0, sources: Sequence[str] | None = None) -> None:
+        super().__init__(name, weight, sources=sources)
+
+    def forward(self, step: Step) -> Tensor:
+        """The loss whose gradient is DMD's direction."""
+        real, fake = self.needed(step.real_x0, "real_x0"), self.needed(step.fake_x0, "fake_x0")
+        gradient = dmd_gradient(step.x0_hat, real, fake, step.grid.valid)
+        return dmd_loss(step.x0_hat, gradient, step.grid.valid)

@@ -7,19 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, ViTSegment
-from hyperbagel.modules.randomness import step_generator
-from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, LearnsFrom, Samplers, Stage
+from hyperbagel.flow.randomness import step_generator
+from hyperbagel.training.networks import Training
+from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
 STATISTICS_DECAY = 0.99
-_COMPUTE, _SAMPLERS = Compute(), Samplers()
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,21 @@ class RateDistortion:
     mean: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderMethod:
+    """Weights of the terms beside the mean squared error, and what trains."""
+
+    kl_weight: float = 1e-3
+    """Weight of the mean KL divergence. It sets how many nats a latent value carries: with too many the flow model
+    learns noise."""
+    ssim_weight: float = 0.0
+    """Weight of 1 - SSIM, which sees structure relative to its contrast; the squared error hardly sees what is light on
+    light."""
+    decoder_only: bool = False
+    """Keep the encoder and the scale of the latents, and decode the posterior's mean instead of draws from it, as
+    generation learns means: it recovers detail that noise hides, and a trained generation side stays valid."""
+
+
 class AutoencoderTraining(Stage):
     """Trains the autoencoder of a BAGEL on the pictures of documents, all else frozen.
 
@@ -44,20 +55,11 @@ class AutoencoderTraining(Stage):
 
     Args:
         model: checkpoint folder to start from.
-        optimizer: of the autoencoder's named parameters.
-        scheduler: learning-rate schedule, stepped every update.
-        kl_weight: weight of the mean KL divergence against the mean squared error. It sets how many nats a latent
-            value carries: with too many the flow model learns noise.
-        ssim_weight: weight of 1 - SSIM, which sees structure relative to its contrast; the squared error hardly sees
-            what is light on light.
-        decoder_only: keep the encoder and the scale of the latents, and decode the posterior's mean instead of draws
-            from it, as generation learns means: it recovers detail that noise hides, and a trained generation side
-            stays valid.
-        compute: type of the weights.
-        seed: of the draws from the posterior.
+        method: weights of the terms, and what trains.
+        student: how the autoencoder is trained.
+        settings: what all stages have in common.
     """
 
-    branch: GenerationBranch | None = None
     latent_mean: Tensor
     latent_square: Tensor
 
@@ -65,28 +67,21 @@ class AutoencoderTraining(Stage):
 
     def __init__(
         self,
+        *,
         model: str,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable = WarmupStableDecay,
-        kl_weight: float = 1e-3,
-        ssim_weight: float = 0.0,
-        decoder_only: bool = False,
-        compute: Compute = _COMPUTE,
-        seed: int = 0,
+        method: AutoencoderMethod = AutoencoderMethod(),
+        student: Training = Training(),
+        settings: StageSettings = StageSettings(),
     ) -> None:
-        super().__init__()
-        self.folder = model
-        self.model = compute.load(model)
+        super().__init__(model, settings)
+        self.method = method
         self.model.requires_grad_(False)
         self.model.autoencoder.requires_grad_(True).to(memory_format=torch.channels_last)  # faster convolutions
-        self.decoder_only = decoder_only
-        if decoder_only:
+        if method.decoder_only:
             self.model.autoencoder.network.encoder.requires_grad_(False)
-        self.sampler, self.editing_sampler = _SAMPLERS.generation, _SAMPLERS.editing
-        self.kl_weight, self.ssim_weight, self.seed = kl_weight, ssim_weight, seed
-        self._optimizer, self._scheduler = optimizer, scheduler
         self.register_buffer("latent_mean", torch.zeros(()))
         self.register_buffer("latent_square", torch.zeros(()))
+        self.add_network("student", student.of_whole_weights(self.model), paths=["model.autoencoder"])
         self.leave_out_frozen_parts()
 
     def rate_distortion(self, images: Tensor, generator: torch.Generator) -> RateDistortion:
@@ -95,7 +90,7 @@ class AutoencoderTraining(Stage):
         mean, logvar = (moment.float() for moment in autoencoder.moments(images))
         logvar = logvar.clamp(-20, 10)  # a fresh encoder may say anything, and exp() overflows
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        drawn = mean if self.decoder_only else mean + (logvar / 2).exp() * noise
+        drawn = mean if self.method.decoder_only else mean + (logvar / 2).exp() * noise
         decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
         rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
         decoded, images = decoded.float(), images.float()
@@ -104,9 +99,9 @@ class AutoencoderTraining(Stage):
         assert isinstance(ssim, Tensor)
         return RateDistortion((decoded - images).square().mean(), 1 - ssim, rate.mean(), mean.detach())
 
-    def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
-        generator = step_generator(self.seed, self.global_rank, int(self.student_step), purpose=str(batch_idx))
+        generator = step_generator(self.settings.seed, self.global_rank, int(self.student_step), purpose=str(batch_idx))
         results = [(len(images), self.rate_distortion(images, generator)) for images in _stacks(batch, self.device)]
         if not results:
             raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
@@ -117,13 +112,14 @@ class AutoencoderTraining(Stage):
             for term in ("error", "dissimilarity", "rate")
         )
         self._observe(torch.cat([result.mean.flatten() for _, result in results]))
-        for name, value in (("reconstruction", error), ("dissimilarity", dissimilarity), ("rate", rate)):
-            self.log(f"loss/{name}", value, prog_bar=True, batch_size=pictures, sync_dist=True)
-        return error + self.ssim_weight * dissimilarity + self.kl_weight * rate
+        terms = (("reconstruction", error), ("dissimilarity", dissimilarity), ("rate", rate))
+        losses = {f"loss/{name}": value.detach() for name, value in terms}
+        self.log_at_step(losses, pictures, prog_bar=True, sync_dist=True)
+        self.update("student", error + self.method.ssim_weight * dissimilarity + self.method.kl_weight * rate)
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same terms on validation pictures."""
-        generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
+        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, purpose="validation")
         for images in _stacks(batch, self.device):
             result = self.rate_distortion(images, generator)
             terms = (("reconstruction", result.error), ("dissimilarity", result.dissimilarity), ("rate", result.rate))
@@ -142,7 +138,7 @@ class AutoencoderTraining(Stage):
 
     def on_train_end(self) -> None:
         """Set scale and shift of the latents, unless their encoder was kept."""
-        if self.decoder_only:
+        if self.method.decoder_only:
             return
         mean, square = (
             float(self.trainer.strategy.reduce(moment.clone(), reduce_op="mean"))
@@ -152,12 +148,6 @@ class AutoencoderTraining(Stage):
         config = replace(self.model.autoencoder.config, scale_factor=1 / deviation, shift_factor=mean)
         self.model.autoencoder.config = config
         self.model.config = replace(self.model.config, autoencoder=config)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimizer over the autoencoder."""
-        named = [(name, p) for name, p in self.model.autoencoder.named_parameters() if p.requires_grad]
-        optimizer = self._optimizer(named)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
 
 def _stacks(batch: DocumentBatch, device: torch.device) -> Iterator[Tensor]:

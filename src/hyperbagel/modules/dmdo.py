@@ -8,18 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GuidanceScales
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.flow.schedule import interpolate, predict_x0, shift_time, velocity_target
-from hyperbagel.losses.distribution_matching import interval_above
-from hyperbagel.losses.terms import DistributionMatching, MeanSquaredError
-from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, branch_velocity, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
+from hyperbagel.flow.schedule import interpolate, interval_above, predict_x0, shift_time, velocity_target
+from hyperbagel.flow.trajectory import trajectory
+from hyperbagel.losses.distribution_matching import DistributionMatching
+from hyperbagel.losses.regression import Regression
+from hyperbagel.training.distillation import DistillationSettings, DistillationStage
+from hyperbagel.training.episode import Episode
+from hyperbagel.training.memory import DocumentCost
+from hyperbagel.training.networks import Training
 
 
-@dataclass(frozen=True)
-class DMDOSettings:
+@dataclass(frozen=True, kw_only=True)
+class DMDOMethod:
     """Settings of DMDO."""
 
     fake_updates: int = 5
@@ -47,10 +48,6 @@ class DMDOSettings:
             raise ValueError(f"need fake_updates and student_every >= 1 and 0 <= times[0] < times[1] <= 1, got {self}")
 
 
-_DMDO = DMDOSettings()
-_SETTINGS = StageSettings()
-
-
 class DMDO(DistillationStage):
     """Stage 3: the student's distribution moves to that of the guided teacher.
 
@@ -62,109 +59,96 @@ class DMDO(DistillationStage):
     Args:
         model: folder of the original model.
         init_from: the branch of stage 2.
+        method: settings of the method.
         student, fake: how the networks are trained.
-        dmdo: settings of the method.
-        settings: what all stages have in common.
+        settings: what all distillation stages have in common.
     """
-
-    critic_network = "fake"
 
     def __init__(
         self,
+        *,
         model: str,
         init_from: str | None = None,
-        student: Training = DEFAULT_TRAINING,
-        fake: Training = DEFAULT_TRAINING,
-        dmdo: DMDOSettings = _DMDO,
-        settings: StageSettings = _SETTINGS,
+        method: DMDOMethod = DMDOMethod(),
+        student: Training = Training(),
+        fake: Training = Training(),
+        settings: DistillationSettings = DistillationSettings(),
     ) -> None:
         super().__init__(model, init_from, student, settings)
-        self.dmdo = dmdo
-        self.fake = self.branch_like_teacher(fake, dmdo.fake_from)
-        self.add_network("fake", fake)
-        self.add_loss(MeanSquaredError("fake", update="critic"))
-        self.matching = DistributionMatching(sources=dmdo.sources)
+        self.method = method
+        self.fake = self.branch_like_teacher(fake, method.fake_from)
+        self.add_network("fake", fake, "critic")
+        self.add_loss(Regression("fake", update="critic"))
+        self.matching = DistributionMatching(sources=method.sources)
         self.add_loss(self.matching)
+
+    def memory(self, cost: DocumentCost) -> dict[str, int]:
+        """That of one step, or of a whole trajectory, which waits while the fake branch learns."""
+        own = super().memory(cost)
+        if self.method.through == "step":
+            return own
+        return own | {"activations: student": self.settings.steps * cost.graph, "activations: fake": cost.graph}
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
-        prepared, generator = self.begin(batch)
-        noise, scales = self.draw_noise(prepared, generator), self.draw_scales(prepared, generator)
-        student_turn = int(self.batches_seen) % self.dmdo.student_every == 0
-        whole = student_turn and self.dmdo.through == "trajectory"
+        episode = self.begin(batch)
+        student_turn = int(self.batches_seen) % self.method.student_every == 0
+        whole = student_turn and self.method.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
-            states = trajectory(branch_velocity(self.model, prepared, self.student, scales), noise, self.grid_t)
-        if self.matching.concerns(batch):
+            states = trajectory(episode.velocity(self.student), episode.noise, self.grid_t)
+        if self.matching.applies_to(batch):
             with self.timed("critic"):
-                for _ in range(self.dmdo.fake_updates):
-                    self.update_fake(prepared, scales, states.detach(), generator)
+                for _ in range(self.method.fake_updates):
+                    self.update_fake(episode, states.detach())
         if student_turn:
             with self.timed("student"):
-                self.update_student(prepared, scales, states, generator)
+                self.update_student(episode, states)
 
-    def update_fake(
-        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
-    ) -> None:
+    def update_fake(self, episode: Episode, states: Tensor) -> None:
         """Regress the fake branch to the velocity between the ends of a trajectory (steps + 1, B, n, C)."""
-        t = self.draw_times(len(prepared), generator, (0.0, 1.0))
-        x_noise, x_0 = self.renoising(states, generator), states[-1]
+        t = self.draw_times(episode)
+        x_noise, x_0 = self.renoising(episode, states), states[-1]
         x_t = interpolate(x_0, x_noise, t[:, None, None])
-        velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.fake, scales)
-        target = velocity_target(x_0, x_noise)
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=target)
+        velocity = episode.velocity(self.fake)(x_t, t)
+        step = episode.step(x_t=x_t, t=t, velocity=velocity, target_velocity=velocity_target(x_0, x_noise))
         self.update("fake", self.total(step, "critic"))
 
-    def update_student(
-        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
-    ) -> None:
+    def update_student(self, episode: Episode, states: Tensor) -> None:
         """Apply DMD's gradient to an x_0 of a trajectory (steps + 1, B, n, C): of a repeated step, or its own."""
-        if self.dmdo.through == "trajectory":
-            x_t, t = states[0], torch.ones(len(prepared), device=self.device)
-            velocity, x0_hat = velocity_target(states[-1], states[0]), states[-1]
+        if self.method.through == "trajectory":
+            x_t, t = states[0], torch.ones(len(episode), device=self.device)
+            velocity, x0 = velocity_target(states[-1], states[0]), states[-1]
         else:
-            x_t, t, velocity, x0_hat = self.repeated_step(prepared, scales, states, generator)
-        step = self.step(prepared, scales, x_t=x_t, t=t, velocity=velocity, output=x0_hat)
-        if self.matching.concerns(prepared.batch):
-            x_noise = self.renoising(states, generator)
-            real, fake = self.score(prepared, scales, x0_hat.detach(), x_noise, generator)
+            x_t, t, velocity, x0 = self.repeated_step(episode, states)
+        step = episode.step(x_t=x_t, t=t, velocity=velocity, x0=x0)
+        if self.matching.applies_to(episode.batch):
+            real, fake = self.score(episode, x0.detach(), self.renoising(episode, states))
             step = replace(step, real_x0=real, fake_x0=fake)
         self.update("student", self.total(step, "student"))
 
-    def repeated_step(
-        self, prepared: PreparedBatch, scales: GuidanceScales, states: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def repeated_step(self, episode: Episode, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of each trajectory with gradients: its x_t (B, n, C), t (B,), velocity and estimate of x_0."""
         grid_t = self.grid_t
-        start = interval_above(self.draw_times(len(prepared), generator, (0.0, 1.0)), grid_t)
-        x_t, t = states[start, torch.arange(len(prepared), device=self.device)], grid_t[start]
-        velocity = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.student, scales).float()
+        start = interval_above(self.draw_times(episode), grid_t)
+        x_t, t = states[start, torch.arange(len(episode), device=self.device)], grid_t[start]
+        velocity = episode.velocity(self.student)(x_t, t).float()
         return x_t, t, velocity, predict_x0(x_t, velocity, t[:, None, None])
 
     @torch.no_grad()
-    def score(
-        self,
-        prepared: PreparedBatch,
-        scales: GuidanceScales,
-        x0_hat: Tensor,
-        x_noise: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def score(self, episode: Episode, x0_hat: Tensor, x_noise: Tensor) -> tuple[Tensor, Tensor]:
         """What teacher and fake branch take for x_0 behind the same re-noised estimate, each (B, n, C)."""
-        t = self.draw_times(len(prepared), generator, self.dmdo.times)
+        t = self.draw_times(episode, self.method.times)
         column = t[:, None, None]
         x_t = interpolate(x0_hat, x_noise, column)
         with self.timed("teacher"):
-            real = self.teacher.bind(self.model, prepared, scales).velocity(x_t, t)
-        fake = self.model.velocity(x_t, t, prepared.contexts.full, prepared.grid, self.fake, scales)
+            real = self.teacher.over(episode).velocity(x_t, t)
+        fake = episode.velocity(self.fake)(x_t, t)
         return predict_x0(x_t, real.float(), column), predict_x0(x_t, fake.float(), column)
 
-    def draw_times(self, images: int, generator: torch.Generator, limits: tuple[float, float]) -> Tensor:
+    def draw_times(self, episode: Episode, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor:
         """Uniform times in a range, then shifted as the sampler's: (B,)."""
-        u = limits[0] + (limits[1] - limits[0]) * torch.rand(images, generator=generator)
-        return shift_time(u, self.settings.shift).to(self.device)
+        return shift_time(episode.uniform(limits), self.settings.shift)
 
-    def renoising(self, states: Tensor, generator: torch.Generator) -> Tensor:
+    def renoising(self, episode: Episode, states: Tensor) -> Tensor:
         """The noisy end for interpolation: the trajectory's own x_T, or fresh noise in the ablation. (B, n, C)."""
-        if self.dmdo.renoise == "ode":
-            return states[0]
-        return torch.randn(states.shape[1:], generator=generator).to(states)
+        return states[0] if self.method.renoise == "ode" else episode.other_noise()

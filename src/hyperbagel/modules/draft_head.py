@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
@@ -24,16 +21,19 @@ from hyperbagel.draft.head import DraftHead
 from hyperbagel.draft.losses import DraftLoss, DraftStep, KLDivergence, TargetCrossEntropy
 from hyperbagel.draft.unroll import UnrolledStep, unroll
 from hyperbagel.draft.vocabulary import read_vocabulary
-from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, LearnsFrom, Stage
+from hyperbagel.training.memory import DocumentCost
+from hyperbagel.training.networks import Training
+from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
-_COMPUTE, _DRAFT = Compute(), DraftConfig()
 
+@dataclass(frozen=True, kw_only=True)
+class DraftHeadMethod:
+    """What a draft head is made of, and the training-time test."""
 
-@dataclass(frozen=True)
-class Unroll:
-    """The training-time test."""
-
+    draft: DraftConfig = DraftConfig()
+    """What the head is made of."""
+    vocabulary: str | None = None
+    """JSON file of the token ids that the draft may propose (see `draft.vocabulary`); None: all."""
     steps: int = 7
     """Draft steps that are unrolled."""
     decay: float = 0.8
@@ -45,9 +45,6 @@ class Unroll:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.decay <= 0 or self.logits < 1:
             raise ValueError(f"need steps >= 1, decay > 0 and logits >= 1, got {self}")
-
-
-_UNROLL = Unroll()
 
 
 @dataclass(frozen=True)
@@ -69,49 +66,47 @@ class DraftTraining(Stage):
 
     Args:
         model: checkpoint folder of the target.
-        draft: what the head is made of.
-        optimizer: of the head's named parameters.
-        scheduler: learning-rate schedule, stepped every update.
+        init_from: draft head to start from instead of a fresh one; `method.draft` and `method.vocabulary` are then its
+            own.
+        method: what the head is made of, and the training-time test.
         losses: terms of the loss; default KL(target || draft) + 0.1 cross-entropy with the target's choice.
-        unroll: length and weights of the training-time test.
-        vocabulary: JSON file of the token ids that the draft may propose (see `draft.vocabulary`); default all.
-        init_from: draft head to start from instead of a fresh one; `draft` and `vocabulary` are then its own.
-        compute: type of the weights.
-        seed: of the fresh weights.
+        student: how the head is trained.
+        settings: what all stages have in common.
     """
 
     learns_from: tuple[LearnsFrom, ...] | None = ("text",)
+    draws = False
 
     def __init__(
         self,
+        *,
         model: str,
-        draft: DraftConfig = _DRAFT,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable = WarmupStableDecay,
-        losses: Sequence[DraftLoss] | None = None,
-        unroll: Unroll = _UNROLL,
-        vocabulary: str | None = None,
         init_from: str | None = None,
-        compute: Compute = _COMPUTE,
-        seed: int = 0,
+        method: DraftHeadMethod = DraftHeadMethod(),
+        losses: Sequence[DraftLoss] | None = None,
+        student: Training = Training(),
+        settings: StageSettings = StageSettings(),
     ) -> None:
-        super().__init__()
-        self.folder = model
-        self.model = compute.load(model).requires_grad_(False)
+        super().__init__(model, settings)
+        self.method = method
+        self.model.requires_grad_(False)
         if init_from is None:
+            vocabulary = method.vocabulary
             ids = None if vocabulary is None else read_vocabulary(vocabulary, self.model.config.llm.vocab_size)
-            self.draft = DraftHead.from_target(draft, self.model, ids, seed)
+            self.draft = DraftHead.from_target(method.draft, self.model, ids, settings.seed)
         else:
             self.draft = load_draft(init_from, self.model).train()
-        self.unroll = unroll
-        self.terms = nn.ModuleList()
-        self._optimizer, self._scheduler = optimizer, scheduler
+        self.add_network("student", student.of_whole_weights(self.draft), paths=["draft"])
         for term in [KLDivergence(), TargetCrossEntropy()] if losses is None else losses:
             self.add_loss(term)
         self.leave_out_frozen_parts()
         self.leave_out("model")
 
-    def add_loss(self, term: DraftLoss) -> None:
+    def memory(self, cost: DocumentCost) -> dict[str, int]:
+        """Of a question on a picture; all unrolled steps keep their graphs."""
+        return {"activations": cost.question(self.draft.config.layers * self.method.steps + 1)}
+
+    def add_loss(self, term: DraftLoss) -> None:  # type: ignore[override]
         """Add a loss term, before the optimizer is built. Raises ValueError for a taken name, and for other
         terms.
         """
@@ -119,14 +114,7 @@ class DraftTraining(Stage):
             raise ValueError(
                 f"{type(term).__name__} is no loss of draft heads: derive it from hyperbagel.draft.losses.DraftLoss"
             )
-        if term.name in [own.name for own in self.loss_terms]:
-            raise ValueError(f"DraftTraining already has a loss term {term.name!r}: give this one another name")
-        self.terms.append(term)
-
-    @property
-    def loss_terms(self) -> list[DraftLoss]:
-        """All terms."""
-        return list(self.terms)  # type: ignore[arg-type]
+        super().add_loss(term)
 
     def feature_needs(self) -> tuple[str, tuple[int, ...]]:
         """Fingerprint of the target that stored features have to be of, and the entries that the head reads."""
@@ -146,7 +134,7 @@ class DraftTraining(Stage):
         sums = []
         features = self.features(batch)
         choices = self._choices(features)
-        for step in unroll(self.draft, features, self.unroll.steps):
+        for step in unroll(self.draft, features, self.method.steps):
             if alive is None:
                 alive = torch.ones(len(step.row), dtype=torch.bool, device=step.row.device)
             terms, rows, hits = self._compare(step, choices[step.place])
@@ -163,7 +151,7 @@ class DraftTraining(Stage):
         Taken once for all unroll steps, since it needs the whole vocabulary even where the draft's is a small part.
         """
         answered = (features.labels != IGNORED).flatten()
-        size = max(1, self.unroll.logits // self.model.config.llm.vocab_size)
+        size = max(1, self.method.logits // self.model.config.llm.vocab_size)
         streams = features.final.flatten(0, 1)[answered].split(size)
         choices = torch.full_like(answered, -1, dtype=torch.long)
         choices[answered] = torch.cat([self.model.next_logits(stream).argmax(-1) for stream in streams])
@@ -175,7 +163,7 @@ class DraftTraining(Stage):
 
         Logits exist for one chunk of rows at a time; with several chunks, the backward pass computes them again.
         """
-        size = max(1, self.unroll.logits // self.draft.lm_head.out_features)
+        size = max(1, self.method.logits // self.draft.lm_head.out_features)
         chunks = list(zip(*(rows.split(size) for rows in (step.hidden, step.target, choice)), strict=True))
         results = []
         for chunk in chunks:
@@ -211,7 +199,7 @@ class DraftTraining(Stage):
 
         What is logged depends on these alone: ranks that log different metrics would wait for each other for ever.
         """
-        totals = torch.zeros(3, self.unroll.steps, device=self.device)
+        totals = torch.zeros(3, self.method.steps, device=self.device)
         for i, step in enumerate(sums):
             totals[:, i] = torch.stack([step.rows, step.reached, step.accepted])
         if self.trainer.world_size > 1:
@@ -225,9 +213,9 @@ class DraftTraining(Stage):
         """
         counts = (totals[0] / self.trainer.world_size).clamp(min=1e-6)
         zero = torch.zeros(len(self.terms), device=self.device)
-        return sum((self.unroll.decay**i * step.terms / counts[i] for i, step in enumerate(sums)), zero)
+        return sum((self.method.decay**i * step.terms / counts[i] for i, step in enumerate(sums)), zero)
 
-    def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """One update. Raises ValueError for a batch without answers, FloatingPointError for a loss that is not
         finite.
         """
@@ -244,11 +232,11 @@ class DraftTraining(Stage):
             raise FloatingPointError(
                 f"draft losses {values} at update {int(self.student_step)} on documents {keys}, ..."
             )
-        for term, value in zip(self.loss_terms, means.detach(), strict=True):
-            self.log(f"loss/{term.name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        losses = {f"loss/{term.name}": value for term, value in zip(self.loss_terms, means.detach(), strict=True)}
+        self.log_at_step(losses, len(batch), prog_bar=True, sync_dist=True)
         self._log_acceptance("draft", totals)
         weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
-        return (weights * means).sum()
+        self.update("student", (weights * means).sum())
 
     def validation_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """The same figures without training."""
@@ -272,21 +260,12 @@ class DraftTraining(Stage):
             if count:
                 self.log(f"{prefix}/alpha_{i}", hits / count, batch_size=int(count), sync_dist=True)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimizer over the head's named parameters, and those of loss terms that have some."""
-        named = [
-            (f"{path}.{n}", p) for path in ("draft", "terms") for n, p in self.get_submodule(path).named_parameters()
-        ]
-        optimizer = self._optimizer(named)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
-
     def export_draft(self, path: str | Path) -> None:
         """Write the draft head as one safetensors file."""
         save_draft(self.draft, self.model, path)
 
     def on_train_end(self) -> None:
         """Leave `draft.safetensors` in the run's folder."""
-        trainer: Any = self.trainer
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # ranks agree on it, so all of them have to ask
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        folder = self.run_folder()
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.export_draft(folder / "draft.safetensors")

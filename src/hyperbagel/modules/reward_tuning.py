@@ -1,28 +1,30 @@
-"""Tuning of a sampler of several steps by a reward that needs no gradient, behind stage 2 or 3."""
+"""Tuning of a sampler of several steps by a reward that needs no gradient, after stage 2 or 3."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.flow.trajectory import Velocity, trajectory
 from hyperbagel.losses.advantage import group_advantages, group_covariance
-from hyperbagel.losses.terms import MeanSquaredError
-from hyperbagel.modules.base import DistillationStage, StageSettings
-from hyperbagel.modules.batches import PreparedBatch, Velocity, branch_velocity, trajectory
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training, ema_copy, update_ema
-from hyperbagel.modules.reward_term import reward_prompts
+from hyperbagel.losses.regression import Regression
 from hyperbagel.rewards.base import Reward, scored
+from hyperbagel.rewards.prompts import reward_prompts
+from hyperbagel.training.averages import ema_copy, update_ema
+from hyperbagel.training.distillation import DistillationSettings, DistillationStage
+from hyperbagel.training.episode import Episode
+from hyperbagel.training.memory import DocumentCost
+from hyperbagel.training.networks import Training
 
-_SETTINGS = StageSettings()
 
-
-@dataclass(frozen=True)
-class TuningSettings:
+@dataclass(frozen=True, kw_only=True)
+class RewardTuningMethod:
     """Settings of reward tuning."""
 
     group: int = 8
@@ -31,7 +33,7 @@ class TuningSettings:
     """Share of the variance of their noise that the pictures of a group have in common. Neighbours differ in little but
     what the reward sees, so they teach little else."""
     strength: float = 1.0
-    """Strength of the lesson: how far pictures are moved along the covariance."""
+    """How far pictures are moved along the covariance."""
     lowest_time: float = 0.85
     """Lowest time of lessons. Below it a picture is settled, and would be blended with its neighbours."""
     editing: bool = True
@@ -50,17 +52,14 @@ class TuningSettings:
             raise ValueError(f"need 0 <= lowest_time <= 1 and strength > 0, got {self}")
 
 
-_TUNING = TuningSettings()
-
-
 @dataclass(frozen=True)
-class _Lesson:
-    """What the looks at one batch share: how its pictures came about, where they are to move, and who is compared.
+class _Drawn:
+    """What a batch's pictures came from, and where they are to move.
 
-    states: (steps + 1, group * B, n, C); move: (group * B, n, C); student, reference: velocities over the batch.
+    states: (steps + 1, group * B, n, C) of their trajectories; move: (group * B, n, C); student, reference: velocities
+    over the batch.
     """
 
-    scales: GuidanceScales
     states: Tensor
     move: Tensor
     student: Velocity
@@ -78,28 +77,31 @@ class RewardTuning(DistillationStage):
 
     Args:
         model: folder of the original model.
-        reward: what compares the pictures of a document.
         init_from: the branch of stage 2 or 3.
-        tuning: settings of the method.
+        reward: what compares the pictures of a document.
+        method: settings of the method.
         student: how the student is trained.
-        settings: what all stages have in common.
+        settings: what all distillation stages have in common.
     """
+
+    asks_teacher = False
 
     def __init__(
         self,
+        *,
         model: str,
-        reward: Reward,
         init_from: str | None = None,
-        tuning: TuningSettings = _TUNING,
-        student: Training = DEFAULT_TRAINING,
-        settings: StageSettings = _SETTINGS,
+        reward: Reward,
+        method: RewardTuningMethod = RewardTuningMethod(),
+        student: Training = Training(),
+        settings: DistillationSettings = DistillationSettings(),
     ) -> None:
         if settings.steps < 2:
             raise ValueError(
                 f"settings.steps is {settings.steps}: RewardTuning tunes samplers of 2 steps and more, ReFL those of 1"
             )
         super().__init__(model, init_from, student, settings)
-        self.tuning = tuning
+        self.method = method
         self.ema = ema_copy(self.student)
         self.leave_out_frozen("ema", self.student)
         self.reference = self.initial_branch()
@@ -108,62 +110,72 @@ class RewardTuning(DistillationStage):
         self.leave_out("reward")
         self._tokenizer = Tokenizer.from_pretrained(model)
         self.reward.attach(self.model, self._tokenizer)
-        self.add_loss(MeanSquaredError("tuning"))
+        self.add_loss(Regression("tuning"))
 
     @property
     def branch(self) -> GenerationBranch:
         """The moving average of the student, which draws the pictures."""
         return self.ema
 
+    def memory(self, cost: DocumentCost) -> dict[str, int]:
+        """The pictures of a document keep their graphs together, draw by draw."""
+        return self._memory(cost, passes=1, caches=1)
+
+    def _memory(self, cost: DocumentCost, passes: int, caches: int) -> dict[str, int]:
+        pictures = self.method.group
+        return {
+            "activations: student": pictures * self.method.draws * passes * cost.graph,
+            "key-value caches": pictures * caches * cost.cache,
+        }
+
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """Pictures of every document, their rewards, and one update of the student."""
-        prepared, generator = self.begin(batch.repeat(self.tuning.group), teacher=not self.takes_scales)
-        noise, scales = self.draw_neighbours(prepared, generator), self.draw_scales(prepared, generator)
+        episode = self.begin(batch.repeat(self.method.group), self.draw_neighbours)
         with self.timed("trajectory"), torch.no_grad():
-            states = trajectory(self.velocity(prepared, scales, self.ema), noise, self.grid_t)
+            states = trajectory(self.velocity(episode, self.ema), episode.noise, self.grid_t)
         with self.timed("reward"):
-            move = self.move(prepared, states[-1])
+            move = self.move(episode, states[-1])
         with self.timed("student"):
-            own, held = (self.velocity(prepared, scales, branch) for branch in (self.student, self.reference))
-            lesson = _Lesson(scales, states, move, own, held)
-            looks = [self.look(prepared, lesson, generator) for _ in range(self.tuning.draws)]
-            if self.update("student", torch.stack(looks).mean()):
-                update_ema(self.ema, self.student, self.tuning.ema_decay)
+            student, reference = (self.velocity(episode, branch) for branch in (self.student, self.reference))
+            drawn = _Drawn(states, move, student, reference)
+            losses = [self.step_loss(episode, drawn) for _ in range(self.method.draws)]
+            if self.update("student", torch.stack(losses).mean()):
+                update_ema(self.ema, self.student, self.method.ema_decay)
 
-    def draw_neighbours(self, prepared: PreparedBatch, generator: torch.Generator) -> Tensor:
-        """Standard normal latent tokens (group * B, n, C), alike in each group."""
-        own, group, shared = self.draw_noise(prepared, generator), self.tuning.group, self.tuning.shared_noise
-        common = self.draw_noise(prepared, generator)[: len(own) // group].repeat(group, 1, 1)
+    def draw_neighbours(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Standard normal latent tokens of shape (group * B, n, C), alike in each group."""
+        own, common = (torch.randn(*shape, generator=generator) for _ in range(2))
+        group, shared = self.method.group, self.method.shared_noise
+        common = common[: len(own) // group].repeat(group, 1, 1)
         return shared**0.5 * common + (1 - shared) ** 0.5 * own
 
-    def velocity(self, prepared: PreparedBatch, scales: GuidanceScales, branch: GenerationBranch) -> Velocity:
+    def velocity(self, episode: Episode, branch: GenerationBranch) -> Velocity:
         """The velocity of a branch on a batch, with gradients where they are enabled."""
-        return branch_velocity(self.model, prepared, branch, scales)
+        return episode.velocity(branch)
 
     @torch.no_grad()
-    def move(self, prepared: PreparedBatch, x_0: Tensor) -> Tensor:
+    def move(self, episode: Episode, x_0: Tensor) -> Tensor:
         """How pictures x_0 (group * B, n, C) are to move, by what the reward says of them decoded. Logs its mean.
 
         Edits are scored even if they are not to be judged: with sharded weights, all processes must run the same
         layers, whatever their documents are.
         """
-        pictures = self.model.decode_latents(x_0, prepared.grid)
-        rewards = scored(self.reward, pictures, reward_prompts(prepared.batch, self._tokenizer))
-        advantages = group_advantages(rewards, self.tuning.group)
-        self.log_at_step({"reward/tuning": rewards.mean()}, len(prepared))
-        return self.tuning.strength * group_covariance(advantages, x_0, self.tuning.group)
+        pictures = self.model.decode_latents(x_0, episode.grid)
+        rewards = scored(self.reward, pictures, reward_prompts(episode.batch, self._tokenizer))
+        advantages = group_advantages(rewards, self.method.group)
+        self.log_at_step({"reward/tuning": rewards.mean()}, len(episode))
+        return self.method.strength * group_covariance(advantages, x_0, self.method.group)
 
-    def look(self, prepared: PreparedBatch, lesson: _Lesson, generator: torch.Generator) -> Tensor:
+    def step_loss(self, episode: Episode, drawn: _Drawn) -> Tensor:
         """The student's loss at one step of each trajectory."""
-        rows = torch.arange(len(prepared), device=self.device)
-        steps = torch.randint(self.settings.steps, (len(prepared),), generator=generator).to(self.device)
-        t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], lesson.states[steps, rows]
+        rows = torch.arange(len(episode), device=self.device)
+        steps = torch.randint(self.settings.steps, (len(episode),), generator=episode.generator).to(self.device)
+        t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], drawn.states[steps, rows]
         with torch.no_grad():
-            drawn = (x_t - lesson.states[steps + 1, rows]) / (t - s)[:, None, None]
-            held = lesson.reference(x_t, t)
-        taught = (t >= self.tuning.lowest_time) & (self.tuning.editing | ~prepared.has_image)
+            made = (x_t - drawn.states[steps + 1, rows]) / (t - s)[:, None, None]
+            unchanged = drawn.reference(x_t, t)
+        moved = (t >= self.method.lowest_time) & (self.method.editing | ~episode.has_image)
         # At all times, a velocity that is lower by so much leads to a picture that is higher by so much.
-        target = torch.where(taught[:, None, None], drawn - lesson.move, held)
-        velocity = lesson.student(x_t, t)
-        step = self.step(prepared, lesson.scales, x_t=x_t, t=t, velocity=velocity, output=velocity, target=target)
+        target = torch.where(moved[:, None, None], made - drawn.move, unchanged)
+        step = episode.step(x_t=x_t, t=t, velocity=drawn.student(x_t, t), target_velocity=target)
         return self.total(step, "student")

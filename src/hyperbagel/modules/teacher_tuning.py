@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.base import StageSettings
-from hyperbagel.modules.batches import PreparedBatch, Velocity, prepare
-from hyperbagel.modules.networks import DEFAULT_TRAINING, Training
-from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
-from hyperbagel.modules.stage import Samplers
+from hyperbagel.flow.trajectory import Velocity
+from hyperbagel.modules.reward_tuning import RewardTuning, RewardTuningMethod
 from hyperbagel.rewards.base import Reward
-
-_SETTINGS, _TUNING, _SAMPLERS = StageSettings(), TuningSettings(), Samplers()
+from hyperbagel.training.distillation import DistillationSettings
+from hyperbagel.training.episode import Episode
+from hyperbagel.training.memory import DocumentCost
+from hyperbagel.training.networks import Training
 
 
 class TeacherTuning(RewardTuning):
@@ -25,31 +22,31 @@ class TeacherTuning(RewardTuning):
     Args:
         model: folder of the model to be tuned.
         reward: what compares the pictures of a document.
-        tuning: settings of the method.
+        method: settings of the method.
         student: how the generation weights are trained.
-        samplers: how pictures are drawn for evaluation; in training, `settings.steps` make one.
-        settings: what all stages have in common.
+        settings: what all distillation stages have in common; `settings.steps` make a picture in training,
+            `settings.samplers` in evaluation.
     """
 
-    takes_scales = False
+    conditions = ()
+    asks_teacher = True
 
     def __init__(
         self,
+        *,
         model: str,
         reward: Reward,
-        tuning: TuningSettings = _TUNING,
-        student: Training = DEFAULT_TRAINING,
-        samplers: Samplers = _SAMPLERS,
-        settings: StageSettings = _SETTINGS,
+        method: RewardTuningMethod = RewardTuningMethod(),
+        student: Training = Training(),
+        settings: DistillationSettings = DistillationSettings(),
     ) -> None:
         if settings.teacher is not None:
             raise ValueError(
                 f"settings.teacher is {settings.teacher}: TeacherTuning tunes the model's own weights under classifier-"
                 "free guidance, a CFG-distilled branch is tuned by RewardTuning"
             )
-        super().__init__(model, reward, None, tuning, student, settings)
+        super().__init__(model=model, reward=reward, method=method, student=student, settings=settings)
         self.model.generation = self.ema
-        self._samplers = samplers
 
     @property
     def nfe(self) -> int:
@@ -59,23 +56,20 @@ class TeacherTuning(RewardTuning):
     @property
     def sampler(self) -> Sampler:
         """How the model makes pictures from text."""
-        return self._samplers.generation
+        return self.settings.samplers.generation
 
     @property
     def editing_sampler(self) -> Sampler:
         """How the model edits pictures."""
-        return self._samplers.editing
+        return self.settings.samplers.editing
 
-    def velocity(self, prepared: PreparedBatch, scales: GuidanceScales, branch: GenerationBranch) -> Velocity:
+    def memory(self, cost: DocumentCost) -> dict[str, int]:
+        """As a branch's, with all guidance passes, and their contexts stacked."""
+        passes = 2 + cost.workload.editing
+        return self._memory(cost, passes, 2 * passes)
+
+    def velocity(self, episode: Episode, branch: GenerationBranch) -> Velocity:
         """The guided velocity of generation weights, over contexts that the same weights have read."""
-        if branch is self.reference and prepared.has_image.any():
-            prepared = self._as_before(prepared)
-        return partial(self.teacher.bind(self.model, prepared, scales).guided, branch=branch)
-
-    def _as_before(self, prepared: PreparedBatch) -> PreparedBatch:
-        """The batch with contexts of the initial weights, which read pictures differently."""
-        self.model.generation = self.reference
-        try:
-            return prepare(self.model, prepared.batch, variants=True)
-        finally:
-            self.model.generation = self.ema
+        if branch is self.reference and episode.has_image.any():
+            episode = episode.read_by(branch)
+        return self.teacher.over(episode).guided(branch)

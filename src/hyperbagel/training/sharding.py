@@ -55,8 +55,7 @@ def gathered(branch: GenerationBranch, config: BagelConfig) -> GenerationBranch:
         raise ValueError("a sharded low-rank branch cannot be exported: train adapters without sharding")
     with torch.device("meta"):
         plain = GenerationBranch(config)
-        if branch.guided:
-            plain.add_guidance_embedders()
+        plain.add_condition(*branch.conditions)
     whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).cpu() for n, v in state.items()}
     plain.load_state_dict(whole, assign=True)
     return plain

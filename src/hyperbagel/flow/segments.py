@@ -1,4 +1,4 @@
-"""Trajectory-segmented consistency distillation (Hyper-SD, arXiv 2404.13686): which times one update compares."""
+"""Segments of the time axis, and the times that trajectory-segmented consistency (arXiv 2404.13686) compares."""
 
 from __future__ import annotations
 

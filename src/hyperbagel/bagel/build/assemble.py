@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.autoencoder import Autoencoder, AutoencoderConfig
+from hyperbagel.bagel.build.initial import fresh, leaves
+from hyperbagel.bagel.build.pretrained import read_autoencoder, read_language_model, read_vision_tower
 from hyperbagel.bagel.checkpoint import CheckpointError, load_official, official_key, save_bagel
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
-from hyperbagel.bagel.fresh import fresh, leaves
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.parts import read_autoencoder, read_language_model, read_vision_tower
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.files import whole_folder
 from hyperbagel.scenes.vocabulary import tokenizer_folder

@@ -1,4 +1,4 @@
-"""A regression on pairs beside distribution matching, as DMD has it."""
+"""Regression on pairs of noise and picture that a branch of several steps makes, and filters of such pairs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,75 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, check_branch, load_branch
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.reduction import regression_error
-from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.batches import branch_velocity, paired_x0
-from hyperbagel.modules.pair_filter import PairFilter, PairFilters
+from hyperbagel.flow.trajectory import paired_x0
+from hyperbagel.losses.base import LossTerm, Step
+from hyperbagel.losses.regression import regression_error
+from hyperbagel.rewards.base import Reward, scored
+from hyperbagel.rewards.prompts import PROMPT_KEY, reward_prompts
+
+
+class PairFilter(nn.Module):
+    """Keeps the pictures of a branch of several steps that a reward finds right: those that it got wrong teach nothing.
+
+    Args:
+        reward: what scores the pictures.
+        threshold: lowest reward of a picture that is kept.
+        prompt_key: entry of a document's meta that holds the text to score against, as in `RewardTerm`.
+        sources: names of the data sources whose pictures are judged; None: all.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        threshold: float,
+        prompt_key: str = PROMPT_KEY,
+        sources: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.reward = reward.requires_grad_(False)
+        self.threshold, self.prompt_key, self.sources = threshold, prompt_key, sources
+        self._model: tuple[Bagel, ...] = ()  # in a tuple, so that it is not registered again
+        self._tokenizer: Tokenizer | None = None
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Take the stage's model, and the tokenizer of its folder to read prompts with; the reward gets both."""
+        self._model, self._tokenizer = (model,), Tokenizer.from_pretrained(folder)
+        self.reward.attach(model, self._tokenizer)
+
+    @torch.no_grad()
+    def forward(self, x_0: Tensor, grid: LatentGrid, batch: DocumentBatch) -> Tensor:
+        """Whether each picture of latents x_0 (B, n, C) is kept, (B,) bool. ValueError for a document without text."""
+        if self.sources is not None and batch.source not in self.sources:
+            return torch.ones(len(batch), dtype=torch.bool, device=x_0.device)
+        (model,) = self._model
+        prompts = reward_prompts(batch, self._tokenizer, self.prompt_key)
+        return scored(self.reward, model.decode_latents(x_0, grid), prompts) >= self.threshold
+
+
+class PairFilters(nn.ModuleList):
+    """Any number of filters, all of which must keep a picture."""
+
+    def attach(self, model: Bagel, folder: str) -> None:
+        """Attach each filter."""
+        for one in self:
+            assert isinstance(one, PairFilter)
+            one.attach(model, folder)
+
+    def forward(self, x_0: Tensor, grid: LatentGrid, batch: DocumentBatch) -> Tensor | None:
+        """Which pictures of latents x_0 (B, n, C) are kept, (B,) bool; None without filters."""
+        kept = [keeps(x_0, grid, batch) for keeps in self]
+        return torch.stack(kept).all(0) if kept else None
 
 
 class PairRegression(LossTerm):
@@ -32,7 +90,7 @@ class PairRegression(LossTerm):
         scale: of the Cauchy loss that is the distance; None: the mean squared error.
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
-        sources: names of the data sources whose batches it concerns; None: all.
+        sources: names of the data sources whose batches it applies to; None: all.
         filters: which pairs to regress on; none: all. The share that they keep is logged as `kept/<name>`.
 
     Raises ValueError for a scale that is not above 0.
@@ -82,5 +140,5 @@ class PairRegression(LossTerm):
         """What the branch makes of the step's x_T (B, n, C), or of what `shared_noise` leaves of it: (B, n, C)."""
         branch, info = self.branch, self.info
         assert branch is not None and info is not None
-        velocity = branch_velocity(step.model, step, branch, step.scales)
-        return paired_x0(velocity, step.x_t, step.grid, timesteps(self.steps, info.shift), self.shared_noise)
+        grid_t = timesteps(self.steps, info.shift)
+        return paired_x0(step.velocity_of(branch), step.x_t, step.grid.sizes, grid_t, self.shared_noise)

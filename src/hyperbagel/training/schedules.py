@@ -19,7 +19,7 @@ class WarmupStableDecay(LRScheduler):
     Args:
         optimizer: whose groups' rates are scaled.
         warmup: updates until the full rate.
-        total: updates of the whole run; needed for a decay.
+        total: updates of the whole run; None: those of the stage, which a student's schedule follows.
         decay: updates of the decay, the last ones of the run. `total - warmup` decays from the start.
         final: share of the full rate that is left at the end.
         shape: of the decay.
@@ -34,18 +34,30 @@ class WarmupStableDecay(LRScheduler):
         final: float = 0.0,
         shape: Literal["linear", "cosine"] = "linear",
     ) -> None:
-        if warmup < 0 or decay < 0 or (decay and total is None) or (total is not None and warmup + decay > total):
-            raise ValueError(f"warmup {warmup} and decay {decay} must fit into the total of {total} updates")
+        if warmup < 0 or decay < 0:
+            raise ValueError(f"warmup {warmup} and decay {decay} must not be negative")
         self.warmup, self.total, self.decay = warmup, total, decay
         self.final, self.shape = final, shape
+        self.end_at(total)
         super().__init__(optimizer)
 
+    def end_at(self, total: int | None) -> None:
+        """Have the schedule end after so many updates, unless it has a `total` of its own. Raises ValueError for a
+        total that warmup and decay do not fit into."""
+        self.total = total if self.total is None else self.total
+        if self.total is not None and self.warmup + self.decay > self.total:
+            raise ValueError(
+                f"warmup {self.warmup} and decay {self.decay} must fit into the total of {self.total} updates"
+            )
+
     def factor(self, step: int) -> float:
-        """Share of the full rate in update `step`, counted from 0."""
+        """Share of the full rate in update `step`, counted from 0. Raises ValueError for a decay without a total."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        if self.total is None or not self.decay:
+        if not self.decay or (self.total is None and not step):
             return 1.0
+        if self.total is None:
+            raise ValueError("a schedule with a decay needs `total`, or a stage with `max_updates`")
         done = min(max((step - (self.total - self.decay)) / self.decay, 0.0), 1.0)
         falling = (1 + math.cos(math.pi * done)) / 2 if self.shape == "cosine" else 1 - done
         return self.final + (1 - self.final) * falling

@@ -6,32 +6,33 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.context import GuidedContext
-from hyperbagel.bagel.fresh import restart_generation
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment, Segment, TextSegment
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.schedule import velocity_target
+from hyperbagel.losses.base import LossTerm, Step
 from hyperbagel.losses.flow_matching import flow_matching_loss, squared_velocity_error
-from hyperbagel.losses.term import LossTerm, Step
 from hyperbagel.losses.text import answer_weights, text_loss, token_cross_entropy
-from hyperbagel.modules.loss_terms import TakesLossTerms
-from hyperbagel.modules.noising import noisy_latents, noisy_pictures
-from hyperbagel.modules.randomness import step_generator
-from hyperbagel.modules.schedules import WarmupStableDecay
-from hyperbagel.modules.stage import Compute, LearnsFrom, Samplers, Stage
+from hyperbagel.training.networks import Training
+from hyperbagel.training.noisy_pictures import noisy_latents, noisy_pictures
+from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
 Part = Literal["both", "understanding", "generation"]
 
 
-@dataclass(frozen=True)
-class PretrainingLoss:
-    """Weights and times of the objective."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainingMethod:
+    """What trains, from what, and the weights and times of the objective."""
 
+    train: Part = "both"
+    """Side that trains; the autoencoder and the position tables never do."""
+    start: Literal["own", "fresh", "understanding"] = "own"
+    """What the generation side starts as: as it is in `model`, fresh, or as BAGEL's authors began, with copies of the
+    understanding experts."""
     ce_weight: float = 1.0
     """Weight of the text term."""
     mse_weight: float = 1.0
@@ -47,7 +48,7 @@ class PretrainingLoss:
     def __post_init__(self) -> None:
         """Refuse to draw nothing."""
         if self.draws < 1:
-            raise ValueError(f"loss.draws is {self.draws}: a picture needs at least one noisy version")
+            raise ValueError(f"method.draws is {self.draws}: a picture needs at least one noisy version")
 
 
 @dataclass(frozen=True)
@@ -63,61 +64,46 @@ _LEARNS_FROM: dict[Part, tuple[LearnsFrom, ...]] = {
     "understanding": ("text",),
     "generation": ("image",),
 }
-_LOSS, _SAMPLERS, _COMPUTE = PretrainingLoss(), Samplers(), Compute()
 
 
-class Pretraining(Stage, TakesLossTerms):
+class Pretraining(Stage):
     """Trains a whole BAGEL, or one side of it with the other frozen.
 
     Args:
         model: checkpoint folder to start from.
-        optimizer: of the named parameters that train.
-        scheduler: learning-rate schedule, stepped every update.
-        train: which side trains; the autoencoder and the position tables never do.
-        start: what the generation side starts as: as it is in `model`, fresh, or as BAGEL's authors began, with copies
-            of the understanding experts.
-        loss: weights and times of the objective.
-        samplers: how pictures are drawn for evaluation.
-        compute: speed, memory and type of the weights.
-        seed: of noise, times and fresh weights.
+        method: what trains, from what, and the objective.
+        student: how it is trained.
+        settings: what all stages have in common.
     """
-
-    branch: GenerationBranch | None = None
 
     def __init__(
         self,
+        *,
         model: str,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable = WarmupStableDecay,
-        train: Part = "both",
-        start: Literal["own", "fresh", "understanding"] = "own",
-        loss: PretrainingLoss = _LOSS,
-        samplers: Samplers = _SAMPLERS,
-        compute: Compute = _COMPUTE,
-        seed: int = 0,
+        method: PretrainingMethod = PretrainingMethod(),
+        student: Training = Training(),
+        settings: StageSettings = StageSettings(),
     ) -> None:
-        super().__init__()
-        self.folder = model
-        self.model = compute.load(model)
-        if start != "own":
-            restart_generation(self.model, seed, copies=start == "understanding")
-        self.train_part: Part = train
-        self.learns_from = _LEARNS_FROM[train]
-        self.loss, self.seed = loss, seed
-        self.sampler, self.editing_sampler = samplers.generation, samplers.editing
-        self._optimizer, self._scheduler = optimizer, scheduler
+        super().__init__(model, settings)
+        self.method = method
+        if method.start != "own":
+            restart_generation(self.model, settings.seed, copies=method.start == "understanding")
+        self.learns_from = _LEARNS_FROM[method.train]
         self.model.autoencoder.requires_grad_(False)
-        self.model.understanding.requires_grad_(train != "generation")
-        self.model.generation.requires_grad_(train != "understanding")
+        self.model.understanding.requires_grad_(method.train != "generation")
+        self.model.generation.requires_grad_(method.train != "understanding")
+        self.add_network("student", student.of_whole_weights(self.model), paths=["model"])
         self.leave_out_frozen_parts()
 
-    def add_loss(self, term: LossTerm) -> None:
+    def add_loss(self, term: LossTerm) -> None:  # type: ignore[override]
         """Add a loss term on batches of documents that end with the only picture to be drawn; others go without it.
 
         Raises ValueError unless only generation trains, and for a taken name.
         """
-        if self.train_part != "generation" or term.name in ("text", "image"):
-            raise ValueError(f"loss term {term.name!r}: Pretraining takes terms of other names, with train: generation")
+        if self.method.train != "generation" or term.name in ("text", "image"):
+            raise ValueError(
+                f"loss term {term.name!r}: Pretraining takes terms of other names, with method.train: generation"
+            )
         super().add_loss(term)
         term.attach(self.model, self.folder)
 
@@ -129,12 +115,12 @@ class Pretraining(Stage, TakesLossTerms):
             return self._denoising_terms(batch, documents, generator)
         layout = self.model.layout(documents)
         layout = replace(layout, latents=layout.latents.float())  # noise is added in full precision
-        x_t, t, noise = noisy_latents(layout, self.loss.timestep_shift, generator)
+        x_t, t, noise = noisy_latents(layout, self.method.timestep_shift, generator)
         output = self.model(layout, x_t, t)
         terms = {}
-        if self.train_part != "generation":
+        if self.method.train != "generation":
             terms["text"] = self._text_term(output.und, layout.labels)
-        if self.train_part != "understanding":
+        if self.method.train != "understanding":
             error, generated = squared_velocity_error(output.velocity, layout.latents, noise), layout.generated
             terms["image"] = Term(_flow_sum(error, generated), generated.sum())
         return terms
@@ -142,13 +128,13 @@ class Pretraining(Stage, TakesLossTerms):
     def _only_draws(self, documents: list[list[Segment]]) -> bool:
         """Whether there is nothing to learn from but the picture that ends each document."""
         texts = any(isinstance(segment, TextSegment) and segment.loss for document in documents for segment in document)
-        learnt = {"both": not texts, "generation": True, "understanding": False}[self.train_part]
+        learnt = {"both": not texts, "generation": True, "understanding": False}[self.method.train]
         return learnt and all(_draws_last(document) for document in documents)
 
     def _text_term(self, hidden: Tensor, labels: Tensor) -> Term:
         """Cross-entropy of the labelled tokens. hidden: (B, N, D) after the final norm, labels: (B, N)."""
         labelled = labels != IGNORED
-        weights = answer_weights(labels) if self.loss.reweight_answers else labelled.float()
+        weights = answer_weights(labels) if self.method.reweight_answers else labelled.float()
         cross_entropy = token_cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
         weights = weights[labelled]
         return Term(text_loss(cross_entropy, weights, total=torch.ones((), device=weights.device)), weights.sum())
@@ -164,12 +150,12 @@ class Pretraining(Stage, TakesLossTerms):
 
         In training, all noisy versions of a picture share the cache.
         """
-        model, draws = self.model, self.loss.draws if self.training else 1
+        model, draws = self.model, self.method.draws if self.training else 1
         targets = [last.latent for *_, last in documents if isinstance(last, LatentSegment)]
-        pictures = noisy_pictures(model, targets, draws, self.loss.timestep_shift, generator)
+        pictures = noisy_pictures(model, targets, draws, self.method.timestep_shift, generator)
         conditions: list[Document] = [document[:-1] for document in documents]
-        clean = any(isinstance(segment, LatentSegment) for document in conditions for segment in document)
-        learns = clean or self.train_part == "both"
+        images = [any(isinstance(segment, LatentSegment) for segment in document) for document in conditions]
+        learns = any(images) or self.method.train == "both"
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             context = model.prefill(conditions)
             if draws > 1:
@@ -184,15 +170,14 @@ class Pretraining(Stage, TakesLossTerms):
             step = Step(
                 model=model,
                 batch=batch.repeat(draws),
-                contexts=GuidedContext(context),
+                contexts=GuidedContext(context, torch.tensor(images, device=model.device).repeat(draws)),
                 grid=pictures.grid,
                 student_step=int(self.student_step),
-                scales=None,
+                conditions={},
                 x_t=pictures.x_t,
                 t=pictures.t,
                 velocity=velocity * generated[..., None],
-                output=velocity,
-                target=velocity_target(pictures.x_0, pictures.noise),
+                target_velocity=velocity_target(pictures.x_0, pictures.noise),
                 layers=tuple(streams.gen for streams in output.layers[1:]),
             )
             terms |= {term.name: Term(term(step) * count, count) for term in self.loss_terms}
@@ -205,25 +190,25 @@ class Pretraining(Stage, TakesLossTerms):
         pairs = zip(terms.items(), counts, strict=True)
         return {name: term.total / count for (name, term), count in pairs if count > 0}
 
-    def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on a batch of documents of any kind. Raises ValueError for one without anything to learn."""
         step = int(self.student_step)
-        generator = step_generator(self.seed, self.global_rank, step, purpose=str(batch_idx))
+        generator = step_generator(self.settings.seed, self.global_rank, step, purpose=str(batch_idx))
         means = self._reduced(self.objective(batch, generator))
         if not means:
             raise ValueError(
                 f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has nothing to learn with "
-                f"train={self.train_part!r}: choose sources with text or image losses that fit"
+                f"method.train={self.method.train!r}: choose sources with text or image losses that fit"
             )
-        for name, value in means.items():
-            self.log(f"loss/{name}", value, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        weights = {"text": self.loss.ce_weight, "image": self.loss.mse_weight}
+        losses = {f"loss/{name}": value.detach() for name, value in means.items()}
+        self.log_at_step(losses, len(batch), prog_bar=True, sync_dist=True)
+        weights = {"text": self.method.ce_weight, "image": self.method.mse_weight}
         weights |= {term.name: term.weight for term in self.loss_terms}
-        return torch.stack([weights[name] * value for name, value in means.items()]).sum()
+        self.update("student", torch.stack([weights[name] * value for name, value in means.items()]).sum())
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same losses, at the same noise and times in every validation."""
-        generator = step_generator(self.seed, self.global_rank, batch_idx, purpose="validation")
+        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, purpose="validation")
         for name, term in self.objective(batch, generator).items():
             count = int(term.count)
             if count:
@@ -232,12 +217,6 @@ class Pretraining(Stage, TakesLossTerms):
     def test_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimizer over the named parameters that train, those of added loss terms among them."""
-        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        optimizer = self._optimizer(named + self.term_parameters("student"))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
 
 def _draws_last(document: Document) -> bool:

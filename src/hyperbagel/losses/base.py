@@ -1,4 +1,4 @@
-"""Loss terms: what a stage adds up, and what users add to it."""
+"""`Step`, what a stage computed in one update, and `LossTerm`, one addend of its loss: a stage's own or a user's."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.branch import Conditions, GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.flow.schedule import predict_x0
+from hyperbagel.flow.trajectory import Velocity, branch_velocity
 
 Update = Literal["student", "critic"]
+_Value = TypeVar("_Value")
 
 
 class CriticLogits(NamedTuple):
@@ -42,8 +45,8 @@ class Step:
     """Token grids of the images."""
     student_step: int
     """Student updates so far."""
-    scales: GuidanceScales | None
-    """Guidance inputs of the student."""
+    conditions: Conditions
+    """What the student takes beside the time."""
     x_t: Tensor
     """(B, n, C), input of the student, or of the fake branch in its updates."""
     t: Tensor
@@ -51,11 +54,14 @@ class Step:
     velocity: Tensor
     """(B, n, C), output for that input. It has a graph to the network that is updated, so none in the update of a
     critic."""
-    output: Tensor
-    """(B, n, C), what is compared: velocities in CFG distillation, reward tuning and for the fake branch, latents at
-    t_end in TSCD, estimates of x_0 in the other stages."""
-    target: Tensor | None = None
-    """(B, n, C), what the output is compared with; None where there is nothing to compare with."""
+    student: Velocity | None = None
+    """The student over this batch, for terms that evaluate it elsewhere; None in pretraining."""
+    target_velocity: Tensor | None = None
+    """(B, n, C), what the velocity is to be like; None where there is no such target."""
+    target_x0: Tensor | None = None
+    """(B, n, C), what the estimate of x_0 is to be like; None where there is no such target."""
+    x0: Tensor | None = None
+    """(B, n, C), the estimate of x_0 where it is not the one that the velocity makes."""
     kept: Tensor | None = None
     """(B,) bool, which targets are worth learning from; None: all."""
     layers: tuple[Tensor, ...] = ()
@@ -76,14 +82,19 @@ class Step:
 
     def detached(self) -> Step:
         """The same step without the student's graph, for the update of a critic."""
-        step = replace(self, velocity=self.velocity.detach(), output=self.output.detach())
+        x0 = None if self.x0 is None else self.x0.detach()
+        step = replace(self, velocity=self.velocity.detach(), x0=x0)
         if "pixels" in self.__dict__:
             step.__dict__["pixels"] = [picture.detach() for picture in self.pixels]
         return step
 
+    def velocity_of(self, branch: GenerationBranch) -> Velocity:
+        """Another branch over the same batch, with gradients where they are enabled."""
+        return branch_velocity(self.model, self.contexts, self.grid, branch, self.conditions)
+
     @property
     def compared(self) -> Tensor | None:
-        """The tokens at which `output` is to be like `target`, (B, n) bool; None: all."""
+        """The tokens that are to be like their target, (B, n) bool; None: all."""
         if self.kept is None:
             return self.grid.valid
         kept = self.kept[:, None].expand(-1, self.x_t.shape[1])
@@ -91,8 +102,8 @@ class Step:
 
     @property
     def x0_hat(self) -> Tensor:
-        """The estimate of x_0 that the velocity makes, (B, n, C)."""
-        return self.x_t - self.t[:, None, None] * self.velocity
+        """The student's estimate of x_0, (B, n, C)."""
+        return predict_x0(self.x_t, self.velocity, self.t[:, None, None]) if self.x0 is None else self.x0
 
     @cached_property
     def pixels(self) -> list[Tensor]:
@@ -100,17 +111,17 @@ class Step:
         return self.model.decode_latents(self.x0_hat, self.grid)
 
 
-class LossTerm(nn.Module, ABC):
-    """One addend of a stage's loss.
+class WeightedTerm(nn.Module, ABC):
+    """One addend of a loss, of whatever it is computed from.
+
+    Parameters of a term train with the network it belongs to. `unsaved` names submodules that stay out of checkpoints
+    because they are frozen and loaded from elsewhere. What `forward` puts into `metrics` is logged under those names.
 
     Args:
         name: logged as `loss/<name>`; unique within a stage.
         weight: factor in the sum; the logged value is without it.
         update: the sum it belongs to: that of the student, or of the stage's critic (DMDO's is its fake branch).
-        sources: names of the data sources on whose batches distillation stages compute it; None: all.
-
-    Parameters of a term train with the network it belongs to. `unsaved` names submodules that stay out of checkpoints
-    because they are frozen and loaded from elsewhere. What `forward` puts into `metrics` is logged under those names.
+        sources: names of the data sources on whose batches it is computed; None: all.
     """
 
     unsaved: tuple[str, ...] = ()
@@ -128,7 +139,7 @@ class LossTerm(nn.Module, ABC):
         self.name, self.weight, self.update, self.sources = name, weight, update, sources
         self.metrics: dict[str, Tensor] = {}
 
-    def concerns(self, batch: DocumentBatch) -> bool:
+    def applies_to(self, batch: DocumentBatch) -> bool:
         """Whether the term is computed on a batch."""
         return bool(self.weight) and (self.sources is None or batch.source in self.sources)
 
@@ -139,6 +150,18 @@ class LossTerm(nn.Module, ABC):
     def attach(self, model: Bagel, folder: str) -> None:
         """Called once by the stage that takes the term: its frozen model, and the folder that it came from."""
 
+
+class LossTerm(WeightedTerm):
+    """One addend of the loss of a stage that draws; see `WeightedTerm`."""
+
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
         """The unweighted loss of a step, a scalar."""
+
+    def needed(self, value: _Value | None, what: str) -> _Value:
+        """A value of a step that the term cannot do without. Raises ValueError where this stage has none."""
+        if value is None:
+            raise ValueError(
+                f"loss term {self.name!r} needs {what}, which this stage's {self.update} updates do not have"
+            )
+        return value

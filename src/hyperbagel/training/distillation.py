@@ -1,38 +1,39 @@
-"""What distillation stages share: the frozen model, contexts, noise, checkpoints, export of the branch.
+"""The trunk of distillation stages: a student branch over a frozen model, its teacher, and the way a batch begins.
 
 The order of a training step is each stage's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, load_branch, save_branch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.term import LossTerm, Step
-from hyperbagel.modules.batches import PreparedBatch, Teacher, prepare
-from hyperbagel.modules.networks import Training, merged, trainable_branch
-from hyperbagel.modules.optimization import ManualOptimization
-from hyperbagel.modules.randomness import step_generator
-from hyperbagel.modules.sharding import gathered, shard
-from hyperbagel.modules.stage import Compute, LearnsFrom
+from hyperbagel.losses.base import LossTerm
+from hyperbagel.training.episode import Episode, Teacher, read, target_sizes
+from hyperbagel.training.memory import DocumentCost
+from hyperbagel.training.networks import Training, merged, trainable_branch
+from hyperbagel.training.sharding import gathered, shard
+from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
-_COMPUTE = Compute()
+Noise = Callable[[Sequence[int], torch.Generator], Tensor]
+"""Draws noise of a shape from a generator."""
 
 
-@dataclass(frozen=True)
-class StageSettings:
-    """What all stages have in common."""
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(StageSettings):
+    """What all distillation stages have in common."""
 
     steps: int = 6
     """Steps of the sampler that the student is made for."""
@@ -49,47 +50,44 @@ class StageSettings:
     teacher: str | None = None
     """File of a CFG-distilled branch to aim at, which costs one pass where the guided original (None) costs two or
     three."""
-    max_updates: int | None = None
-    """Student updates after which training stops; None: as long as the trainer says."""
     export: str | None = None
     """File that the branch is written to when training ends; None: `branch.safetensors` in the run's folder."""
-    compute: Compute = _COMPUTE
-    """How layers are computed."""
-    seed: int = 0
-    """Seed of noise and times."""
+
+    def in_one_step(self) -> DistillationSettings:
+        """The same for a student that samples in one step."""
+        return replace(self, steps=1)
 
 
-class DistillationStage(ManualOptimization):
-    """Base of the five stages: a student branch over a frozen model.
+class DistillationStage(Stage):
+    """Base of stages that distil: a student branch over a frozen model.
 
-    Evaluation reads `model`, `branch` (what is evaluated and exported), `sampler` and `editing_sampler`; `student_step`
-    counts student updates and is the x-axis of everything that is logged.
-
-    takes_scales: whether the student takes guidance scales as inputs.
+    conditions: what the student takes beside the time; asks_teacher: whether its updates ask the teacher, which may
+    need contexts of guidance variants.
 
     Args:
         model: folder of the original model.
         init_from: branch file of the stage before; None starts from the original branch.
         student: how the student is trained.
-        settings: what all stages have in common.
+        settings: what all distillation stages have in common.
     """
 
-    takes_scales = True
+    conditions: tuple[str, ...] = (TEXT_SCALE, IMAGE_SCALE)
+    asks_teacher = True
     learns_from: tuple[LearnsFrom, ...] | None = ("image",)
+    settings: DistillationSettings
 
-    def __init__(self, model: str, init_from: str | None, student: Training, settings: StageSettings) -> None:
-        super().__init__(settings.max_updates)
-        self.settings = settings
-        self.folder, self._init_from = model, init_from
+    def __init__(self, model: str, init_from: str | None, student: Training, settings: DistillationSettings) -> None:
+        super().__init__(model, settings)
+        self._init_from = init_from
         self._sharded = False
-        self.model = settings.compute.load(model).requires_grad_(False)
+        self.model.requires_grad_(False)
         self.base, self.context = base_hash(self.model), context_hash(self.model)
         self.leave_out("model")
         self.teacher_branch: GenerationBranch | None = None
         if settings.teacher is not None:
             self.teacher_branch = load_branch(settings.teacher, self.model)[0].requires_grad_(False)
             self.leave_out("teacher_branch")
-        self.student = trainable_branch(self.initial_branch(), student, guided=self.takes_scales)
+        self.student = trainable_branch(self.initial_branch(), student, self.conditions)
         self.add_network("student", student)
 
     def configure_model(self) -> None:
@@ -127,7 +125,14 @@ class DistillationStage(ManualOptimization):
         """The times of the student's sampler, (steps + 1,), falling from 1 to 0."""
         return timesteps(self.settings.steps, self.settings.shift).to(self.device)
 
-    def add_loss(self, term: LossTerm) -> None:
+    def memory(self, cost: DocumentCost) -> dict[str, int]:
+        """The student's graph, and the contexts of the student and of the teacher's guidance variants."""
+        caches = 1
+        if self.asks_teacher and self.teacher.needs_variants:
+            caches += 2 + 2 * cost.workload.editing  # without text, without picture, and the stacked variants
+        return {"activations: student": cost.graph, "key-value caches": caches * cost.cache}
+
+    def add_loss(self, term: LossTerm) -> None:  # type: ignore[override]
         """Add a loss term, before optimizers are built. Raises ValueError for a taken name or a missing critic."""
         super().add_loss(term)
         term.attach(self.model, self.folder)
@@ -163,18 +168,9 @@ class DistillationStage(ManualOptimization):
                     stack.enter_context(averaged(self))
             self.export_branch(path)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which model the checkpoint belongs to."""
-        checkpoint["base"], checkpoint["context"] = self.base, self.context
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError for a checkpoint of a stage over another model."""
-        theirs = checkpoint.get("base"), checkpoint.get("context", self.context)  # older ones have no context
-        if theirs != (self.base, self.context):
-            raise ValueError(
-                f"the checkpoint was trained over another model (fingerprints {theirs[0]} and {theirs[1]}, this model "
-                f"has {self.base} and {self.context}): set `model` to the folder that the run started with"
-            )
+    def fingerprint(self) -> str:
+        """Of the frozen model, as its branch files have it."""
+        return f"{self.base}-{self.context}"
 
     # What training steps are made of
 
@@ -195,36 +191,38 @@ class DistillationStage(ManualOptimization):
         """What the student is taught by: `settings.teacher`, or the guided original."""
         return Teacher(self.teacher_branch, self.settings.generation, self.settings.editing)
 
-    def begin(self, batch: DocumentBatch, *, teacher: bool = True) -> tuple[PreparedBatch, torch.Generator]:
-        """The batch with its prefilled contexts, and the generator of all this step's draws.
+    def begin(self, batch: DocumentBatch, noise: Noise | None = None) -> Episode:
+        """The batch with its prefilled contexts, its noise and its conditions. noise: what draws it, by default normal.
 
-        teacher: whether the step asks the teacher, which may need contexts of guidance variants.
+        Raises ValueError naming the documents that have no image to generate.
         """
         generator = step_generator(self.settings.seed, self.global_rank, int(self.batches_seen))
         self.batches_seen += 1
+        variants = self.asks_teacher and self.teacher.needs_variants
+        grid = self.model.latent_grid(target_sizes(batch))
         with self.timed("prefill"):
-            return prepare(self.model, batch, variants=teacher and self.teacher.needs_variants), generator
-
-    def draw_noise(self, prepared: PreparedBatch, generator: torch.Generator) -> Tensor:
-        """Standard normal latent tokens (B, n, C)."""
-        shape = (*prepared.grid.position_ids.shape, self.model.config.latent_token_dim)
-        return torch.randn(shape, generator=generator).to(self.device)
-
-    def draw_scales(self, prepared: PreparedBatch, generator: torch.Generator) -> GuidanceScales:
-        """Uniform guidance scales of each image."""
-        u = torch.rand(2, len(prepared), generator=generator)
-        ranges = (self.settings.text_scale, self.settings.image_scale)
-        text, image = (low + (high - low) * x for x, (low, high) in zip(u, ranges, strict=True))
-        return prepared.scales(text, image)
-
-    def step(self, prepared: PreparedBatch, scales: GuidanceScales | None, **values: Any) -> Step:
-        """What loss terms read, of an update of a prepared batch."""
-        return Step(
+            contexts = read(self.model, batch.documents, variants=variants)
+        shape = (*grid.position_ids.shape, self.model.config.latent_token_dim)
+        return Episode(
             model=self.model,
-            batch=prepared.batch,
-            contexts=prepared.contexts,
-            grid=prepared.grid,
+            batch=batch,
+            contexts=contexts,
+            variants=variants,
+            grid=grid,
+            noise=(noise or _normal)(shape, generator).to(self.device),
+            conditions=self.draw_conditions(contexts.has_image, generator),
+            generator=generator,
+            student=self.student,
             student_step=int(self.student_step),
-            scales=scales,
-            **values,
         )
+
+    def draw_conditions(self, has_image: Tensor, generator: torch.Generator) -> Conditions:
+        """Uniform guidance scales of each image; has_image: (B,) bool, which of them are edits."""
+        u = torch.rand(2, len(has_image), generator=generator)
+        ranges = (self.settings.text_scale, self.settings.image_scale)
+        text, image = ((low + (high - low) * x).to(has_image.device) for x, (low, high) in zip(u, ranges, strict=True))
+        return {TEXT_SCALE: text, IMAGE_SCALE: image * has_image}
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class LoRA:
     """Scale of the adapters: what they add is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an adapter."""
-    full: tuple[str, ...] = ("text_scale_embedder", "image_scale_embedder", "time_embedder", "vae2llm", "llm2vae")
-    """Parts that train in full because they are small or, as the guidance embedders, start untrained."""
+    full: tuple[str, ...] = ("vae2llm", "llm2vae")
+    """Parts that train in full because they are small; embedders of times and conditions, which may start untrained,
+    always do."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,43 @@ class Training:
         if self.clip < 0 or self.accumulate < 1:
             raise ValueError(f"need clip >= 0 and accumulate >= 1, got clip={self.clip}, accumulate={self.accumulate}")
 
+    def of_whole_weights(self, network: nn.Module) -> Training:
+        """The same, for a network that has no adapters; what trains of it gets the type that is asked for.
 
-DEFAULT_TRAINING = Training()
+        Raises ValueError where adapters are asked for.
+        """
+        if self.lora is not None:
+            raise ValueError("student.lora: adapters train in distillation stages, this one trains whole weights")
+        self.cast(network)
+        return self
+
+    def cast(self, network: nn.Module) -> None:
+        """Have the weights of a network that train in the type that is asked for."""
+        if self.dtype is not None:
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(getattr(torch, self.dtype))
 
 
-def trainable_branch(source: GenerationBranch, training: Training, *, guided: bool = True) -> GenerationBranch:
+def trainable_branch(
+    source: GenerationBranch, training: Training, conditions: Sequence[str] = (TEXT_SCALE, IMAGE_SCALE)
+) -> GenerationBranch:
     """An independent branch that starts as `source` and trains as `training` says.
 
-    guided: it takes guidance scales as inputs, even if `source` does not.
+    conditions: it takes these, even if `source` does not.
 
     Raises ImportError when LoRA is asked for without peft, ValueError when no layer has a target's name.
     """
     if training.lora is None:
         branch = source.copy()
-        if guided:
-            branch.add_guidance_embedders()
+        branch.add_condition(*conditions)
         branch.requires_grad_(True)
     else:
         # The weights stay those of `source`: several adapted branches cost one.
         branch = copy.deepcopy(source, {id(p): p for p in source.parameters()})
-        if guided:
-            branch.add_guidance_embedders()
+        branch.add_condition(*conditions)
         _adapt(branch, training.lora)
-    if training.dtype is not None:
-        for parameter in branch.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(getattr(torch, training.dtype))
+    training.cast(branch)
     return branch
 
 
@@ -88,14 +100,18 @@ def _adapt(branch: GenerationBranch, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("training with LoRA needs peft: pip install peft") from error
+
+    def in_full(name: str) -> bool:
+        return "_embedder." in name or any(name.startswith(prefix) for prefix in lora.full)
+
     for name, part in list(branch.named_parameters()):
-        if any(name.startswith(prefix) for prefix in lora.full):
+        if in_full(name):
             owner = branch.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], nn.Parameter(part.detach().clone()))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
     inject_adapter_in_model(config, branch)
     for name, part in branch.named_parameters():
-        part.requires_grad_("lora_" in name or any(name.startswith(prefix) for prefix in lora.full))
+        part.requires_grad_("lora_" in name or in_full(name))
 
 
 def merged(branch: GenerationBranch) -> GenerationBranch:
@@ -106,20 +122,6 @@ def merged(branch: GenerationBranch) -> GenerationBranch:
             module.merge()
             result.set_submodule(name, module.base_layer)
     return result
-
-
-def ema_copy(branch: GenerationBranch) -> GenerationBranch:
-    """A frozen branch for `update_ema`; weights that do not train are shared."""
-    shared = {id(p): p for p in branch.parameters() if not p.requires_grad}
-    return copy.deepcopy(branch, shared).requires_grad_(False)
-
-
-@torch.no_grad()
-def update_ema(average: GenerationBranch, branch: GenerationBranch, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * branch, for what trains."""
-    pairs = [(a, b) for a, b in zip(average.parameters(), branch.parameters(), strict=True) if b.requires_grad]
-    for a, b in pairs:
-        a.lerp_(b.to(a), 1 - decay)
 
 
 @contextmanager

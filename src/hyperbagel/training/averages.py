@@ -1,0 +1,30 @@
+"""Exponential moving averages of what trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.branch import GenerationBranch
+
+
+@torch.no_grad()
+def move_towards(averages: Iterable[Tensor], values: Iterable[Tensor], share: float) -> None:
+    """averages <- (1 - share) * averages + share * values, in place, each on its average's device and in its type."""
+    averages = list(averages)
+    torch._foreach_lerp_(averages, [v.detach().to(a) for a, v in zip(averages, values, strict=True)], share)
+
+
+def ema_copy(branch: GenerationBranch) -> GenerationBranch:
+    """A frozen branch for `update_ema`; weights that do not train are shared."""
+    shared = {id(p): p for p in branch.parameters() if not p.requires_grad}
+    return copy.deepcopy(branch, shared).requires_grad_(False)
+
+
+def update_ema(average: GenerationBranch, branch: GenerationBranch, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * branch, for what trains."""
+    pairs = [(a, b) for a, b in zip(average.parameters(), branch.parameters(), strict=True) if b.requires_grad]
+    move_towards((a for a, _ in pairs), (b for _, b in pairs), 1 - decay)
