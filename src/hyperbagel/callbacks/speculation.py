@@ -159,7 +159,8 @@ class Speculation(Evaluation):
 
     def evaluate(self, run: Run) -> Findings:
         """One row a way, and one for each kind of document beneath it."""
-        model, draft = run.stage.model, run.stage.draft  # type: ignore[attr-defined]
+        model, draft = run.stage.model, run.stage.draft
+        assert isinstance(draft, DraftHead)  # `requirements` refused others
         with torch.autocast(model.device.type, enabled=False):
             measured = self.measure(model, draft, self._asked or [])
         self.results = _merged(run.gather([measured]))
