@@ -158,7 +158,8 @@ def _run(bagel: Bagel, task: _Task) -> None:
     noise = torch.randn(1, grid.position_ids.shape[1], bagel.config.latent_token_dim, generator=generator)
     started = time.perf_counter()
     with torch.inference_mode(), tqdm(total=sampler.steps, desc="denoising", unit="step") as bar:
-        contexts = bagel.prefill_guided([task.document], image=task.guidance.uses_image)
+        passes = branch is None or not branch.guided
+        contexts = bagel.prefill_guided([task.document], text=passes, image=passes and task.guidance.uses_image)
         sample = sampler.sample(
             bagel, contexts, grid, noise.to(bagel.device), branch, progress=lambda done, _: _advance(bar, done)
         )

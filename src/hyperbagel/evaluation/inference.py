@@ -97,10 +97,10 @@ class Painter:
         started = time.perf_counter()
         guidance = self.sampler.guidance
         grid = self.model.latent_grid(sizes)
-        # A distilled branch makes one pass a step; whether there are images tells it if the image scale applies.
+        # A CFG-distilled branch makes one pass per step, without guidance variants.
         passes = guidance is not None and not (self.branch or self.model.generation).guided
         image = guidance is not None and guidance.uses_image and any(len(document) > 1 for document in documents)
-        contexts = self.model.prefill_guided(documents, text=passes, image=image)
+        contexts = self.model.prefill_guided(documents, text=passes, image=passes and image)
         noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
         sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch)
         pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]
