@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from hyperbagel.callbacks import Safeguard
 from hyperbagel.callbacks.safeguard import FAILURE, WholeCheckpointIO
-from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
 from tests.runs import nano_folder, scenes, trainer
 
 
@@ -95,6 +96,29 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_as_if_nothing_had_been(
     resumed = fit("stopped", Safeguard(), ckpt_path=advised)
     assert int(resumed.student_step) == 4
     for (name, value), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_legs_of_some_time_are_one_training(folder: str, tmp_path: Path) -> None:
+    """Each has its time anew, and saves at its end: here after a single update."""
+
+    def fit(**options: Any) -> Pretraining:
+        module = Pretraining(model=folder, method=PretrainingMethod(train="generation"))
+        saver = ModelCheckpoint(tmp_path / str(len(options)), save_last=True, every_n_train_steps=100)
+        ckpt_path = options.pop("ckpt_path", None)
+        run = trainer(tmp_path, max_steps=3, callbacks=[saver, Safeguard()], enable_checkpointing=True, **options)
+        run.fit(module, scenes({"generation": 1.0}), ckpt_path=ckpt_path)
+        return module
+
+    whole, leg = fit(), timedelta(microseconds=1)
+    last = str(tmp_path / "1" / "last.ckpt")
+    assert int(fit(max_time=leg).student_step) == 1
+    for update in (2, 3):
+        (tmp_path / "2").mkdir(exist_ok=True)
+        legs = fit(max_time=leg, ckpt_path=last)
+        assert int(legs.student_step) == update
+        last = str(tmp_path / "2" / ("last.ckpt" if update == 2 else "last-v1.ckpt"))
+    for (name, value), other in zip(whole.state_dict().items(), legs.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 
 

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -82,6 +82,7 @@ class Safeguard(Callback):
     * On SIGTERM, which clusters send before they take a machine away, and on SIGINT (Ctrl+C), the batch is finished,
       `last.ckpt` is written, and the process ends with status 143 or 130. A second Ctrl+C ends it at once, unsaved.
       What does not train ends with these statuses at once.
+    * When `trainer.max_time` is over, `last.ckpt` is written too. A resumed run has as much time again.
     * A resumed run trains by the optimizer settings that are configured now, and tells where the checkpoint's differ.
     * Where training fails, `failure.json` in the run's folder holds what happened, where, and the keys of the batch's
       documents.
@@ -109,6 +110,13 @@ class Safeguard(Callback):
         for optimizer in trainer.optimizers:
             keep_settings(optimizer, log.warning if trainer.is_global_zero else lambda message: None)
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have `max_time` count from here, not from the beginning of the first of several legs."""
+        for timer in _timers(trainer):
+            checkpoint.get("callbacks", {}).pop(timer.state_key, None)
+
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals as soon as the trainer does."""
         self._stop.listen(trainer)
@@ -118,6 +126,12 @@ class Safeguard(Callback):
         self._stop.listen(trainer)
         for config in trainer.lr_scheduler_configs:
             keep_base_rates(config.scheduler)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save when the time is over."""
+        remaining = [timer.time_remaining() for timer in _timers(trainer)]
+        if any(seconds is not None and seconds <= 0 for seconds in remaining):
+            self._save(trainer, "the time is over")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals in `validate`."""
@@ -176,7 +190,7 @@ class Safeguard(Callback):
         if isinstance(exception, SIGTERMException):
             exception.code = self._stop.status(trainer)
             if trainer.state.fn == TrainerFn.FITTING:
-                self._save(trainer)
+                self._save(trainer, f"told to end ({signal.Signals(self._stop.number or signal.SIGTERM).name})")
         elif isinstance(exception, Exception) and self._batch:
             self._note_failure(trainer, pl_module, exception)
 
@@ -188,18 +202,17 @@ class Safeguard(Callback):
             write_json(path, record)
             log.error("training failed; details in %s", path)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, why: str) -> None:
         """Into the folder of the first ModelCheckpoint, where `--ckpt_path last` looks for it."""
-        why = signal.Signals(self._stop.number or signal.SIGTERM).name
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
                 path = trainer.strategy.broadcast(_last_path(callback))
                 callback.last_model_path = path
                 trainer.save_checkpoint(path)
                 advice = f"go on with the same command and --ckpt_path {shlex.quote(path)}"
-                log.warning("told to end (%s): saved %s; %s", why, path, advice)
+                log.warning("%s: saved %s; %s", why, path, advice)
                 return
-        log.warning("told to end (%s), and there is no ModelCheckpoint to save with: nothing is kept", why)
+        log.warning("%s, and there is no ModelCheckpoint to save with: nothing is kept", why)
 
     def _place(self, pl_module: L.LightningModule) -> str:
         shown = ", ".join(self._batch.get("keys", [])[:4])
@@ -217,6 +230,11 @@ def _last_path(callback: ModelCheckpoint) -> str:
     while path.exists():
         path, version = folder / f"{name}-v{version}{suffix}", version + 1
     return str(path)
+
+
+def _timers(trainer: L.Trainer) -> list[Timer]:
+    """Those that end the run; the trainer has one for its `max_time`."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
 
 
 def _step(pl_module: L.LightningModule) -> int:
