@@ -12,7 +12,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from hyperbagel.bagel.branch import DURATION, IMAGE_SCALE, TEXT_SCALE
+from hyperbagel.bagel.branch_checkpoint import load_branch
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.cli import main
+from hyperbagel.cli.trainer import read_config
+from hyperbagel.flow.guidance import GENERATION
+from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.trajectory import branch_velocity
+from tests.nano import nano_bagel
 from tests.runs import nano_folder
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +58,24 @@ def report(folder: Path, benchmark: str) -> dict[str, Any]:
     return found
 
 
+LENGTHS = {
+    "blobs": 45,
+    "drift": 45,
+    "mean_flow": 100,
+    "pixel_judge": 45,
+    "saturation": 45,
+    "stripes": 45,
+    "total_variation": 45,
+}
+"""Lines that an example may have; a stage has more to say than a loss."""
+OVERLAYS = {"mean_flow_scenes"}
+"""Settings of larger runs of an example, which are parsed here and not run."""
+
+
 def test_every_example_is_short_and_tested() -> None:
-    assert EXAMPLES == ["blobs", "drift", "pixel_judge", "saturation", "stripes", "total_variation"]
-    for name in EXAMPLES:
-        assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 45
+    assert set(EXAMPLES) == LENGTHS.keys() | OVERLAYS
+    for name, lines in LENGTHS.items():
+        assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= lines
 
 
 def test_a_loss(run: Any) -> None:
@@ -95,3 +118,69 @@ def test_a_data_source(run: Any) -> None:
 
 def test_a_callback(run: Any) -> None:
     assert 0 < run("drift")["drift"] < 1
+
+
+def test_a_stage(run: Any, tmp_path: Path) -> None:
+    logged = run("mean_flow")
+    assert logged["loss/mean_flow"] > 0 and logged["step"] == 2
+    model = Bagel.from_pretrained(tmp_path / "fresh" / "nano")
+    branch, info = load_branch(tmp_path / "runs" / "mean_flow" / "branch.safetensors", model)
+    assert set(branch.conditions) == {TEXT_SCALE, IMAGE_SCALE, DURATION}
+    assert (info.stage, info.nfe) == ("MeanFlow", 1)
+    for parameter in branch.embedder(DURATION).mlp[2].parameters():
+        assert parameter.abs().max() > 0  # trained, as it starts at zero
+    with torch.no_grad():
+        contexts = model.prefill_guided([[TextSegment(torch.tensor([3, 4, 5]))]], text=False)
+        grid = model.latent_grid([(32, 32)])
+        noise = torch.randn(*grid.position_ids.shape, model.config.latent_token_dim)
+        sample = Sampler(1, guidance=GENERATION).sample(model, contexts, grid, noise, branch)
+        scales = {TEXT_SCALE: torch.tensor([GENERATION.text_scale]), IMAGE_SCALE: torch.zeros(1)}
+        velocity = branch_velocity(model, contexts, grid, branch, scales)
+        jump = noise - velocity(noise, torch.ones(1), torch.zeros(1))
+    assert sample.nfe == 1
+    torch.testing.assert_close(sample.latents, jump)
+    assert not torch.equal(jump, noise - velocity(noise, torch.ones(1)))  # the duration counts
+
+
+def test_a_stage_for_the_embedded_model_reads_its_settings(run: Any) -> None:
+    """The command at its head, up to where objects would be made."""
+    found = read_config(["examples/mean_flow", "examples/mean_flow_scenes"])
+    assert found.model.class_path == "mean_flow.MeanFlow"
+    assert (found.model.init_args.model, found.model.init_args.settings.steps) == ("scenes", 1)
+    assert [source.name for source in found.data.init_args.train] == ["generation", "editing"]
+
+
+def test_the_average_velocity_is_its_own_target(run: Any) -> None:
+    """Along dx/dt = x, x_s = x_t e^-(t - s), so that u = x_t (1 - e^-(t - s)) / (t - s)."""
+    from mean_flow import average_velocity_target
+
+    def average(x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        h = (t - s)[:, None, None]
+        return x_t * torch.where(h > 0, -torch.expm1(-h) / h.clamp(min=1e-9), torch.ones_like(h))
+
+    x_t = torch.randn(3, 4, 2)
+    t, s = torch.tensor([1.0, 0.8, 0.5]), torch.tensor([0.0, 0.6, 0.5])
+    torch.testing.assert_close(average_velocity_target(average, x_t, x_t, t, s), average(x_t, t, s))
+    # A student that says v everywhere is told of the curve: u = v - (t - s) dv/dt, and dv/dt = v here.
+    now = average_velocity_target(lambda x, t, s=None: x, x_t, x_t, t, s)
+    torch.testing.assert_close(now, x_t * (1 - (t - s))[:, None, None])
+
+
+def test_the_derivative_of_a_network_is_that_of_small_differences(run: Any) -> None:
+    from mean_flow import average_velocity_target
+
+    model = nano_bagel().double()
+    model.generation.add_condition(DURATION)
+    for parameter in model.generation.embedder(DURATION).parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        contexts = model.prefill_guided([[TextSegment(torch.tensor([3, 4, 5]))], [TextSegment(torch.tensor([6]))]])
+    grid = model.latent_grid([(32, 32), (16, 32)])
+    student = branch_velocity(model, contexts, grid, model.generation, {})
+    x_t, v = torch.randn(2, *grid.position_ids.shape, model.config.latent_token_dim, dtype=torch.double)
+    t, s, small = torch.tensor([0.9, 0.7]).double(), torch.tensor([0.2, 0.7]).double(), 1e-3
+    with torch.no_grad():
+        later, earlier = student(x_t + small * v, t + small, s), student(x_t - small * v, t - small, s)
+    target = average_velocity_target(student, v, x_t, t, s)
+    torch.testing.assert_close(target[0], (v - 0.7 * (later - earlier) / (2 * small))[0], atol=1e-3, rtol=1e-3)
+    assert torch.equal(target[1], v[1])  # s = t: the teacher's velocity itself

@@ -98,8 +98,8 @@ class GenerationBranch(nn.Module):
         return output
 
     def _ordered(self, conditions: Conditions) -> Iterator[tuple[str, Tensor]]:
-        """In the branch's own order: sums are rounded."""
-        return ((name, conditions[name]) for name in self.conditions)
+        """By name, whatever order a branch or a file has them in: sums are rounded."""
+        return ((name, conditions[name]) for name in sorted(self.conditions))
 
     def velocity_head(self, x: Tensor) -> Tensor:
         """Final norm and projection of the generation stream: (B, N, D) -> velocity (B, N, C) in float32."""

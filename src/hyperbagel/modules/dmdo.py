@@ -131,7 +131,7 @@ class DMDO(DistillationStage):
         grid_t = self.grid_t
         start = interval_above(self.draw_times(episode), grid_t)
         x_t, t = states[start, torch.arange(len(episode), device=self.device)], grid_t[start]
-        velocity = episode.velocity(self.student)(x_t, t).float()
+        velocity = episode.velocity(self.student)(x_t, t, grid_t[start + 1]).float()
         return x_t, t, velocity, predict_x0(x_t, velocity, t[:, None, None])
 
     @torch.no_grad()

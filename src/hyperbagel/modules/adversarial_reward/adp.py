@@ -177,7 +177,7 @@ class ADP(DistillationStage):
         x_t = interpolate(pairs.x_0, pairs.noise, t[:, None, None])
         student_turn = self.method.student_turn(self.batches_seen)
         with self.timed("student"), torch.set_grad_enabled(student_turn):
-            velocity = episode.velocity(self.student)(x_t, t)
+            velocity = episode.velocity(self.student)(x_t, t, torch.zeros_like(t))
         x0 = predict_x0(x_t, velocity.float(), t[:, None, None])
         step = episode.step(x_t=x_t, t=t, velocity=velocity, x0=x0, target_x0=pairs.x_0, kept=pairs.kept)
         renoising = self.draw_renoising(episode)

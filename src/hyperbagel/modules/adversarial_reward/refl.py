@@ -62,6 +62,6 @@ class ReFL(DistillationStage):
         episode = self.begin(batch)
         noise, t = episode.noise, torch.ones(len(episode), device=self.device)
         with self.timed("student"):
-            velocity = episode.velocity(self.student)(noise, t)
+            velocity = episode.velocity(self.student)(noise, t, torch.zeros_like(t))
             x0 = predict_x0(noise, velocity.float(), t[:, None, None])
             self.update("student", self.total(episode.step(x_t=noise, t=t, velocity=velocity, x0=x0), "student"))

@@ -116,7 +116,7 @@ class TSCD(DistillationStage):
             real = self.target(episode, x_t, times)
         student_turn = self.method.student_turn(self.batches_seen)
         with self.timed("student"), torch.set_grad_enabled(student_turn):
-            velocity = episode.velocity(self.student)(x_t, times.t_n)
+            velocity = episode.velocity(self.student)(x_t, times.t_n, times.t_end)
         fake = jump(x_t, velocity, times.t_n, times.t_end)
         # Compared as the velocities that lead there: distances would weigh long jumps most, which are the late ones.
         target = (x_t - real) / (times.t_n - times.t_end)[:, None, None]
@@ -152,5 +152,5 @@ class TSCD(DistillationStage):
         # Not by looking at the times: all processes of a sharded branch must decide alike.
         if self.segments.teacher_arrives:
             return x_t
-        velocity = episode.velocity(self.ema)(x_t, times.t_next)
+        velocity = episode.velocity(self.ema)(x_t, times.t_next, times.t_end)
         return jump(x_t, velocity, times.t_next, times.t_end)
