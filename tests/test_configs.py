@@ -19,9 +19,9 @@ DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "tuning": "tuning"
 """Stage -> name of its branch."""
 
 ABLATIONS = {
-    "cfg": ("--model.init_args.timestep_shift", "1"),
-    "tscd": ("--model.init_args.tscd.adversarial_weight", "1", "--model.init_args.tscd.mse_weight", "0"),
-    "dmdo": ("--model.init_args.dmdo.renoise", "ode", "--model.init_args.dmdo.through", "step"),
+    "cfg": ("--model.init_args.method.timestep_shift", "1"),
+    "tscd": ("--model.init_args.method.adversarial_weight", "1", "--model.init_args.method.mse_weight", "0"),
+    "dmdo": ("--model.init_args.method.renoise", "ode", "--model.init_args.method.through", "step"),
     "adp": ("--model.init_args.features", "null"),
 }
 """Stage -> what the scenes configurations say of its ablation; of stages 2 and 3 it is the paper's own setting."""
@@ -72,7 +72,7 @@ def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(root)
     if not (root / "runs" / "nano" / "draft" / "draft.safetensors").is_file():
         fit("draft")
-    eagle3 = ["--model.init_args.draft", "{kind: eagle3, layers: 1}", "--trainer.logger.init_args.name", "eagle3"]
+    eagle3 = ["--model.init_args.method.draft", "{kind: eagle3, layers: 1}", "--trainer.logger.init_args.name", "eagle3"]
     fit("draft", *eagle3, "--trainer.limit_val_batches", "0")
     for name in ("draft", "eagle3"):
         head = f"runs/nano/{name}/draft.safetensors"

@@ -91,7 +91,7 @@ def test_recipes_of_the_scenes_size_start_from_what_is_shipped() -> None:
         settings = yaml.safe_load(path.read_text()).get("model", {}).get("init_args", {})
         assert settings.get("model", "scenes") in ("scenes", "fresh/scenes"), path
         used = [settings.get("init_from"), settings.get("settings", {}).get("teacher")]
-        used.append(settings.get("dmdo", {}).get("fake_from"))
+        used.append(settings.get("method", {}).get("fake_from"))
         for name in filter(None, used):
             assert shipped.resolve(name, ".safetensors").is_file(), (path, name)
 

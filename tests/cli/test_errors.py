@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "model": {
             "class_path": "hyperbagel.modules.pretraining.Pretraining",
-            "init_args": {"model": nano, "train": "generation", "optimizer": adam},
+            "init_args": {"model": nano, "method": {"train": "generation"}, "student": {"optimizer": adam}},
         },
         "data": {
             "class_path": "hyperbagel.datamodules.interleaved.InterleavedDataModule",
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = yaml.safe_dump(settings)
     (place / "good.yaml").write_text(text)
     (place / "typo.yaml").write_text(text.replace("max_steps", "max_step"))
-    (place / "class.yaml").write_text(text.replace("pretrain.Pretraining", "pretrain.Pretrainin"))
+    (place / "class.yaml").write_text(text.replace("pretraining.Pretraining", "pretraining.Pretrainin"))
     (place / "latin.yaml").write_bytes(b"# entra\xeenement\n" + text.encode())
     (place / "broken.yaml").write_text("model: [\n")
     (place / "empty.yaml").write_text("")
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("broken", [], 2, "broken.yaml: while parsing a flow node"),
         ("empty", [], 2, "empty.yaml: holds no settings"),
         ("nowhere", [], 1, "nowhere.yaml: no such file"),
-        ("good", ["--model.init_args.train", "al"], 2, "model (Pretraining): train: 'al' is not one of 'both', 'under"),
+        ("good", ["--model.init_args.method.train", "al"], 2, "model (Pretraining): method.train: 'al' is not one of 'both', 'under"),
         ("good", ["--trainer.max_step", "3"], 2, "no option --trainer.max_step; did you mean --trainer.max_steps?"),
         ("good", ["--model.init_args.model", "nosuch"], 1, "nosuch: no such folder; give a BAGEL checkpoint folder"),
         ("good", ["--data.init_args.formatting.tokenizer", "nosuch"], 1, "nosuch: no such tokenizer folder"),
@@ -118,11 +118,11 @@ def test_a_missing_branch_of_a_row_is_told_before_data_is_read(folder: Path, mon
 
 def test_commands_that_a_stage_has_nothing_for() -> None:
     with pytest.raises(ValueError, match=r"CFGDistillation has no `test_step`.*Pretraining with a sampler"):
-        refuse_command("test", "hyperbagel.modules.consistency.CFGDistillation")
+        refuse_command("test", "hyperbagel.modules.CFGDistillation")
     with pytest.raises(ValueError, match=r"Pretraining has no `predict_step`.*hyperbagel generate"):
         refuse_command("predict", "hyperbagel.modules.pretraining.Pretraining")
     refuse_command("test", "hyperbagel.modules.pretraining.Pretraining")
-    refuse_command("fit", "hyperbagel.modules.consistency.CFGDistillation")
+    refuse_command("fit", "hyperbagel.modules.CFGDistillation")
 
 
 class Part:

@@ -15,14 +15,14 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_later_files_override_earlier_ones_and_leave_the_rest(tmp_path: Path) -> None:
     """Also inside the part that a class path chooses."""
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("model: {init_args: {dmdo: {renoise: ode}, student: {accumulate: 3}}}\ntrainer: {devices: 4}\n")
+    overlay.write_text("model: {init_args: {method: {renoise: ode}, student: {accumulate: 3}}}\ntrainer: {devices: 4}\n")
     base, changed = (
         read_config([CONFIGS / "nano" / "dmdo.yaml"]),
         read_config([CONFIGS / "nano" / "dmdo.yaml", overlay]),
     )
-    assert (base.model.init_args.dmdo.renoise, changed.model.init_args.dmdo.renoise) == ("sde", "ode")
+    assert (base.model.init_args.method.renoise, changed.model.init_args.method.renoise) == ("sde", "ode")
     assert changed.model.init_args.student.accumulate == 3 and changed.trainer.devices == 4
-    assert changed.model.init_args.dmdo.fake_updates == base.model.init_args.dmdo.fake_updates == 2
+    assert changed.model.init_args.method.fake_updates == base.model.init_args.method.fake_updates == 2
     assert changed.model.init_args.init_from == base.model.init_args.init_from
 
 
