@@ -72,7 +72,12 @@ def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(root)
     if not (root / "runs" / "nano" / "draft" / "draft.safetensors").is_file():
         fit("draft")
-    eagle3 = ["--model.init_args.method.draft", "{kind: eagle3, layers: 1}", "--trainer.logger.init_args.name", "eagle3"]
+    eagle3 = [
+        "--model.init_args.method.draft",
+        "{kind: eagle3, layers: 1}",
+        "--trainer.logger.init_args.name",
+        "eagle3",
+    ]
     fit("draft", *eagle3, "--trainer.limit_val_batches", "0")
     for name in ("draft", "eagle3"):
         head = f"runs/nano/{name}/draft.safetensors"

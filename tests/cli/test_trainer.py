@@ -15,7 +15,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_later_files_override_earlier_ones_and_leave_the_rest(tmp_path: Path) -> None:
     """Also inside the part that a class path chooses."""
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("model: {init_args: {method: {renoise: ode}, student: {accumulate: 3}}}\ntrainer: {devices: 4}\n")
+    overlay.write_text(
+        "model: {init_args: {method: {renoise: ode}, student: {accumulate: 3}}}\ntrainer: {devices: 4}\n"
+    )
     base, changed = (
         read_config([CONFIGS / "nano" / "dmdo.yaml"]),
         read_config([CONFIGS / "nano" / "dmdo.yaml", overlay]),
