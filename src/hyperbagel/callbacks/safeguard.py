@@ -110,9 +110,7 @@ class Safeguard(Callback):
         for optimizer in trainer.optimizers:
             keep_settings(optimizer, log.warning if trainer.is_global_zero else lambda message: None)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Have `max_time` count from here, not from the beginning of the first of several legs."""
         for timer in _timers(trainer):
             checkpoint.get("callbacks", {}).pop(timer.state_key, None)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hyperbagel.cli.loading import Device, check_files, load_model, load_sampler
 from hyperbagel.files import check_picture, write_picture
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from torch import Tensor
 
     from hyperbagel.bagel.absent import Part
-    from hyperbagel.bagel.model import Bagel
-    from hyperbagel.bagel.segments import Document
+    from hyperbagel.evaluation.inference import Painter
     from hyperbagel.flow.guidance import Guidance
+    from hyperbagel.flow.trajectory import Progress
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Generate:
     """Make a picture from a prompt.
 
     Args:
-        prompt: what the picture shall show.
+        prompt: what the picture should show.
         model: checkpoint folder, or the name of a model that comes with the package.
         branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
         steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
@@ -55,7 +56,7 @@ class Edit:
 
     Args:
         image: picture file to start from.
-        instruction: what shall change.
+        instruction: what should change.
         model: checkpoint folder, or the name of a model that comes with the package.
         branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
         steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
@@ -81,47 +82,30 @@ class Edit:
 
 def generate(options: Generate) -> None:
     """Run `hyperbagel generate`."""
-    from hyperbagel.bagel.segments import TextSegment
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
     guidance = _checked(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
     # The prompt is read by the understanding experts alone, so with a branch nothing asks the model's own.
-    without: tuple[Part, ...] = () if options.branch is None else ("generation",)
-    bagel, tokenizer = load_model(options.model, options.device, without, options.prompt)
-    config = bagel.config
-    largest = min(config.max_latent_size * config.latent_stride, config.vae_transform.max_size)
-    task = _Task(
-        document=[TextSegment(tokenizer.prompt(options.prompt))],
-        size=(options.height or largest, options.width or largest),
-        guidance=guidance,
-        options=options,
-    )
-    _run(bagel, task)
+    painter = _painter(options, guidance, () if options.branch is None else ("generation",), options.prompt)
+    height, width = painter.size
+    size = (options.height or height, options.width or width)
+    with _progress(painter) as show:
+        (drawn,) = painter.generate([options.prompt], [options.seed], size, show)
+    _write(options.out, drawn, painter)
 
 
 def edit(options: Edit) -> None:
     """Run `hyperbagel edit`."""
-    from hyperbagel.bagel.images import load_image, to_pixels
-    from hyperbagel.bagel.segments import ImageSegment, TextSegment, ViTSegment
+    from hyperbagel.bagel.images import load_image
     from hyperbagel.flow.guidance import PAPER_EDITING
 
     scaled = replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale)
     guidance = _checked(options, scaled)
-    picture = load_image(options.image)
-    bagel, tokenizer = load_model(options.model, options.device, prompt=options.instruction)
-    source = bagel.config.vae_transform.resize(picture)
-    pixels, vit = to_pixels(source), bagel.config.vit_transform(source)
-    task = _Task(
-        document=[
-            ImageSegment(pixels.to(bagel.device)),
-            ViTSegment(vit.to(bagel.device, bagel.dtype)),
-            TextSegment(tokenizer.prompt(options.instruction)),
-        ],
-        size=(source.height, source.width),
-        guidance=guidance,
-        options=options,
-    )
-    _run(bagel, task)
+    source = load_image(options.image)
+    painter = _painter(options, guidance, (), options.instruction)
+    with _progress(painter) as show:
+        (drawn,) = painter.edit([source], [options.instruction], [options.seed], show)
+    _write(options.out, drawn, painter)
 
 
 def _checked(options: Generate | Edit, guidance: Guidance) -> Guidance:
@@ -134,40 +118,29 @@ def _checked(options: Generate | Edit, guidance: Guidance) -> Guidance:
     return guidance
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One picture to make: what from, its (height, width) in pixels, and how."""
+def _painter(options: Generate | Edit, guidance: Guidance, without: tuple[Part, ...], text: str) -> Painter:
+    from hyperbagel.evaluation.inference import Painter
 
-    document: Document
-    size: tuple[int, int]
-    guidance: Guidance
-    options: Generate | Edit
+    bagel, tokenizer = load_model(options.model, options.device, without, text)
+    branch, sampler = load_sampler(bagel, options.branch, options.steps, guidance)
+    return Painter(bagel, tokenizer, sampler, branch)
 
 
-def _run(bagel: Bagel, task: _Task) -> None:
-    """Denoise, decode and write the picture, with a progress bar and a closing line."""
+@contextmanager
+def _progress(painter: Painter) -> Iterator[Progress]:
+    """A progress bar over the steps of denoising."""
     import torch
     from tqdm import tqdm
 
-    from hyperbagel.bagel.images import to_pil
-
-    options = task.options
-    branch, sampler = load_sampler(bagel, options.branch, options.steps, task.guidance)
-    grid = bagel.latent_grid([task.size])
-    generator = torch.Generator().manual_seed(options.seed)
-    noise = torch.randn(1, grid.position_ids.shape[1], bagel.config.latent_token_dim, generator=generator)
-    started = time.perf_counter()
-    with torch.inference_mode(), tqdm(total=sampler.steps, desc="denoising", unit="step") as bar:
-        passes = branch is None or not branch.guided
-        contexts = bagel.prefill_guided([task.document], text=passes, image=passes and task.guidance.uses_image)
-        sample = sampler.sample(
-            bagel, contexts, grid, noise.to(bagel.device), branch, progress=lambda done, _: _advance(bar, done)
-        )
-        picture = to_pil(bagel.decode_latents(sample.latents, grid)[0])
-    seconds = time.perf_counter() - started
-    write_picture(options.out, picture)
-    print(f"{options.out}: {task.size[1]}x{task.size[0]} pixels, {sample.nfe} NFE, {seconds:.2f} s")
+    with torch.inference_mode(), tqdm(total=painter.sampler.steps, desc="denoising", unit="step") as bar:
+        yield lambda done, steps: bar.update(done - bar.n)
 
 
-def _advance(bar: tqdm[Any], done: int) -> None:
-    bar.update(done - bar.n)
+def _write(out: Path, drawn: Tensor, painter: Painter) -> None:
+    """Write a picture (3, H, W) uint8, and tell what it cost."""
+    from PIL import Image
+
+    picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
+    write_picture(out, picture)
+    cost = painter.cost
+    print(f"{out}: {picture.width}x{picture.height} pixels, {cost.nfe} NFE, {cost.seconds:.2f} s")

@@ -23,8 +23,8 @@ from hyperbagel.cli.errors import CommandParser
 from hyperbagel.cli.trainer import read_config
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from hyperbagel.training.memory import Workload
-from hyperbagel.training.planning import Cluster, MemoryPlan, plan
 from hyperbagel.training.networks import LoRA
+from hyperbagel.training.planning import Cluster, MemoryPlan, plan
 
 GIB = 2**30
 _OWN_PARTS = {

@@ -23,6 +23,7 @@ from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSe
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.trajectory import Progress
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,23 @@ class Painter:
         return side, side
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
     ) -> list[Tensor]:
         """One picture (3, H, W) uint8 on the CPU for each prompt, from noise of its seed."""
         documents: list[Document] = [[TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts]
-        return self._draw(documents, [size or self.size] * len(documents), seeds)
+        return self._draw(documents, [size or self.size] * len(documents), seeds, progress)
 
-    def edit(self, sources: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Tensor]:
+    def edit(
+        self,
+        sources: Sequence[Image.Image],
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
         """Each source picture changed as its instruction says: (3, H, W) uint8 on the CPU, at the model's size."""
         config = self.model.config
         documents: list[Document] = []
@@ -88,11 +99,15 @@ class Painter:
                 TextSegment(ids),
             ])  # fmt: skip
             sizes.append((resized.height, resized.width))
-        return self._draw(documents, sizes, seeds)
+        return self._draw(documents, sizes, seeds, progress)
 
     @torch.no_grad()
     def _draw(
-        self, documents: Sequence[Document], sizes: Sequence[tuple[int, int]], seeds: Sequence[int]
+        self,
+        documents: Sequence[Document],
+        sizes: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
     ) -> list[Tensor]:
         started = time.perf_counter()
         guidance = self.sampler.guidance
@@ -102,7 +117,7 @@ class Painter:
         image = guidance is not None and guidance.uses_image and any(len(document) > 1 for document in documents)
         contexts = self.model.prefill_guided(documents, text=passes, image=passes and image)
         noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
-        sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch)
+        sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch, progress)
         pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]
         self.cost.nfe = max(self.cost.nfe, sample.nfe)
         self.cost.images += len(pictures)
