@@ -26,11 +26,11 @@ from tqdm import trange
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
-from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from hyperbagel.flow.guidance import EDITING, GENERATION, Guidance, GuidedPass, combine
 
 TINY = BagelConfig(

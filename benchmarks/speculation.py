@@ -27,7 +27,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.drafter import ChainPlan, Drafter, Rows
+from hyperbagel.decoding.drafter import ChainSettings, Drafter, Rows
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
@@ -100,8 +100,8 @@ def drafting(model: Bagel, config: DraftConfig) -> dict[str, Work]:
     following, positions = torch.randn(1, STEPS, width), torch.arange(CONTEXT, CONTEXT + STEPS)[None]
 
     def chain(length: int) -> Work:
-        plan = ChainPlan(length, 0.0, torch.empty(0), DecodingSettings(), None)
-        return lambda: drafter.chain(state, hidden, position, table, plan).tokens
+        settings = ChainSettings(length, 0.0, torch.empty(0), DecodingSettings(), None)
+        return lambda: drafter.chain(state, hidden, position, table, settings).tokens
 
     def follow() -> object:
         return drafter.follow(state, Rows(features, following, positions, [STEPS], [0]), table)

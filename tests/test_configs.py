@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.callbacks.report import read_report
 from hyperbagel.cli import main
 from hyperbagel.cli.trainer import read_config
+from hyperbagel.evaluation.reports import read_report
 from tests.runs import nano_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"

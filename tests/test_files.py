@@ -16,7 +16,6 @@ from PIL import Image
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, average_branches, base_hash, save_branch
 from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.callbacks.export import write_model
-from hyperbagel.callbacks.report import write_report
 from hyperbagel.callbacks.safeguard import WholeCheckpointIO
 from hyperbagel.datamodules.convert.annotation_index import AnnotationIndex
 from hyperbagel.datamodules.convert.reports import ShardReport
@@ -25,6 +24,7 @@ from hyperbagel.datamodules.scenes import write_scenes
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.draft.vocabulary import write_vocabulary
 from hyperbagel.evaluation.gedit.journal import Journal
+from hyperbagel.evaluation.reports import write_report
 from hyperbagel.files import (
     WriteError,
     check_file,

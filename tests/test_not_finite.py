@@ -24,8 +24,8 @@ from hyperbagel.callbacks.export import write_model
 from hyperbagel.callbacks.safeguard import Safeguard
 from hyperbagel.cli.studio import Studio
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
-from hyperbagel.decoding.rounds import SpeculationSettings
 from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.decoding.speculative_loop import SpeculationSettings
 from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.checkpoint import load_draft, save_draft
 from hyperbagel.draft.config import DraftConfig

@@ -10,8 +10,8 @@ import skimage
 import yaml
 from PIL import Image
 
-from hyperbagel.callbacks.report import read_report
 from hyperbagel.cli import main
+from hyperbagel.evaluation.reports import read_report
 from tests.datamodules.convert import datasets
 from tests.runs import nano_folder
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hyperbagel.bagel.build.assemble import NANO, Parts, assemble
-from hyperbagel.bagel.layout import IGNORED, build_layout
+from hyperbagel.bagel.layout import IGNORED
+from hyperbagel.bagel.layout_builder import build_layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer

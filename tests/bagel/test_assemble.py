@@ -22,11 +22,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hyperbagel.bagel.build.assemble import NANO, SCENES, Parts, assemble, build, compose
 from hyperbagel.bagel.autoencoder import Autoencoder
+from hyperbagel.bagel.build.assemble import NANO, SCENES, Parts, assemble, build, compose
+from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.checkpoint import CheckpointError, official_key, read_config, write_tensors
 from hyperbagel.bagel.config import BagelConfig
-from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel

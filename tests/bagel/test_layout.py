@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperbagel.bagel.layout import IGNORED, VIT_TOKEN, build_layout
+from hyperbagel.bagel.layout import IGNORED, VIT_TOKEN
+from hyperbagel.bagel.layout_builder import build_layout
 from hyperbagel.bagel.segments import DroppedSegment, ImageSegment, LatentSegment, TextSegment, ViTSegment
 
 from .tiny import CONFIG, Maker, tiny_model

@@ -1,9 +1,9 @@
 import torch
 from safetensors.torch import load_file
 
-from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.weight_layout import arrange_for_decoding
 from tests.nano import nano_bagel
 
 

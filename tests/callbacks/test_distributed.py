@@ -8,10 +8,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from hyperbagel.callbacks import GEdit, GenEval, Report, Understanding
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
-from hyperbagel.callbacks.report import read_report
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+from hyperbagel.evaluation.reports import read_report
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.training.stage import Samplers

@@ -24,7 +24,6 @@ from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings,
 from hyperbagel.callbacks.fidelity import _generated_pictures
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
-from hyperbagel.callbacks.report import read_report, write_report
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.fidelity import frechet_distance
@@ -33,11 +32,12 @@ from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.gedit.report import GEditReport
 from hyperbagel.evaluation.geneval.report import ImageResult, RunInfo, build_report
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+from hyperbagel.evaluation.reports import read_report, write_report
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretraining import Pretraining
-from hyperbagel.training.stage import Compute, Samplers
 from hyperbagel.scenes.vocabulary import tokenizer_folder
+from hyperbagel.training.stage import Compute, Samplers
 from tests.runs import nano_folder, scenes, trainer
 
 GUIDED = Guidance(interval=(0.0, 1.0))

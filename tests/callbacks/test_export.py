@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyperbagel.losses.terms import MeanSquaredError
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import EMA, AddLoss, ExportModel
-from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.pretraining import Pretraining
 from tests.runs import nano_folder, scenes, trainer
 

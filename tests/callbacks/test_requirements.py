@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hyperbagel.modules.pair_term import PairRegression
 
-from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks import AddLoss, GEdit, GenEval, ImageGrid
@@ -23,7 +24,6 @@ from hyperbagel.datamodules.sources import Source
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.files import require_all
-from hyperbagel.modules.pair_term import PairRegression
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment, TextSegment, ViTSegment
-from hyperbagel.callbacks.report import Report, read_report
+from hyperbagel.callbacks.report import Report
 from hyperbagel.callbacks.speculation import Speculation, questions_of
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.config import DraftConfig
+from hyperbagel.evaluation.reports import read_report
 from hyperbagel.modules.draft_head import DraftTraining, Unroll
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.training.stage import Compute

@@ -14,8 +14,8 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
+from hyperbagel.cli.commands import with_short_device, with_underscores
 from hyperbagel.cli.loading import Device
-from hyperbagel.cli.main import with_short_device, with_underscores
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from hyperbagel.cli.errors import CommandParser, one_line_errors
 from hyperbagel.cli.explanation import UsageError
 from hyperbagel.cli.trainer import refuse_command
 from hyperbagel.datamodules.convert import TooManyBadRowsError
-from hyperbagel.datamodules.corruption import TooManySkippedError
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
+from hyperbagel.datamodules.skipped import TooManySkippedError
 from hyperbagel.evaluation.gedit.samples import ExactJudge, Judge, JudgeScore
 from tests.runs import nano_folder
 

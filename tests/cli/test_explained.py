@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
@@ -14,10 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import hyperbagel
-from hyperbagel.cli.checkpoint import CHECKPOINT_COMMANDS
-from hyperbagel.cli.data import DATA_COMMANDS
+from hyperbagel.cli.commands import find, options_of
 from hyperbagel.cli.errors import CommandParser
-from hyperbagel.cli.export import EXPORT_COMMANDS
 from hyperbagel.cli.main import COMMANDS
 from hyperbagel.cli.plan import PlanOptions
 from hyperbagel.critics.pixel import VisionFeatures
@@ -54,8 +52,9 @@ def test_every_option_is_explained() -> None:
     classes = list(reachable())
     names = {value.__name__ for value in classes}
     assert {"DMDO", "InterleavedDataModule", "GenEval", "CLIPReward", "MuonWithAdamW", "WarmupStableDecay"} <= names
-    commands = [options for options, _ in COMMANDS.values()]
-    groups = (CHECKPOINT_COMMANDS, DATA_COMMANDS, EXPORT_COMMANDS)
-    commands += [command for group in groups for command in group.values()] + [PlanOptions]
+    found = [find(target) for target in COMMANDS.values()]
+    functions = [f for entry in found for f in (entry.values() if isinstance(entry, Mapping) else [entry])]
+    parsed = [f for f in functions if list(inspect.signature(f).parameters) != ["arguments"]]
+    commands = [*(options_of(function) for function in parsed), PlanOptions]
     missing = {component.__name__: unexplained(component) for component in (*classes, *commands)}
     assert not {name: options for name, options in missing.items() if options}

@@ -12,10 +12,10 @@ from hyperbagel.cli import main
 from hyperbagel.cli.plan import GIB, Planned, PlanOptions, planned, table
 from hyperbagel.modules.consistency import CFGDistillation
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.training.networks import LoRA
-from hyperbagel.training.memory import Cluster, Workload, expert_activations, optimizer_states, plan
 from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.bagel import BagelReward
+from hyperbagel.training.memory import Cluster, Workload, expert_activations, optimizer_states, plan
+from hyperbagel.training.networks import LoRA
 from tests.modules.distillation import adam
 from tests.runs import nano_folder
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperbagel.datamodules.corruption import Skip
 from hyperbagel.datamodules.documents import (
     DocumentError,
     ImagePart,
@@ -17,6 +16,7 @@ from hyperbagel.datamodules.documents import (
     safe_name,
 )
 from hyperbagel.datamodules.index import index_shard
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.datamodules.sources import ShardSamples
 from hyperbagel.datamodules.writer import ShardWriter
 from tests.datamodules.samples import make_png, make_sample

@@ -240,7 +240,7 @@ def test_buckets_leave_little_padding(shards, make_module: Make):
         module = make_module(shards, batching=Batching(4, window=window), dropout=CondDropout(0, 0, 0))
         module.setup()
         loader = module.train_dataloader()
-        lengths = [loader.dataset[loader.plan[number]].tokens for number in range(len(loader))]
+        lengths = [loader.dataset[loader.order[number]].tokens for number in range(len(loader))]
         return 1 - sum(map(sum, lengths)) / sum(max(tokens) * len(tokens) for tokens in lengths)
 
     assert waste(window=32) < 0.1 < 0.2 < waste(window=1)

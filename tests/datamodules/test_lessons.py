@@ -10,10 +10,10 @@ import pytest
 
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.datamodules.corruption import Skip, SkipLog, SkipRecord
 from hyperbagel.datamodules.interleaved import Batching, InterleavedDataModule
 from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import Formatting
+from hyperbagel.datamodules.skipped import Skip, SkipLog, SkipRecord
 from hyperbagel.datamodules.sources import Source
 from hyperbagel.modules.adversarial_reward import ADP
 from hyperbagel.modules.autoencoder import AutoencoderTraining

@@ -10,8 +10,8 @@ from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.drafter import Proposal
 from hyperbagel.decoding.fused import FusedStack, RopeTable
-from hyperbagel.decoding.rounds import DecodingRun
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
+from hyperbagel.decoding.speculative_loop import DecodingRun
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.tree import TreeSettings, tree_mask
 from hyperbagel.decoding.verify import walk

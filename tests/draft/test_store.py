@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.branch_checkpoint import base_hash
+from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment
 from hyperbagel.draft.batch import extract_features

@@ -16,12 +16,12 @@ from hyperbagel.critics.latent import CriticSettings
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.losses.base import Step
 from hyperbagel.modules.adversarial_reward import ADP, ReFL
-from hyperbagel.training.distillation import DistillationStage
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.training.networks import LoRA, Training
 from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.bagel import BagelReward
+from hyperbagel.training.distillation import DistillationStage
+from hyperbagel.training.networks import LoRA, Training
 
 SIDE = 16
 HEADS = CriticSettings(layers=2, channels=8)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyperbagel.losses.terms import MeanSquaredError
+from hyperbagel.modules.reward_term import RewardTerm
 from torch import Tensor
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
@@ -16,13 +18,11 @@ from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import predict_x0
-from hyperbagel.losses.terms import MeanSquaredError
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings, ReFL, noise_favouring_times
-from hyperbagel.training.distillation import StageSettings
-from hyperbagel.training.episode import prepare
-from hyperbagel.modules.reward_term import RewardTerm
 from hyperbagel.rewards.bagel import BagelReward
 from hyperbagel.rewards.base import Reward
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import prepare
 
 from .distillation import HEADS, adam, batches, documents, fit, make_stage, sgd, steps_of
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.losses.base import LossTerm, Step
-from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
+from hyperbagel.training.distillation import StageSettings
 from hyperbagel.training.networks import LoRA
 
 from .distillation import HEADS, NETWORKS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.schedule import interpolate, shift_time, timesteps
 from hyperbagel.flow.segments import SegmentTimes
 from hyperbagel.losses.base import Step
+from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings, jump
 from hyperbagel.training.distillation import StageSettings
 from hyperbagel.training.episode import prepare, target_tokens
-from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings, jump
-from hyperbagel.flow.randomness import step_generator
 
 from .distillation import HEADS, adam, batches, fit, make_stage, sgd, snapshot, steps_of
 

@@ -12,8 +12,8 @@ from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.base import Step
-from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+from hyperbagel.training.distillation import StageSettings
 
 from .distillation import adam, batches, fit, sgd
 

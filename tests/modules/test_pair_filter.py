@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyperbagel.modules.pair_filter import PairFilter, PairFilters
+from hyperbagel.modules.pair_term import PairRegression
 from torch import Tensor, nn
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.losses.reduction import cauchy_error
 from hyperbagel.modules.adversarial_reward import ADP, ADPSettings
-from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.pair_filter import PairFilter, PairFilters
-from hyperbagel.modules.pair_term import PairRegression
 from hyperbagel.rewards.base import Reward
+from hyperbagel.training.distillation import StageSettings
 
 from .distillation import Batches, adam, documents, fit, sgd, steps_of, trainer
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyperbagel.modules.pair_term import PairRegression
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.dmdo import DMDO, DMDOSettings
 from hyperbagel.training.distillation import StageSettings
 from hyperbagel.training.episode import prepare
-from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.pair_term import PairRegression
 
 from .distillation import Batches, adam, batches, changed, fit, sgd, snapshot, steps_of, trainer
 

@@ -11,13 +11,13 @@ from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, LatentSegment
 from hyperbagel.bagel.vision import patchify
+from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.schedule import shift_time, velocity_target
 from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
 from hyperbagel.losses.base import LossTerm, Step
+from hyperbagel.modules.pretraining import Pretraining, PretrainingLoss, Term
 from hyperbagel.training.noisy_pictures import noisy_latents
 from hyperbagel.training.optimizers import MuonWithAdamW
-from hyperbagel.modules.pretraining import Pretraining, PretrainingLoss, Term
-from hyperbagel.flow.randomness import step_generator
 from hyperbagel.training.schedules import WarmupStableDecay
 from hyperbagel.training.stage import Compute
 from tests.runs import nano_folder, scenes, trainer

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.flow.schedule import timesteps
-from hyperbagel.training.distillation import StageSettings
-from hyperbagel.training.episode import branch_velocity, prepare, trajectory
 from hyperbagel.flow.randomness import step_generator
+from hyperbagel.flow.schedule import timesteps
 from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
 from hyperbagel.rewards.base import Reward
+from hyperbagel.training.distillation import StageSettings
+from hyperbagel.training.episode import branch_velocity, prepare, trajectory
 
 from .distillation import adam, batches, fit, sgd, steps_of
 

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.modules.adversarial_reward import ADP
-from hyperbagel.training.distillation import StageSettings
 from hyperbagel.modules.dmdo import DMDO, DMDOSettings
+from hyperbagel.training.distillation import StageSettings
 from hyperbagel.training.stage import Compute
 
 from .distillation import HEADS, batches, fit, sgd

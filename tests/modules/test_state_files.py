@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hyperbagel.callbacks import EMA
-from hyperbagel.training.optimizers import MuonWithAdamW
 from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.training.optimizers import MuonWithAdamW
 from hyperbagel.training.state_files import StateError, join_checkpoint, split_checkpoint
 from tests.runs import nano_folder, scenes, trainer
 

@@ -15,11 +15,11 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks import ExportModel
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance, GuidedPass
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.modules.reward_tuning import TuningSettings
+from hyperbagel.modules.teacher_tuning import TeacherTuning
 from hyperbagel.training.distillation import StageSettings
 from hyperbagel.training.episode import prepare, trajectory
 from hyperbagel.training.networks import LoRA, Training
-from hyperbagel.modules.reward_tuning import TuningSettings
-from hyperbagel.modules.teacher_tuning import TeacherTuning
 
 from .distillation import adam, batches, changed, fit, sgd, snapshot, steps_of
 from .test_reward_tuning import STILL, Brightness

@@ -53,6 +53,18 @@ class LatentGrid:
             valid = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
         return LatentGrid(tuple(sizes), ids.to(device), valid)
 
+    @staticmethod
+    def of_pictures(
+        sizes: Sequence[tuple[int, int]], config: BagelConfig, device: torch.device | str = "cpu"
+    ) -> LatentGrid:
+        """Grids for pictures of `sizes` (height, width) in pixels. Raises ValueError for one that does not fit."""
+        factor = config.autoencoder.downsample
+        for height, width in sizes:
+            if height % factor or width % factor:
+                raise ValueError(f"image of {width}x{height} pixels: sides must be multiples of {config.latent_stride}")
+        tokens = [latent_grid((height // factor, width // factor), config) for height, width in sizes]
+        return LatentGrid.of(tokens, config.max_latent_size, device)
+
     def repeat(self, times: int) -> LatentGrid:
         """The grids of `times` stacked guidance variants."""
         valid = None if self.valid is None else self.valid.repeat(times, 1)

@@ -17,9 +17,10 @@ from hyperbagel.bagel.checkpoint import Placement, load_bagel, save_bagel
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
 from hyperbagel.bagel.embeddings import Rotation, rotation
-from hyperbagel.bagel.grid import LatentGrid, latent_grid
+from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.groups import in_groups
-from hyperbagel.bagel.layout import Layout, build_layout
+from hyperbagel.bagel.layout import Layout
+from hyperbagel.bagel.layout_builder import build_layout
 from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, mot_forward
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.understanding import UnderstandingStack
@@ -112,14 +113,7 @@ class Bagel(nn.Module):
 
     def latent_grid(self, sizes: Sequence[tuple[int, int]]) -> LatentGrid:
         """The token grids for pictures of `sizes` (height, width) in pixels. Raises ValueError if one does not fit."""
-        factor = self.config.autoencoder.downsample
-        for height, width in sizes:
-            if height % factor or width % factor:
-                raise ValueError(
-                    f"image of {width}x{height} pixels: sides must be multiples of {self.config.latent_stride}"
-                )
-        tokens = [latent_grid((h // factor, w // factor), self.config) for h, w in sizes]
-        return LatentGrid.of(tokens, self.config.max_latent_size, self.device)
+        return LatentGrid.of_pictures(sizes, self.config, self.device)
 
     # Contexts
 

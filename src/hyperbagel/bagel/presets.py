@@ -19,7 +19,7 @@ def preset_folder(preset: str) -> Path:
 
     Another version of what makes the weights gets another folder. Several processes may ask at once.
     """
-    sizes = getattr(assemble, preset.upper())
+    sizes = assemble.PRESETS[preset]
     sources = [Path(assemble.__file__), Path(initial.__file__), *sorted(tokenizer_folder().iterdir())]
     version = sha256(repr(sizes).encode() + b"".join(path.read_bytes() for path in sources if path.is_file()))
     folder = cache_folder() / "fresh" / f"{preset}-{version.hexdigest()[:16]}"

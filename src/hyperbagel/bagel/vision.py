@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,14 +81,21 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, position_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """patches: (images, N, patch_dim), position_ids: (images, N), mask: (images, N) bool, False at padding
         -> (images, N, width)."""
+        last = deque(self.streams(patches, position_ids, mask), maxlen=1).pop()  # none before it is kept
+        output: Tensor = self.post_layernorm(last)
+        return output
+
+    def streams(self, patches: Tensor, position_ids: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """The residual stream (images, N, width) before the first layer and after each, with the inputs of `forward`;
+        a layer is computed when its stream is asked for."""
         x = self.patch_embedding(patches) + self.position_embedding(position_ids)
+        yield x
         keys = None if mask is None else mask[:, None, None, :]
         for layer in self.layers:
             x = layer(x, keys)
-        output: Tensor = self.post_layernorm(x)
-        return output
+            yield x
 
-    def look(self, pictures: Tensor) -> Tensor:
+    def features(self, pictures: Tensor) -> Tensor:
         """Features of pictures of one size, whole patches each: (B, 3, h * patch, w * patch) in [-1, 1] ->
         (B, h * w, width)."""
         patch = self.config.patch_size
@@ -93,6 +103,24 @@ class VisionTower(nn.Module):
         ids = grid_ids(size, self.config.patches_per_side).to(pictures.device)
         output: Tensor = self(patchify(pictures, patch), ids.expand(len(pictures), -1))
         return output
+
+
+class PooledFeatures(nn.Module):
+    """One feature vector per picture: the mean of a tower's features over the patches."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, width of the tower). Pictures are resized to whole patches where they are not."""
+        config = self.tower.config
+        patch, side = config.patch_size, config.patches_per_side
+        pixels = images.float().div(255).sub(0.5).div(0.5).to(self.tower.patch_embedding.weight.dtype)
+        height, width = (min(max(length // patch, 1), side) * patch for length in images.shape[-2:])
+        if (height, width) != tuple(images.shape[-2:]):
+            pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        return self.tower.features(pixels).mean(1)
 
 
 class Connector(nn.Module):

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hyperbagel.training.averages import move_towards
+from hyperbagel.training.stage import student_updates
 
 
 class EMA(Callback):
@@ -59,7 +60,7 @@ class EMA(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take in the weights after an update of the student."""
-        steps = int(getattr(pl_module, "student_step", trainer.global_step))
+        steps = student_updates(pl_module)
         if steps == self._updates:
             return
         self._updates = steps

@@ -26,10 +26,7 @@ from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.training.stage import Stage, evaluated
-
-OWN = "model"
-"""Name of the row of the stage's own sampler."""
+from hyperbagel.training.stage import Stage, evaluated, student_updates
 
 _Item = TypeVar("_Item")
 
@@ -134,13 +131,13 @@ class Evaluation(Callback, ABC):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from where a resumed run stopped."""
-        self._last_step = _step(trainer, pl_module)
+        self._last_step = student_updates(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Run if it is time."""
-        step = _step(trainer, pl_module)
+        step = student_updates(pl_module)
         before, self._last_step = self._last_step, step
         if self.every_n_updates and step // self.every_n_updates > before // self.every_n_updates:
             self._run(trainer, pl_module)
@@ -159,7 +156,7 @@ class Evaluation(Callback, ABC):
     def _run_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning shows and returns what is logged through the stage; "step" is the x-axis that it logs against."""
         self._run(trainer, pl_module)
-        pl_module.log_dict(self._metrics() | {"step": float(_step(trainer, pl_module))})
+        pl_module.log_dict(self._metrics() | {"step": float(student_updates(pl_module))})
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = pl_module.training
@@ -176,7 +173,7 @@ class Evaluation(Callback, ABC):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for tag, picture in self.findings.pictures.items():
-                    logger.experiment.add_image(tag, picture, _step(trainer, pl_module))
+                    logger.experiment.add_image(tag, picture, student_updates(pl_module))
                 logger.experiment.flush()
 
     def _metrics(self) -> dict[str, float]:
@@ -193,10 +190,6 @@ def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
     """The trainer's mixed precision; other plugins change the default type, which noise and times must not have."""
     plugin = trainer.precision_plugin
     return plugin.forward_context() if isinstance(plugin, MixedPrecision) else nullcontext()
-
-
-def _step(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
-    return int(getattr(pl_module, "student_step", trainer.global_step))
 
 
 def _tokenizer(trainer: L.Trainer) -> Tokenizer:

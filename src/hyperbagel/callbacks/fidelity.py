@@ -17,6 +17,7 @@ from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.images import to_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tensors import CheckpointError, open_tensors
+from hyperbagel.bagel.vision import PooledFeatures
 from hyperbagel.callbacks.evaluation import Run
 from hyperbagel.datamodules.documents import parse_document
 from hyperbagel.datamodules.pipeline import member_picture
@@ -24,26 +25,6 @@ from hyperbagel.evaluation.fidelity import extract_features, frechet_distance, w
 
 ImageKey: TypeAlias = tuple[int, int]
 """Number of the prompt and of the picture."""
-
-
-class ViTFeatures(nn.Module):
-    """The mean over patches of what BAGEL's own vision tower says of a picture."""
-
-    def __init__(self, model: Bagel) -> None:
-        super().__init__()
-        self.vision, self.config = model.understanding.vision, model.config.vit
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, width of the tower). Pictures are resized to whole patches where they are not."""
-        patch, side = self.config.patch_size, self.config.patches_per_side
-        pixels = images.float().div(255).sub(0.5).div(0.5).to(self.vision.patch_embedding.weight.dtype)
-        size = tuple(min(max(length // patch, 1), side) for length in images.shape[-2:])
-        if (size[0] * patch, size[1] * patch) != tuple(images.shape[-2:]):
-            pixels = nn.functional.interpolate(
-                pixels, (size[0] * patch, size[1] * patch), mode="bicubic", antialias=True
-            )
-        features: Tensor = self.vision.look(pixels)
-        return features.mean(1)
 
 
 class Fidelity:
@@ -86,8 +67,8 @@ class Fidelity:
 
     def features(self, images: Sequence[Tensor], model: Bagel) -> Tensor:
         """(n, d) float32 on the CPU of pictures (3, H, W) uint8 of one size."""
-        extractor = self.extractor.to(model.device) if self.extractor is not None else ViTFeatures(model)
-        return extract_features(images, extractor)
+        extractor = self.extractor or PooledFeatures(model.understanding.vision)
+        return extract_features(images, extractor.to(model.device))
 
     def compare(self, row: str, features: Mapping[ImageKey, Tensor], run: Run) -> dict[str, float]:
         """The figures of one row's pictures."""

@@ -12,12 +12,13 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from hyperbagel.bagel.appearance import as_seen
-from hyperbagel.callbacks.evaluation import OWN, BranchSampler, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
 from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
 from hyperbagel.evaluation.inference import Cost, Painter
+from hyperbagel.evaluation.reports import OWN
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from hyperbagel.callbacks.evaluation import OWN, BranchSampler, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
 from hyperbagel.callbacks.fidelity import Fidelity, ImageKey
 from hyperbagel.evaluation.geneval import (
     ColorClassifier,
@@ -20,14 +20,15 @@ from hyperbagel.evaluation.geneval import (
     RunSettings,
     Scorer,
     build_report,
+    jobs,
     judge_jobs,
-    plan,
     read_prompts,
     run_info,
 )
 from hyperbagel.evaluation.geneval.report import ImageResult
 from hyperbagel.evaluation.geneval.runner import Job
 from hyperbagel.evaluation.inference import Painter, batches_of_equals
+from hyperbagel.evaluation.reports import OWN
 from hyperbagel.scenes.prompts import geneval_prompts
 
 
@@ -145,28 +146,28 @@ class _Drawing:
     def judged(self, title: str) -> list[ImageResult]:
         """Draw and judge in batches of prompts of equal length."""
         callback, prompts = self.callback, self.callback.prompts
-        jobs = plan(prompts, callback.settings)
+        wanted = jobs(prompts, callback.settings)
         lengths = [len(self.painter.tokenizer.encode(prompt.prompt)) for prompt in prompts.prompts]
-        batches = list(batches_of_equals([lengths[job.prompt_index] for job in jobs], callback.settings.batch_size))
+        batches = list(batches_of_equals([lengths[job.prompt_index] for job in wanted], callback.settings.batch_size))
         results: list[ImageResult] = []
         hidden = True if self.run.rank else None  # None: hidden where nobody looks
         for batch in tqdm(self.run.share(batches), title, leave=False, disable=hidden):
-            own = [jobs[index] for index in batch]
+            own = [wanted[index] for index in batch]
             results += judge_jobs(own, self._generator(own), prompts, callback.scorer, len(own))
         return results
 
-    def _generator(self, jobs: list[Job]) -> Any:
+    def _generator(self, wanted: list[Job]) -> Any:
         def generate(prompts: list[str], seeds: list[int]) -> list[Tensor]:
             images = self.painter.generate(prompts, seeds, self.callback.size)
-            self._keep(jobs, images)
+            self._keep(wanted, images)
             return images
 
         return generate
 
-    def _keep(self, jobs: list[Job], images: list[Tensor]) -> None:
-        for job, image in zip(jobs, images, strict=True):
+    def _keep(self, wanted: list[Job], images: list[Tensor]) -> None:
+        for job, image in zip(wanted, images, strict=True):
             if job.image_index == 0 and job.prompt_index in self._slots:
                 self.shown[self._slots[job.prompt_index]] = image
         if self.callback.fidelity is not None:
             rows = self.callback.fidelity.features(images, self.run.stage.model)
-            self.features |= {(job.prompt_index, job.image_index): row for job, row in zip(jobs, rows, strict=True)}
+            self.features |= {(job.prompt_index, job.image_index): row for job, row in zip(wanted, rows, strict=True)}

@@ -19,6 +19,7 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.evaluation import Evaluation
 from hyperbagel.callbacks.report import run_folder
 from hyperbagel.files import write_json
+from hyperbagel.training.stage import student_updates
 
 PACKAGES = ("torch", "lightning", "transformers", "diffusers", "numpy")
 
@@ -60,7 +61,7 @@ class Provenance(Callback):
             "started": self._begin["started"],
             "seconds": round(time.perf_counter() - self._begin["wall"], 1),
             "cpu_seconds": round(time.process_time() - self._begin["cpu"], 1),
-            "student_step": int(getattr(pl_module, "student_step", 0)),
+            "student_step": student_updates(pl_module),
             "parameters": {"all": sum(p.numel() for p in pl_module.parameters()), "trained": trained},
             "base_model": {"folder": str(getattr(pl_module, "folder", "")), "fingerprint": self._begin["base"]},
             "versions": {"hyperbagel": hyperbagel.__version__, "python": platform.python_version()}

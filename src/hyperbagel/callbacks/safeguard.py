@@ -27,6 +27,7 @@ from hyperbagel.callbacks.report import run_folder
 from hyperbagel.callbacks.stop_request import StopRequest
 from hyperbagel.files import whole_file, write_json
 from hyperbagel.training.resuming import keep_base_rates, keep_settings
+from hyperbagel.training.stage import student_updates
 
 FAILURE = "failure.json"
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class Safeguard(Callback):
         for name, value in trainer.callback_metrics.items():
             measured = name.startswith("val/") or trainer.state.fn != "fit"  # in fit they are among those of training
             if measured and not bool(value.isfinite().all()):
-                raise FloatingPointError(f"{name} is {float(value)} at student update {_step(pl_module)}")
+                raise FloatingPointError(f"{name} is {float(value)} at student update {student_updates(pl_module)}")
 
     on_test_end = on_validation_end
 
@@ -193,7 +194,7 @@ class Safeguard(Callback):
             self._note_failure(trainer, pl_module, exception)
 
     def _note_failure(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: Exception) -> None:
-        record = {"error": str(exception), "student_step": _step(pl_module), **self._batch}
+        record = {"error": str(exception), "student_step": student_updates(pl_module), **self._batch}
         record["traceback"] = "".join(traceback.format_exception(exception)).splitlines()
         path = self._folder / (FAILURE if trainer.is_global_zero else f"rank{trainer.global_rank}-{FAILURE}")
         with suppress(OSError):  # the disk may be what failed
@@ -214,9 +215,8 @@ class Safeguard(Callback):
 
     def _place(self, pl_module: L.LightningModule) -> str:
         shown = ", ".join(self._batch.get("keys", [])[:4])
-        return (
-            f" at student update {_step(pl_module)} on documents {shown}, ... of source {self._batch.get('source')!r}"
-        )
+        place = f" at student update {student_updates(pl_module)}"
+        return f"{place} on documents {shown}, ... of source {self._batch.get('source')!r}"
 
 
 def _last_path(callback: ModelCheckpoint) -> str:
@@ -233,7 +233,3 @@ def _last_path(callback: ModelCheckpoint) -> str:
 def _timers(trainer: L.Trainer) -> list[Timer]:
     """Those that end the run; the trainer has one for its `max_time`."""
     return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-
-
-def _step(pl_module: L.LightningModule) -> int:
-    return int(getattr(pl_module, "student_step", pl_module.global_step))

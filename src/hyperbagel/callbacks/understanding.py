@@ -8,10 +8,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from hyperbagel.callbacks.evaluation import OWN, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.datamodules.pipeline import member_picture
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.inference import answer, batches_of_equals
+from hyperbagel.evaluation.reports import OWN
 from hyperbagel.evaluation.understanding import UnderstandingSample, document_samples, evaluate_understanding
 
 SCENE_KINDS = {"caption": 1.0, "question": 1.0, "yes_no": 1.0}

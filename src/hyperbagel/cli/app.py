@@ -45,7 +45,10 @@ class App:
 
 
 def app(options: App) -> None:
-    """Run `hyperbagel app`, until it is interrupted."""
+    """All of it on an interactive page.
+
+    Returns when it is interrupted.
+    """
     page = build_page(load_studio(options))
     page.launch(**launch_settings(options))
 

@@ -41,7 +41,7 @@ class Init:
 
 
 def init(options: Init) -> None:
-    """Run `hyperbagel init`."""
+    """Build a BAGEL from pretrained or fresh parts."""
     from hyperbagel.bagel.build import assemble
 
     check_folder(options.out)
@@ -50,7 +50,7 @@ def init(options: Init) -> None:
         vit=options.vit,
         autoencoder=options.autoencoder,
         tokenizer=options.tokenizer,
-        sizes=getattr(assemble, options.preset.upper()),
+        sizes=assemble.PRESETS[options.preset],
         add_qk_norm=options.add_qk_norm,
         seed=options.seed,
         dtype=options.dtype,

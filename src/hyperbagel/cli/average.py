@@ -25,7 +25,7 @@ class Average:
 
 
 def average(options: Average) -> None:
-    """Run `hyperbagel average`."""
+    """The mean of branches that were trained from one another."""
     import torch
 
     from hyperbagel.bagel.branch_checkpoint import average_branches

@@ -41,4 +41,4 @@ def join(folder: Path, checkpoint: Path) -> str:
 
 
 CHECKPOINT_COMMANDS: dict[str, Callable[..., Any]] = {"split": split, "join": join}
-"""What is done -> the function that does it."""
+"""A training's state as small files, to go on elsewhere."""

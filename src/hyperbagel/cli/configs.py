@@ -102,8 +102,11 @@ def copy_config(name: str, to: str | None = None) -> list[Path]:
     return targets
 
 
-def run_configs(arguments: Sequence[str]) -> None:
-    """`hyperbagel configs`: list what comes with the package; `configs copy NAME [TO]`: copy it."""
+def configs(arguments: Sequence[str]) -> None:
+    """List the configurations that are shipped; copy one.
+
+    Raises FileNotFoundError for an unknown name, FileExistsError before a file is replaced.
+    """
     parser = OneLineParser("hyperbagel configs", description="Configurations that come with the package.")
     commands = parser.add_subparsers(dest="command", metavar="copy")
     copy = commands.add_parser("copy", help="copy a configuration, or a folder of them, to work on")

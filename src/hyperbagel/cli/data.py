@@ -172,4 +172,4 @@ DATA_COMMANDS: dict[str, Callable[..., Any]] = {
     "vocabulary": vocabulary,
     "inspect": inspect,
 }
-"""Name of a data command -> the function that runs it."""
+"""Shards of interleaved documents."""

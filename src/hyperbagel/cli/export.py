@@ -35,4 +35,4 @@ def draft(
 
 
 EXPORT_COMMANDS: dict[str, Callable[..., Any]] = {"draft": draft}
-"""What is exported -> the function that does it."""
+"""A trained part for other programs."""

@@ -81,7 +81,7 @@ class Edit:
 
 
 def generate(options: Generate) -> None:
-    """Run `hyperbagel generate`."""
+    """Picture from a prompt."""
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
     guidance = _checked(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
@@ -95,7 +95,7 @@ def generate(options: Generate) -> None:
 
 
 def edit(options: Edit) -> None:
-    """Run `hyperbagel edit`."""
+    """Picture from a picture and an instruction."""
     from hyperbagel.bagel.images import load_image
     from hyperbagel.flow.guidance import PAPER_EDITING
 

@@ -19,6 +19,7 @@ from hyperbagel.bagel.checkpoint import save_config
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.cli.commands import with_underscores
 from hyperbagel.cli.errors import CommandParser
 from hyperbagel.cli.trainer import read_config
 from hyperbagel.scenes.vocabulary import tokenizer_folder
@@ -69,12 +70,12 @@ class Planned:
 
 
 def run_plan(arguments: Sequence[str]) -> None:
-    """Parse the command's arguments, plan and print."""
+    """Memory of a stage on some devices."""
     parser = CommandParser(prog="hyperbagel plan")
     told = "YAML of a stage; several are laid over each other, the later over the earlier"
     parser.add_argument("--config", nargs="+", action="append", required=True, help=told)
     parser.add_class_arguments(PlanOptions)
-    parsed = parser.parse_args(list(arguments)).as_dict()
+    parsed = parser.parse_args(with_underscores(arguments)).as_dict()
     configs = [file for files in parsed.pop("config") for file in files]
     options = PlanOptions(**parsed)
     print(table(planned(configs, options), options))

@@ -79,7 +79,7 @@ def question_document(model: Bagel, tokenizer: Tokenizer, question: str, picture
 
 
 def chat(options: Chat) -> None:
-    """Run `hyperbagel chat`."""
+    """Answer a question, about a picture or not."""
     import torch
 
     from hyperbagel.bagel.images import load_image

@@ -124,6 +124,26 @@ def run(arguments: Sequence[str]) -> None:
     _start(TrainerCLI, arguments)
 
 
+def fit(arguments: Sequence[str]) -> None:
+    """Run a training stage."""
+    run(["fit", *arguments])
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Measure a stage on the data kept for validation."""
+    run(["validate", *arguments])
+
+
+def test(arguments: Sequence[str]) -> None:
+    """Measure a model or a stage's result."""
+    run(["test", *arguments])
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Run the step `predict_step` of a stage of one's own."""
+    run(["predict", *arguments])
+
+
 def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:
     """The checked settings of YAML files or names, later ones overriding earlier ones: `model`, `data`, ..."""
     options = [option for file in files for option in ("--config", str(file))]

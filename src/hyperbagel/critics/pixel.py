@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from hyperbagel.bagel.differentiable_resize import encoder_view, resized
 from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.views import encoder_view, resized
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.critics.heads import HeadStack
 from hyperbagel.critics.latent import CriticSettings
@@ -65,16 +66,9 @@ class BagelViTFeatures(VisionFeatures):
         mask = None
         if len(set(sizes)) > 1:
             lengths = torch.tensor([h * w for h, w in sizes], device=patches.device)
-            mask = (torch.arange(patches.shape[1], device=patches.device) < lengths[:, None])[:, None, None]
-        x = tower.patch_embedding(patches.to(model.dtype)) + tower.position_embedding(ids)
-        tapped = []
-        for number, layer in enumerate(tower.layers, start=1):
-            x = layer(x, mask)
-            if number in layers:
-                tapped.append(x)
-            if number == max(layers):
-                break
-        return FeatureMaps(tapped, sizes)
+            mask = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
+        streams = islice(tower.streams(patches.to(model.dtype), ids, mask), max(layers) + 1)  # no layer too many
+        return FeatureMaps([stream for number, stream in enumerate(streams) if number in layers], sizes)
 
 
 class TransformersFeatures(VisionFeatures):

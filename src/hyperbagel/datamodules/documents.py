@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from hyperbagel.datamodules.corruption import Skip, SkippedSampleError
+from hyperbagel.datamodules.skipped import Skip, SkippedSampleError
 from hyperbagel.messages import shown
 
 MAX_JSON_BYTES = 16 * 2**20

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.datamodules.corruption import SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import BuiltDocument, DocumentBuilder
 from hyperbagel.datamodules.shards import find_shards, read_samples
+from hyperbagel.datamodules.skipped import SkippedSampleError, SkipRecord
 from hyperbagel.draft.batch import FeatureBatch
 from hyperbagel.draft.store import FeatureShards, collate
 

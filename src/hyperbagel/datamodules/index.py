@@ -24,9 +24,9 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from hyperbagel.bagel.images import ImageError, image_size
-from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, SkipRecord, image_skip
 from hyperbagel.datamodules.documents import TextPart
 from hyperbagel.datamodules.shards import SampleSpan, find_samples
+from hyperbagel.datamodules.skipped import Skip, SkippedSampleError, SkipRecord, image_skip
 from hyperbagel.datamodules.tar import TarContent
 from hyperbagel.files import write_bytes
 

@@ -14,12 +14,13 @@ import lightning as L
 
 from hyperbagel.bagel.checkpoint import read_config
 from hyperbagel.bagel.shipped import cache_folder, resolve
-from hyperbagel.datamodules.corruption import SkipLog
+from hyperbagel.datamodules.batch_order import BatchOrder, OrderedSource, OrderSettings
 from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting, check_vit_pictures
-from hyperbagel.datamodules.plan import Plan, PlannedSource, PlanSettings
+from hyperbagel.datamodules.skipped import SkipLog
 from hyperbagel.datamodules.sources import Source, open_source
 from hyperbagel.files import require_all
+from hyperbagel.training.stage import student_updates
 
 _FORMATTING = Formatting()
 _DROPOUT = CondDropout()
@@ -131,8 +132,8 @@ class InterleavedDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DocumentLoader:
         """The training batches that were not handed out yet."""
-        plan = self._plan("train", self.batching.seed, self.batching.batches_per_epoch)
-        fingerprint = self._fingerprint(plan)
+        order = self._order("train", self.batching.seed, self.batching.batches_per_epoch)
+        fingerprint = self._fingerprint(order)
         if self._resumed and self._resumed["data"] != fingerprint:
             raise ValueError(
                 f"the data is not that of the checkpoint, so its batches cannot be continued: it had "
@@ -142,7 +143,7 @@ class InterleavedDataModule(L.LightningDataModule):
         dataset = self._dataset("train", self.dropout)
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         self._train_loader = DocumentLoader(
-            plan, dataset, self.reader, self._monitor(), position=self._consumed(), repeat=overfit
+            order, dataset, self.reader, self._monitor(), position=self._consumed(), repeat=overfit
         )
         return self._train_loader
 
@@ -168,7 +169,7 @@ class InterleavedDataModule(L.LightningDataModule):
         """Number of batches consumed, what the data was, and the samples skipped so far."""
         if self._train_loader is None:
             return self._resumed
-        data = self._fingerprint(self._train_loader.plan)
+        data = self._fingerprint(self._train_loader.order)
         return {"batches": self._consumed(), "data": data, "skipped": self.skips.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -214,22 +215,22 @@ class InterleavedDataModule(L.LightningDataModule):
     def _evaluation(self, split: str) -> DocumentLoader | list[DocumentLoader]:
         if not self.sources[split]:
             return []
-        plan = self._plan(split, None, None)
-        return DocumentLoader(plan, self._dataset(split, None), self.reader, self._monitor(), repeat=True)
+        order = self._order(split, None, None)
+        return DocumentLoader(order, self._dataset(split, None), self.reader, self._monitor(), repeat=True)
 
-    def _plan(self, split: str, seed: int | None, batches: int | None) -> Plan:
+    def _order(self, split: str, seed: int | None, batches: int | None) -> BatchOrder:
         """The batches of a split; seed: None reads everything once and in order."""
         if split not in self._open:
             raise RuntimeError("call setup() first")
         if not self._open[split]:
             raise ValueError(f"no sources for {split}; set `data.{split}`")
-        builder, planned = self._build(), []
+        builder, ordered = self._build(), []
         for source, opened in zip(self.sources[split], self._open[split], strict=True):
-            order = opened.samples.size_order(builder.latent, source.vit_transform or builder.vit)
+            sizes = opened.samples.size_order(builder.latent, source.vit_transform or builder.vit)
             weight = source.weight if seed is not None else None
-            planned.append(PlannedSource(order, source.batch_size or self.batching.batch_size, weight))
+            ordered.append(OrderedSource(sizes, source.batch_size or self.batching.batch_size, weight))
         rank, world = self._ranks()
-        return Plan(planned, PlanSettings(world, seed, self.batching.window, batches), rank)
+        return BatchOrder(ordered, OrderSettings(world, seed, self.batching.window, batches), rank)
 
     def _ranks(self) -> tuple[int, int]:
         """Rank and number of ranks among those that read different data (not those that share a batch)."""
@@ -243,24 +244,24 @@ class InterleavedDataModule(L.LightningDataModule):
         learns_from = getattr(stage, "learns_from", None) if split == "train" else None
         return BatchDataset(self._open[split], self._build(), self.batching.seed, dropout, learns_from)
 
-    def _fingerprint(self, plan: Plan) -> dict[str, Any]:
+    def _fingerprint(self, order: BatchOrder) -> dict[str, Any]:
         """What the sequence of batches depends on."""
-        sources: Sequence[PlannedSource] = plan.sources
+        sources: Sequence[OrderedSource] = order.sources
         return {
             "sources": [
                 {
                     "name": source.name,
-                    "samples": len(planned.order),
-                    "order": zlib.crc32(planned.order.tobytes()),
-                    "batch_size": planned.batch_size,
-                    "weight": planned.weight,
+                    "samples": len(ordered.order),
+                    "order": zlib.crc32(ordered.order.tobytes()),
+                    "batch_size": ordered.batch_size,
+                    "weight": ordered.weight,
                 }
-                for source, planned in zip(self.sources["train"], sources, strict=True)
+                for source, ordered in zip(self.sources["train"], sources, strict=True)
             ],
-            "batches_per_epoch": len(plan),
-            "window": plan.settings.window,
-            "seed": plan.settings.seed,
-            "ranks": plan.settings.world,
+            "batches_per_epoch": len(order),
+            "window": order.settings.window,
+            "seed": order.settings.seed,
+            "ranks": order.settings.world,
         }
 
     def _monitor(self) -> Monitor:
@@ -271,6 +272,6 @@ class InterleavedDataModule(L.LightningDataModule):
         """Log against student updates where the stage counts them."""
         if self.trainer is None or self.trainer.sanity_checking:
             return
-        step = getattr(self.trainer.lightning_module, "student_step", self.trainer.global_step)
+        step = student_updates(self.trainer.lightning_module)
         for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=int(step))
+            logger.log_metrics(metrics, step=step)

@@ -1,4 +1,4 @@
-"""Loading planned batches with worker processes, and counting what was consumed."""
+"""Loading the batches of a `BatchOrder` with worker processes, and counting what was consumed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.datamodules.corruption import Skip, SkipLog, SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.batch_order import BatchOrder, OrderedBatch
 from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.packing import PackedBatch, pack
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, keyed_random
-from hyperbagel.datamodules.plan import Plan, PlannedBatch
+from hyperbagel.datamodules.skipped import Skip, SkipLog, SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.sources import Samples
 from hyperbagel.training.stage import LearnsFrom
 
@@ -38,7 +38,7 @@ class OpenSource:
 
 
 class BatchDataset(Dataset[PackedBatch]):
-    """Builds the batch that a plan asks for.
+    """Builds the batch that the order asks for.
 
     dropout: None for none; learns_from: what the stage learns from, see `Stage`; None: all documents.
     """
@@ -54,7 +54,7 @@ class BatchDataset(Dataset[PackedBatch]):
         self.sources, self.builder, self.seed, self.dropout = list(sources), builder, seed, dropout
         self.learns_from = learns_from
 
-    def __getitem__(self, batch: PlannedBatch) -> PackedBatch:
+    def __getitem__(self, batch: OrderedBatch) -> PackedBatch:
         """The documents of a batch without those that are unusable, or have nothing for the stage to learn, which are
         recorded instead."""
         source = self.sources[batch.source]
@@ -108,7 +108,7 @@ class Monitor:
 
 
 class DocumentLoader(Iterable[DocumentBatch]):
-    """Batches of a plan, in its order for any number of workers.
+    """The batches of a `BatchOrder`, in its order for any number of workers.
 
     Each `iter` goes over the rest of the current epoch, or over the next when that is done. `position` counts the
     batches handed out since the beginning of the run, however many were loaded ahead. With repeat, every `iter`
@@ -117,19 +117,19 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def __init__(
         self,
-        plan: Plan,
+        order: BatchOrder,
         dataset: BatchDataset,
         settings: ReaderSettings,
         monitor: Monitor,
         position: int = 0,
         repeat: bool = False,
     ) -> None:
-        self.plan, self.dataset, self.monitor, self.repeat = plan, dataset, monitor, repeat
-        self._remaining = _Remaining(plan, position)
+        self.order, self.dataset, self.monitor, self.repeat = order, dataset, monitor, repeat
+        self._unseen = _UnseenBatches(order, position)
         workers = settings.num_workers
         self._loader: DataLoader[PackedBatch] = DataLoader(
             dataset,
-            sampler=self._remaining,
+            sampler=self._unseen,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -144,19 +144,19 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def __len__(self) -> int:
         """Batches an epoch, resumed ones included."""
-        return len(self.plan)
+        return len(self.order)
 
     @property
     def position(self) -> int:
         """Batches handed out since the beginning of the run."""
-        return self._remaining.position
+        return self._unseen.position
 
     def __iter__(self) -> Iterator[DocumentBatch]:
         if self.repeat:
-            self._remaining.position = 0
+            self._unseen.position = 0
         meter = _Meter()
         stream = iter(self._loader)
-        end = self._remaining.end
+        end = self._unseen.end
         for number in range(self.position, end):
             begin = perf_counter()
             packed = self._usable(next(stream), number)
@@ -165,7 +165,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
                 self.monitor.report(meter.metrics() | self._skip_metrics())
                 meter = _Meter()
             batch = packed.unpack()
-            self._remaining.position = number + 1
+            self._unseen.position = number + 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,15 +181,15 @@ class DocumentLoader(Iterable[DocumentBatch]):
         self.monitor.skips.add(packed.skipped)
         if packed.keys:
             return packed
-        source, reason = self.plan[number].source, packed.skipped[0].reason
+        source, reason = self.order[number].source, packed.skipped[0].reason
         for other in range(number + 1, number + min(len(self), _LOOK)):
-            if self.plan[other].source == source:
-                packed = self.dataset[self.plan[other]]
+            if self.order[other].source == source:
+                packed = self.dataset[self.order[other]]
                 self.monitor.skips.add(packed.skipped)
                 if packed.keys:
                     return packed
         raise ValueError(
-            f"source {packed.source!r} has no usable sample on rank {self.plan.rank}, as far as was looked; of the "
+            f"source {packed.source!r} has no usable sample on rank {self.order.rank}, as far as was looked; of the "
             f"first: {reason}"
         )
 
@@ -197,22 +197,22 @@ class DocumentLoader(Iterable[DocumentBatch]):
         return {f"data/skipped/{cause}": float(count) for cause, count in self.monitor.skips.counts.items()}
 
 
-class _Remaining:
-    """The planned batches from a position to the end of its epoch."""
+class _UnseenBatches:
+    """The batches from a position to the end of its epoch."""
 
-    def __init__(self, plan: Plan, position: int) -> None:
-        self._plan, self.position = plan, position
+    def __init__(self, order: BatchOrder, position: int) -> None:
+        self._order, self.position = order, position
 
     @property
     def end(self) -> int:
         """Position at which the epoch ends."""
         return (self.position // len(self) + 1) * len(self)
 
-    def __iter__(self) -> Iterator[PlannedBatch]:
-        return (self._plan[number] for number in range(self.position, self.end))
+    def __iter__(self) -> Iterator[OrderedBatch]:
+        return (self._order[number] for number in range(self.position, self.end))
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._order)
 
 
 class _Meter:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperbagel.bagel.segments import DocumentBatch, DroppedSegment, ImageSegment, Segment, TextSegment, ViTSegment
-from hyperbagel.datamodules.corruption import SkipRecord
 from hyperbagel.datamodules.pipeline import BuiltDocument, Kind
+from hyperbagel.datamodules.skipped import SkipRecord
 
 
 class _Place(NamedTuple):

@@ -18,9 +18,9 @@ from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.images import ImageError, ImageTransform, load_image
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, image_skip
 from hyperbagel.datamodules.documents import ImagePart, InterleavedDocument
 from hyperbagel.datamodules.shards import Sample
+from hyperbagel.datamodules.skipped import Skip, SkippedSampleError, image_skip
 
 Kind: TypeAlias = Literal["text", "vit", "image", "dropped"]
 

@@ -18,11 +18,11 @@ from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import ImageSegment, LatentSegment, Segment, TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.datamodules.corruption import SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.documents import TextPart
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder
 from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
+from hyperbagel.datamodules.skipped import SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator

@@ -18,7 +18,6 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from hyperbagel.datamodules.copies import local_shard
-from hyperbagel.datamodules.corruption import Skip, SkipRecord
 from hyperbagel.datamodules.documents import (
     MAX_JSON_BYTES,
     DocumentError,
@@ -28,6 +27,7 @@ from hyperbagel.datamodules.documents import (
     safe_name,
     system_name,
 )
+from hyperbagel.datamodules.skipped import Skip, SkipRecord
 from hyperbagel.datamodules.tar import TarDamage, TarMember, scan_tar
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperbagel.bagel.images import ImageTransform
-from hyperbagel.datamodules.corruption import Skip, SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.index import ShardIndex, load_indexes
 from hyperbagel.datamodules.shards import Sample, SampleSpan, find_samples, find_shards
+from hyperbagel.datamodules.skipped import Skip, SkippedSampleError, SkipRecord
 
 _OPEN_FILES = 64
 

@@ -12,8 +12,8 @@ from typing import Any
 import webdataset as wds
 
 from hyperbagel.bagel.images import ImageError, image_size
-from hyperbagel.datamodules.corruption import Skip, image_skip
 from hyperbagel.datamodules.documents import DocumentError, InterleavedDocument, parse_document, safe_key
+from hyperbagel.datamodules.skipped import Skip, image_skip
 from hyperbagel.files import whole_file
 
 

@@ -62,16 +62,16 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class ChainPlan:
+class ChainSettings:
     """How a chain is proposed. length: tokens; min_confidence: go on only while the product of their draft
     probabilities is at least this (of the most confident document whose answer goes on); stop: ids (S,) that end an
-    answer; settings: temperature and top-p; generator: of the draws.
+    answer; decoding: temperature and top-p; generator: of the draws.
     """
 
     length: int
     min_confidence: float
     stop: Tensor
-    settings: DecodingSettings
+    decoding: DecodingSettings
     generator: torch.Generator | None
 
 
@@ -130,31 +130,33 @@ class Drafter:
         x = self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
         return self.stack(x, rope, mask, cache)
 
-    def chain(self, state: DraftState, hidden: Tensor, position: Tensor, table: RopeTable, plan: ChainPlan) -> Proposal:
+    def chain(
+        self, state: DraftState, hidden: Tensor, position: Tensor, table: RopeTable, settings: ChainSettings
+    ) -> Proposal:
         """Propose one token after another. hidden: (B, 1, D) of the last true row, position: (B, 1) of it."""
         tokens: list[Tensor] = []
         probabilities: list[Tensor] = []
         confidence: Tensor | None = None
-        for i in range(plan.length):
+        for i in range(settings.length):
             if i:
                 mask = state.layers.place(1, ahead=i - 1)
                 rope = table.at(position + i)
                 hidden = self.step(F.embedding(tokens[-1], self.embed), hidden, rope, mask, state.layers)
             logits = self.logits(hidden)
-            if plan.settings.temperature == 0:
+            if settings.decoding.temperature == 0:
                 token = logits.argmax(-1)
             else:
-                q = next_token_probabilities(logits, plan.settings)
-                token = torch.multinomial(q[:, 0], 1, generator=plan.generator)
+                q = next_token_probabilities(logits, settings.decoding)
+                token = torch.multinomial(q[:, 0], 1, generator=settings.generator)
                 probabilities.append(self._widen(q))
             tokens.append(self.head.target_ids(token))
-            if plan.min_confidence > 0 and i + 1 < plan.length:
+            if settings.min_confidence > 0 and i + 1 < settings.length:
                 # Whether to go on depends on what was proposed so far, never on a token that is then left out: that
                 # would bend the distribution.
                 step = logits.float().softmax(-1).gather(-1, token[..., None])[..., 0]
-                step = step.masked_fill(torch.isin(tokens[-1], plan.stop), 0)
+                step = step.masked_fill(torch.isin(tokens[-1], settings.stop), 0)
                 confidence = step if confidence is None else confidence * step
-                if float(confidence.max()) < plan.min_confidence:
+                if float(confidence.max()) < settings.min_confidence:
                     break
         return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1) if probabilities else None)
 

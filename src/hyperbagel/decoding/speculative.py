@@ -17,7 +17,7 @@ from hyperbagel.bagel.segments import Document
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
 from hyperbagel.decoding.drafter import Drafter, DraftState, Rows
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, RopeTable
-from hyperbagel.decoding.rounds import DecodingRun, DraftedContext, Engine, SpeculationSettings
+from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine, SpeculationSettings
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
 

@@ -62,13 +62,15 @@ class Guidance:
 
 
 GENERATION = Guidance()
-"""Official text-to-image settings."""
+"""Text-to-image as the public BAGEL code does it; the default of samplers in recipes (`Samplers.generation`)."""
 PAPER_GENERATION = replace(GENERATION, interval=(0.0, 1.0))
-"""Text-to-image as Hyper-Bagel counts it: guidance at every step, hence 100 evaluations in 50 steps."""
+"""Text-to-image as Hyper-Bagel counts it: guidance at every step, hence 100 evaluations in 50 steps. The default of
+`hyperbagel generate` and `app`, and of the teacher in the distillation stages."""
 EDITING = Guidance(image_scale=2.0, renorm="text_channel", interval=(0.0, 1.0))
-"""Official editing settings of the public code."""
+"""Editing as the public BAGEL code does it; the default of samplers in recipes (`Samplers.editing`)."""
 PAPER_EDITING = replace(EDITING, interval=(0.4, 1.0))
-"""Editing as Hyper-Bagel counts it: guidance only where t > 0.4, hence 132 evaluations in 50 steps."""
+"""Editing as Hyper-Bagel counts it: guidance only where t > 0.4, hence 132 evaluations in 50 steps. The default of
+`hyperbagel edit` and `app`, and of the teacher in the distillation stages."""
 
 
 def _column(scale: float | Tensor, like: Tensor) -> Tensor:

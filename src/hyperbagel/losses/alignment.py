@@ -62,7 +62,7 @@ def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Te
         height, width = (side * vit.patch_size for side in grid.sizes[members[0]])
         if pictures.shape[-2:] != (height, width):
             pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
-        return model.understanding.vision.look(pictures).float()
+        return model.understanding.vision.features(pictures).float()
 
     return pad_sequence(in_groups(grid.sizes, look), batch_first=True)
 

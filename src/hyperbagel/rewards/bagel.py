@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperbagel.bagel.differentiable_resize import encoder_view
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.bagel.views import encoder_view
 from hyperbagel.rewards.base import Reward
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperbagel.bagel.differentiable_resize import resized
 from hyperbagel.bagel.tokenizer import as_plain
-from hyperbagel.bagel.views import resized
 from hyperbagel.rewards.base import Reward
 
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hyperbagel.bagel.differentiable_resize import resized
 from hyperbagel.bagel.tokenizer import as_plain
-from hyperbagel.bagel.views import resized
 from hyperbagel.rewards.base import Reward
 
 PIXELS = 256 * 28 * 28

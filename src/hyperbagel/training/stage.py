@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning import LightningModule
 from torch import nn
 
 from hyperbagel.bagel.branch import GenerationBranch
@@ -144,6 +145,11 @@ def frozen_names(module: nn.Module) -> set[str]:
         if isinstance(part, PositionTable):
             names |= {f"{path}.{name}" for name, _ in part.named_buffers()}
     return names
+
+
+def student_updates(module: LightningModule) -> int:
+    """Updates of the student so far, which is what results are logged against; of other modules the trainer's steps."""
+    return int(getattr(module, "student_step", module.global_step))
 
 
 def evaluated(stage: object, by: str) -> Stage:

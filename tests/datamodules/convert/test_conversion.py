@@ -21,7 +21,7 @@ from hyperbagel.datamodules.convert import (
     convert_seed_data_edit,
 )
 from hyperbagel.datamodules.convert.llava_onevision import Conversations
-from hyperbagel.datamodules.convert.pictures import Draft
+from hyperbagel.datamodules.convert.pictures import Composition
 from tests.datamodules.convert.datasets import (
     SERIAL,
     journey_row,
@@ -70,18 +70,18 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Conver
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the conversion stop after a number of pictures, as Ctrl-C does."""
-    draw = Draft.image
+    draw = Composition.image
 
     def after(pictures: int) -> None:
         left = [pictures]
 
-        def image(self: Draft, *args: Any, **options: Any) -> None:
+        def image(self: Composition, *args: Any, **options: Any) -> None:
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
             draw(self, *args, **options)
 
-        monkeypatch.setattr(Draft, "image", image)
+        monkeypatch.setattr(Composition, "image", image)
 
     return after
 
@@ -193,7 +193,7 @@ def test_a_complete_conversion_has_nothing_left_to_do(
     src, convert = dataset
     first = convert(src, str(tmp_path / "out"), options=SERIAL)
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(Draft, "image", None)  # would fail
+    monkeypatch.setattr(Composition, "image", None)  # would fail
     second = convert(src, str(tmp_path / "out"), options=SERIAL)
     assert replace(second, kept=0) == first and second.kept == second.shards
     assert contents(tmp_path / "out") == before
@@ -249,8 +249,8 @@ def test_shards_without_one_good_row_are_left_out(tmp_path: Path):
 
 def test_a_hopeless_conversion_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     converted = []
-    draft = Conversations.draft
-    monkeypatch.setattr(Conversations, "draft", lambda self, row: converted.append(row) or draft(self, row))
+    compose = Conversations.compose
+    monkeypatch.setattr(Conversations, "compose", lambda self, row: converted.append(row) or compose(self, row))
     row = {"image": "not_here.jpg", "conversations": turns("<image>", "a")}
     write_jsonl(tmp_path / "src/a.jsonl", [row] * 3000)
     with pytest.raises(TooManyBadRowsError, match="1000 of 1000 rows"):

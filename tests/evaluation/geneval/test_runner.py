@@ -22,8 +22,8 @@ from hyperbagel.evaluation.geneval import (
     compare,
     evaluate,
     generate_prompts,
+    jobs,
     judge_jobs,
-    plan,
     run_info,
 )
 from hyperbagel.evaluation.geneval.prompts import GenEvalPrompt, parse_prompt
@@ -108,9 +108,9 @@ def test_noise_does_not_depend_on_batches_or_processes() -> None:
     assert report.results == run(second, batch_size=16).results
     assert first.seeds == second.seeds
     settings = RunSettings(images_per_prompt=2)
-    jobs = plan(PROMPTS, settings)
+    wanted = jobs(PROMPTS, settings)
     painter, scorer = Painter(PROMPTS, fault=0.5), Scorer(SceneDetector())
-    shares = [judge_jobs(jobs[rank::3], painter, PROMPTS, scorer, batch_size=4) for rank in range(3)]
+    shares = [judge_jobs(wanted[rank::3], painter, PROMPTS, scorer, batch_size=4) for rank in range(3)]
     gathered = [result for share in shares for result in share]
     assert build_report(gathered, run_info(PROMPTS, settings)) == report
     assert run(Painter(PROMPTS, fault=0.5), seed=1).results != report.results

@@ -89,6 +89,10 @@ SMALL: Final = BagelConfig(
 """Sizes of fresh parts unless others are asked for; latent grid and picture limits are the official ones."""
 
 
+PRESETS: Final = {"nano": NANO, "small": SMALL, "scenes": SCENES}
+"""Name -> sizes, as `hyperbagel init --preset` takes it."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What to build a BAGEL from.

@@ -16,7 +16,7 @@ from hyperbagel.datamodules.convert.archives import archive_members
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
 from hyperbagel.datamodules.convert.names import name_key, plain_name
 from hyperbagel.datamodules.convert.rows import Row, RowSource
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.files import WriteError, whole_file
 from hyperbagel.messages import shown
 

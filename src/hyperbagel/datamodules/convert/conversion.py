@@ -25,14 +25,14 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from hyperbagel.datamodules.convert.archives import Unpacking
+from hyperbagel.datamodules.convert.conversion_folder import ConversionFolder
 from hyperbagel.datamodules.convert.errors import EXPECTED, BadRowError, FormatError, TooManyBadRowsError
 from hyperbagel.datamodules.convert.files import FileStates
 from hyperbagel.datamodules.convert.names import clean_name
 from hyperbagel.datamodules.convert.options import ConvertOptions
-from hyperbagel.datamodules.convert.pictures import Draft
+from hyperbagel.datamodules.convert.pictures import Composition
 from hyperbagel.datamodules.convert.reports import ConversionSummary, ShardReport, total
 from hyperbagel.datamodules.convert.rows import Row, RowSource
-from hyperbagel.datamodules.convert.workplace import Workplace
 from hyperbagel.datamodules.documents import DocumentError
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.files import write_json
@@ -44,7 +44,7 @@ _JUDGED_FROM = 1000
 class Converter(Protocol):
     """Makes documents of rows. It is sent to other processes, so it has to be picklable."""
 
-    def draft(self, row: Mapping[str, Any]) -> Draft:
+    def compose(self, row: Mapping[str, Any]) -> Composition:
         """The document of a row; raises BadRowError."""
 
 
@@ -57,7 +57,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionJob:
     """A whole conversion.
 
     name: of the data set, begins the names of shards; units: in order; settings: what else the result depends on;
@@ -102,27 +102,27 @@ def first_rows(units: Sequence[Unit], limit: int | None) -> list[Unit]:
     return [unit for unit in kept if unit.source.count != 0]
 
 
-def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSummary:
+def run(job: ConversionJob, out: str | Path, options: ConvertOptions) -> ConversionSummary:
     """Do what is left of a conversion; all of it anew when files of the data set changed.
 
     Raises FileExistsError when `out` holds another conversion, and TooManyBadRowsError.
     """
-    place = Workplace(Path(out), plan.name, options.shard_size)
-    place.begin(plan.fingerprint(options), options.resume)
-    done = [place.reports(number, unit.source) for number, unit in enumerate(plan.units)]
+    place = ConversionFolder(Path(out), job.name, options.shard_size)
+    place.begin(job.fingerprint(options), options.resume)
+    done = [place.reports(number, unit.source) for number, unit in enumerate(job.units)]
     pending = [number for number, reports in enumerate(done) if not reports or not reports[-1].last]
     kept = sum(report.written > 0 for reports in done for report in reports)
     record = place.out / "conversion.json"
     repeated = not pending and record.is_file()
     if pending:
-        for unpacking in plan.unpackings:
+        for unpacking in job.unpackings:
             unpacking.run()
     finished = [report for reports in done if reports and reports[-1].last for report in reports]
-    _convert(plan, place, pending, finished, options)
-    reports = (report for number, unit in enumerate(plan.units) for report in place.reports(number, unit.source))
+    _convert(job, place, pending, finished, options)
+    reports = (report for number, unit in enumerate(job.units) for report in place.reports(number, unit.source))
     summary = total(reports, place.out, kept)
     summary.repeated = repeated
-    summary.notes = json.loads(record.read_text()).get("notes", []) if repeated else plan.notes()
+    summary.notes = json.loads(record.read_text()).get("notes", []) if repeated else job.notes()
     _judge(summary, options.max_skipped)
     if not summary.written:
         raise TooManyBadRowsError(
@@ -130,23 +130,27 @@ def run(plan: Plan, out: str | Path, options: ConvertOptions) -> ConversionSumma
         )
     if not repeated:
         result = {key: value for key, value in asdict(summary).items() if key not in ("out", "kept", "repeated")}
-        write_json(record, {"settings": plan.fingerprint(options), **result})
+        write_json(record, {"settings": job.fingerprint(options), **result})
     place.end()
     return summary
 
 
 def _convert(
-    plan: Plan, place: Workplace, pending: Sequence[int], finished: Sequence[ShardReport], options: ConvertOptions
+    job: ConversionJob,
+    place: ConversionFolder,
+    pending: Sequence[int],
+    finished: Sequence[ShardReport],
+    options: ConvertOptions,
 ) -> None:
     """Convert the pending units and watch over the share of bad rows."""
-    known = [unit.source.count for unit in plan.units]
+    known = [unit.source.count for unit in job.units]
     bar = tqdm(
         total=None if None in known else sum(number or 0 for number in known),
-        initial=sum(report.rows for report in finished), desc=plan.name, unit="row", disable=not pending,
+        initial=sum(report.rows for report in finished), desc=job.name, unit="row", disable=not pending,
     )  # fmt: skip
     running = total(finished, place.out, 0)
     with bar:
-        for reports in _results(plan, place, pending, min(options.processes, len(pending))):
+        for reports in _results(job, place, pending, min(options.processes, len(pending))):
             for report in reports:
                 running.add(report)
                 bar.update(report.rows)
@@ -155,11 +159,13 @@ def _convert(
                 _judge(running, options.max_skipped)
 
 
-def _results(plan: Plan, place: Workplace, pending: Sequence[int], processes: int) -> Iterator[list[ShardReport]]:
+def _results(
+    job: ConversionJob, place: ConversionFolder, pending: Sequence[int], processes: int
+) -> Iterator[list[ShardReport]]:
     """The reports of each pending unit, in the order in which they get ready."""
     if processes <= 1:
         for number in pending:
-            yield convert_unit(place, number, plan.units[number])
+            yield convert_unit(place, number, job.units[number])
         return
     # Forking a process that has run threads may hang; a fork server has none, and imports only once.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -167,7 +173,7 @@ def _results(plan: Plan, place: Workplace, pending: Sequence[int], processes: in
     if method == "forkserver":
         context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
-        futures = [pool.submit(convert_unit, place, number, plan.units[number]) for number in pending]
+        futures = [pool.submit(convert_unit, place, number, job.units[number]) for number in pending]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -188,7 +194,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def convert_unit(place: Workplace, number: int, unit: Unit) -> list[ShardReport]:
+def convert_unit(place: ConversionFolder, number: int, unit: Unit) -> list[ShardReport]:
     """Write the shards of a unit that are not there yet; gives the reports of all."""
     reports = []
     rows = enumerate(unit.source.rows())
@@ -221,7 +227,7 @@ def _see_all_read(source: RowSource, rows: int) -> None:
         )
 
 
-def _write(place: Workplace, shard: str, rows: Iterator[tuple[int, Row]], unit: Unit, key: str) -> ShardReport:
+def _write(place: ConversionFolder, shard: str, rows: Iterator[tuple[int, Row]], unit: Unit, key: str) -> ShardReport:
     """Write one shard into the hidden folder. key: beginning of its samples' keys."""
     report = ShardReport()
     place.unmoved(shard).unlink(missing_ok=True)
@@ -232,8 +238,8 @@ def _write(place: Workplace, shard: str, rows: Iterator[tuple[int, Row]], unit: 
             try:
                 if isinstance(row.data, BadRowError):
                     raise row.data
-                draft = unit.converter.draft(row.data)
-                writer.write(f"{key}-{index:08d}", draft.document, draft.images)
+                composition = unit.converter.compose(row.data)
+                writer.write(f"{key}-{index:08d}", composition.document, composition.images)
                 report.written += 1
             except BadRowError as error:
                 report.skip(row.place, error)

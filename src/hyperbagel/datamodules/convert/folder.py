@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion import ConversionJob, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
 from hyperbagel.datamodules.convert.files import FolderFiles, find_files, some, watch
 from hyperbagel.datamodules.convert.lines import decode, not_utf8, open_text, text_lines
 from hyperbagel.datamodules.convert.names import PictureFolder, name_key, only_folder, plain_name
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES, Draft, missing_picture
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES, Composition, missing_picture
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.rows import ListedRows, Row, RowSource
 from hyperbagel.datamodules.convert.slices import first_row, slice_json
 from hyperbagel.datamodules.convert.tables import TableDialect, read_header, slice_table
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.messages import clip, shown
 
 _CAPTION_FILES: Final = tuple(
@@ -90,7 +90,7 @@ def convert_folder(
     converter = CaptionedPictures(PictureFolder((root,)), *keys)
     units = first_rows([Unit(source, converter) for source in sources], options.limit)
     settings = {"captions": files[0].name if files else None, "fields": list(keys)}
-    return run(Plan("folder", units, settings, root, watch(files[:1], [found]), notes=notes), out, options)
+    return run(ConversionJob("folder", units, settings, root, watch(files[:1], [found]), notes=notes), out, options)
 
 
 def _caption_files(root: Path) -> list[Path]:
@@ -280,13 +280,13 @@ class CaptionedPictures:
     image: str
     text: str
 
-    def draft(self, row: Mapping[str, Any]) -> Draft:
+    def compose(self, row: Mapping[str, Any]) -> Composition:
         """The caption and then the picture. Raises BadRowError, also for a caption that took in other rows."""
-        draft = Draft({key: value for key, value in row.items() if key != self.text})
+        composition = Composition({key: value for key, value in row.items() if key != self.text})
         text = row.get(self.text)
         if isinstance(text, str) and (other := _OTHER_ROW.search(text)):
             message = f"`{self.text}` holds another row, that of {shown(other[1])}; close its quotation mark"
             raise BadRowError(Skip.BAD_SCHEMA, message)
-        draft.text(text, self.text)
-        draft.image(self.folder.read(row.get(self.image)), self.image, loss=True)
-        return draft
+        composition.text(text, self.text)
+        composition.image(self.folder.read(row.get(self.image)), self.image, loss=True)
+        return composition

@@ -17,17 +17,17 @@ from typing import Any, Final, Literal, TypeAlias
 
 from hyperbagel.datamodules.convert.annotation_index import IMAGE, AnnotationIndex, archive_sources
 from hyperbagel.datamodules.convert.archives import Unpacking, find_archives
-from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion import ConversionJob, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion_folder import temporary_folder
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
 from hyperbagel.datamodules.convert.files import find_files, watch
 from hyperbagel.datamodules.convert.names import PictureFolder, plain_name
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Composition
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.rows import RowSource
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json_lines
 from hyperbagel.datamodules.convert.wording import choose_wording
-from hyperbagel.datamodules.convert.workplace import temporary_folder
 from hyperbagel.datamodules.documents import system_name
 from hyperbagel.messages import clip, shown
 
@@ -85,7 +85,7 @@ def convert_journeydb(
         _need_fit(_names(slices), folders, given)
         units = first_rows([Unit(source, converter) for source in slices], options.limit)
     settings = {"images": images, "annotations": lines.name, "wording": wording, "archives": bool(archives)}
-    return run(Plan("journeydb", units, settings, Path(src), files), out, options)
+    return run(ConversionJob("journeydb", units, settings, Path(src), files), out, options)
 
 
 def _names(slices: Iterable[RowSource]) -> Iterator[str]:
@@ -153,17 +153,17 @@ class Captions:
     folder: PictureFolder
     wording: CaptionWording
 
-    def draft(self, row: Mapping[str, Any]) -> Draft:
+    def compose(self, row: Mapping[str, Any]) -> Composition:
         """The text and then the picture."""
         name = plain_name(row.get("img_path"))
         task = row.get("Task2")
         caption = task.get("Caption") if isinstance(task, Mapping) else None
         wordings = {"caption": caption, "prompt": row.get("prompt")}
         chosen, text = choose_wording(wordings, self.wording, name)
-        draft = Draft({"img_path": name, "wording": chosen, **wordings})
-        draft.text(text, chosen)
-        draft.image(row[IMAGE] if IMAGE in row else self._read(name), "img_path", loss=True)
-        return draft
+        composition = Composition({"img_path": name, "wording": chosen, **wordings})
+        composition.text(text, chosen)
+        composition.image(row[IMAGE] if IMAGE in row else self._read(name), "img_path", loss=True)
+        return composition
 
     def _read(self, name: str) -> bytes:
         group = name.partition("/")[0]

@@ -13,16 +13,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion import ConversionJob, Unit, first_rows, run
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError, RowCause
 from hyperbagel.datamodules.convert.files import FolderFiles, find_files, watch
 from hyperbagel.datamodules.convert.names import PictureFolder
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Composition
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.rows import RowSource
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json, slice_parquet
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.messages import shown
 
 PLACEHOLDER: Final = "<image>"
@@ -54,8 +54,8 @@ def convert_llava_onevision(
         units += [Unit(source, converter) for source in sources]
     folders = [found, *([find_files(Path(images), PICTURE_SUFFIXES, Path(out))] if images else [])]
     units = first_rows(units, options.limit)
-    plan = Plan("llava-onevision", units, {"images": images}, Path(src), watch([], folders), notes=found.notes)
-    return run(plan, out, options)
+    job = ConversionJob("llava-onevision", units, {"images": images}, Path(src), watch([], folders), notes=found.notes)
+    return run(job, out, options)
 
 
 def _find(src: Path, out: Path) -> FolderFiles:
@@ -99,15 +99,15 @@ class Conversations:
 
     folder: PictureFolder
 
-    def draft(self, row: Mapping[str, Any]) -> Draft:
+    def compose(self, row: Mapping[str, Any]) -> Composition:
         """Questions with their pictures, and answers to be learnt."""
-        draft = Draft({key: row[key] for key in ("id", "data_source") if row.get(key) is not None})
+        composition = Composition({key: row[key] for key in ("id", "data_source") if row.get(key) is not None})
         turns = _turns(row.get("conversations"))
         images = list(self._images(row.get("image") or row.get("images")))
         shown = sum(text.count(PLACEHOLDER) for kind, text in turns if kind != "answer")
         if shown == 0:
             for image in images:  # LLaVA's rule for conversations that do not say where
-                draft.image(image, "image")
+                composition.image(image, "image")
         elif not images:
             raise BadRowError(RowCause.MISSING_IMAGE, f"{shown} {PLACEHOLDER} in `conversations`, but no `image`")
         elif shown != len(images):
@@ -117,14 +117,14 @@ class Conversations:
         for number, (kind, text) in enumerate(turns):
             key = f"conversations[{number}].value"
             if kind == "answer":
-                draft.text(text, key, loss=True)
+                composition.text(text, key, loss=True)
                 continue
             for position, piece in enumerate(text.split(PLACEHOLDER)):
                 if position:
-                    draft.image(next(left), "image")
+                    composition.image(next(left), "image")
                 if piece.strip() or text.strip() == "":
-                    draft.text(piece, key)
-        return draft
+                    composition.text(piece, key)
+        return composition
 
     def _images(self, images: object) -> Iterator[bytes]:
         """The encoded pictures of a row: one or several, encoded or by name."""

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
-from hyperbagel.datamodules.corruption import Skip
 from hyperbagel.datamodules.documents import safe_key
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.messages import shown
 
 _ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python reads names of files

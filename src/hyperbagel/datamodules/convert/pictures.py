@@ -10,7 +10,7 @@ from typing import Any
 from hyperbagel.bagel.images import ImageError, image_format, load_image
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
 from hyperbagel.datamodules.convert.names import PictureFile, clean_name
-from hyperbagel.datamodules.corruption import Skip, image_skip
+from hyperbagel.datamodules.skipped import Skip, image_skip
 from hyperbagel.messages import shown
 
 PICTURE_SUFFIXES = frozenset({
@@ -39,7 +39,7 @@ def missing_picture(text: Path) -> BadRowError:
 
 
 @dataclass(slots=True)
-class Draft:
+class Composition:
     """A document in the making: segments in order, encoded pictures by their member names, `meta` of the source."""
 
     meta: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from hyperbagel.datamodules.convert.errors import BadRowError, FormatError
 from hyperbagel.datamodules.convert.lines import text_lines
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.messages import clip, shown
 
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.DOTALL)

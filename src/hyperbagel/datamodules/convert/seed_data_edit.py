@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from hyperbagel.datamodules.convert.archives import Unpacking, find_archives
-from hyperbagel.datamodules.convert.conversion import Plan, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion import ConversionJob, Unit, first_rows, run
+from hyperbagel.datamodules.convert.conversion_folder import temporary_folder
 from hyperbagel.datamodules.convert.errors import BadRowError, RowCause
 from hyperbagel.datamodules.convert.files import FolderFiles, find_files, watch
 from hyperbagel.datamodules.convert.names import PictureFolder, normal_name
 from hyperbagel.datamodules.convert.options import DEFAULT_OPTIONS, ConvertOptions
-from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Draft
+from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES, Composition
 from hyperbagel.datamodules.convert.reports import ConversionSummary
 from hyperbagel.datamodules.convert.slices import first_row, need_keys, slice_json
 from hyperbagel.datamodules.convert.wording import choose_wording
-from hyperbagel.datamodules.convert.workplace import temporary_folder
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 
 InstructionWording: TypeAlias = Literal["instruction", "instruction_new", "either"]
 
@@ -72,8 +72,8 @@ def convert_seed_data_edit(
     folders = [found, *([find_files(Path(images), PICTURE_SUFFIXES, Path(out))] if images else [])]
     files = watch((part for unpacking in unpackings.values() for part in unpacking.parts), folders)
     units = first_rows(units, options.limit)
-    plan = Plan("seed-data-edit", units, settings, Path(src), files, tuple(unpackings.values()), found.notes)
-    return run(plan, out, options)
+    job = ConversionJob("seed-data-edit", units, settings, Path(src), files, tuple(unpackings.values()), found.notes)
+    return run(job, out, options)
 
 
 def _find(src: Path, out: Path) -> FolderFiles:
@@ -113,21 +113,21 @@ class Edits:
     folder: PictureFolder
     wording: InstructionWording
 
-    def draft(self, row: Mapping[str, Any]) -> Draft:
+    def compose(self, row: Mapping[str, Any]) -> Composition:
         """Source, then instruction and target of each round."""
         multi = any(_ROUND.fullmatch(key) for key in row)
         rounds = _rounds(row) if multi else [("instruction", "target_image")]
-        draft = Draft({"source_image": row.get("source_image"), "rounds": len(rounds)})
-        draft.image(self.folder.read(row.get("source_image")), "source_image")
+        composition = Composition({"source_image": row.get("source_image"), "rounds": len(rounds)})
+        composition.image(self.folder.read(row.get("source_image")), "source_image")
         for instruction, target in rounds:
             text = row.get(instruction)
             if not multi and row.get("instruction_new"):
                 wordings = {"instruction": text, "instruction_new": row["instruction_new"]}
                 instruction, text = choose_wording(wordings, self.wording, str(row.get("target_image")))
-                draft.meta |= wordings
-            draft.text(text, instruction)
-            draft.image(self.folder.read(row.get(target)), target, loss=True)
-        return draft
+                composition.meta |= wordings
+            composition.text(text, instruction)
+            composition.image(self.folder.read(row.get(target)), target, loss=True)
+        return composition
 
 
 def _rounds(row: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

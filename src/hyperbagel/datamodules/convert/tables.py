@@ -18,7 +18,7 @@ from hyperbagel.datamodules.convert.errors import BadRowError, FormatError
 from hyperbagel.datamodules.convert.lines import decode, open_text, text_lines
 from hyperbagel.datamodules.convert.pictures import PICTURE_SUFFIXES
 from hyperbagel.datamodules.convert.rows import FileSlice, Row
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 from hyperbagel.messages import shown
 
 _DIGITS = re.compile(r"\d+")

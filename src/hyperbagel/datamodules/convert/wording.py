@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 from hyperbagel.datamodules.convert.errors import BadRowError
-from hyperbagel.datamodules.corruption import Skip
+from hyperbagel.datamodules.skipped import Skip
 
 EITHER = "either"
 """Setting that takes one wording by chance, the same one every time, or the one that is there."""

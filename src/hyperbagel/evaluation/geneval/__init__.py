@@ -4,7 +4,7 @@ from hyperbagel.evaluation.geneval.prompt_generator import Vocabulary, generate_
 from hyperbagel.evaluation.geneval.prompts import GenEvalPrompt, PromptSet, read_prompts
 from hyperbagel.evaluation.geneval.protocol import ClassDetections, ColorClassifier, Detections, Detector
 from hyperbagel.evaluation.geneval.report import Comparison, GenEvalReport, build_report, compare
-from hyperbagel.evaluation.geneval.runner import RunSettings, Scorer, evaluate, judge_jobs, plan, run_info
+from hyperbagel.evaluation.geneval.runner import RunSettings, Scorer, evaluate, jobs, judge_jobs, run_info
 
 __all__ = [
     "ClassDetections",
@@ -22,8 +22,8 @@ __all__ = [
     "compare",
     "evaluate",
     "generate_prompts",
+    "jobs",
     "judge_jobs",
-    "plan",
     "read_prompts",
     "run_info",
 ]

@@ -1,6 +1,6 @@
 """Runs GenEval: generate N images a prompt from keyed noise, judge them, and report scores with intervals.
 
-`evaluate` does it all. Several processes share the work by `plan`, `judge_jobs` on a slice each, and `build_report`
+`evaluate` does it all. Several processes share the work by `jobs`, `judge_jobs` on a slice each, and `build_report`
 on the gathered results; the report does not depend on how the work was split.
 """
 
@@ -93,7 +93,7 @@ def noise_seed(seed: int, prompt_index: int, image_index: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def plan(prompts: PromptSet, settings: RunSettings) -> list[Job]:
+def jobs(prompts: PromptSet, settings: RunSettings) -> list[Job]:
     """All images of a run, prompt by prompt."""
     return [
         Job(prompt, image, noise_seed(settings.seed, prompt, image))
@@ -103,14 +103,14 @@ def plan(prompts: PromptSet, settings: RunSettings) -> list[Job]:
 
 
 def judge_jobs(
-    jobs: Sequence[Job], generate: Generate, prompts: PromptSet, scorer: Scorer, batch_size: int = 16
+    wanted: Sequence[Job], generate: Generate, prompts: PromptSet, scorer: Scorer, batch_size: int = 16
 ) -> Iterator[ImageResult]:
-    """Generate and judge the images of `jobs`; images that `generate` returns as None are left out.
+    """Generate and judge the wanted images; images that `generate` returns as None are left out.
 
     ValueError if `generate` returns another number of images than it was asked for.
     """
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    for start in range(0, len(wanted), batch_size):
+        batch = wanted[start : start + batch_size]
         images = generate([prompts.prompts[job.prompt_index].prompt for job in batch], [job.seed for job in batch])
         if len(images) != len(batch):
             raise ValueError(f"asked for {len(batch)} images, got {len(images)}: return None for one that failed")
@@ -138,9 +138,9 @@ def evaluate(
     settings = settings or RunSettings()
     scorer = Scorer(detector, color_classifier, settings.rules)
     scorer.check(prompts.prompts)
-    jobs = plan(prompts, settings)
-    results = judge_jobs(jobs, generate, prompts, scorer, settings.batch_size)
-    shown = tqdm(results, "GenEval", len(jobs), leave=False, disable=None)
+    wanted = jobs(prompts, settings)
+    results = judge_jobs(wanted, generate, prompts, scorer, settings.batch_size)
+    shown = tqdm(results, "GenEval", len(wanted), leave=False, disable=None)
     report = build_report(shown, run_info(prompts, settings), settings.intervals)
     if report.missing:
         log.warning("GenEval: %d of %d images are missing", report.missing, report.info.expected_images)

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class PlannedSource:
-    """A source as the plan sees it. order: (n,) int64, near numbers for samples of like size; weight: see `Source`."""
+class OrderedSource:
+    """What the order of batches depends on in a source."""
 
     order: NDArray[np.int64]
+    """(n,) int64, near numbers for samples of like size."""
     batch_size: int
+    """Samples per batch on each rank."""
     weight: float | None = None
+    """As in `Source`."""
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class OrderSettings:
     """How batches are made."""
 
     world: int = 1
@@ -37,7 +40,7 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedBatch:
+class OrderedBatch:
     """One batch of one rank. number: in the run; source: index; turn: how often that source was read before."""
 
     number: int
@@ -46,7 +49,7 @@ class PlannedBatch:
     samples: tuple[int, ...]
 
 
-class Plan:
+class BatchOrder:
     """The endless sequence of batches of one rank.
 
     In step k all ranks read the same source and samples of like size, so that they work equally long and use the
@@ -55,7 +58,7 @@ class Plan:
     batches of one sample, some samples come twice.) Raises ValueError for impossible settings.
     """
 
-    def __init__(self, sources: Sequence[PlannedSource], settings: PlanSettings, rank: int = 0) -> None:
+    def __init__(self, sources: Sequence[OrderedSource], settings: OrderSettings, rank: int = 0) -> None:
         if not 0 <= rank < settings.world:
             raise ValueError(f"rank {rank} is not one of {settings.world}")
         self.sources, self.settings, self.rank = list(sources), settings, rank
@@ -68,7 +71,7 @@ class Plan:
         """Batches an epoch."""
         return sum(self._shares)
 
-    def __getitem__(self, number: int) -> PlannedBatch:
+    def __getitem__(self, number: int) -> OrderedBatch:
         """Batch `number` of the run, counted from 0 over all epochs."""
         epoch, place = divmod(number, len(self))
         sources, occurrences = self._order(epoch)
@@ -77,7 +80,7 @@ class Plan:
         chunk = self._turn(source, turn)[step]
         # The parts are sorted by size: rotating keeps one rank from always getting the small ones.
         part = np.array_split(chunk, self.settings.world)[(self.rank + number) % self.settings.world]
-        return PlannedBatch(number, source, turn, tuple(part.tolist()))
+        return OrderedBatch(number, source, turn, tuple(part.tolist()))
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each batch of an epoch its source, and how many batches of that source come before it."""
@@ -128,7 +131,7 @@ def _chunks(samples: NDArray[np.int64], batch_size: int, world: int) -> list[NDA
     return chunks
 
 
-def _shares(sources: Sequence[PlannedSource], turns: Sequence[int], total: int | None) -> list[int]:
+def _shares(sources: Sequence[OrderedSource], turns: Sequence[int], total: int | None) -> list[int]:
     """Batches an epoch of each source."""
     given = [source.weight for source in sources if source.weight is not None]
     if given and len(given) != len(sources):

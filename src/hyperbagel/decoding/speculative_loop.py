@@ -18,7 +18,7 @@ from hyperbagel.decoding.autoregressive import (
     require_logits,
 )
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.drafter import ChainPlan, Drafter, DraftState, Proposal, Rows
+from hyperbagel.decoding.drafter import ChainSettings, Drafter, DraftState, Proposal, Rows
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.tree import TreeSettings, grow_tree, tree_mask
@@ -133,8 +133,8 @@ class DecodingRun:
         spec = self.speculation
         if spec.tree is not None:
             return grow_tree(self.drafter, state, (hidden, position), self.table, spec.tree, spec.length)
-        plan = ChainPlan(spec.length, spec.min_confidence, self.stop_ids, self.settings, self.generator)
-        return self.drafter.chain(state, hidden, position, self.table, plan)
+        settings = ChainSettings(spec.length, spec.min_confidence, self.stop_ids, self.settings, self.generator)
+        return self.drafter.chain(state, hidden, position, self.table, settings)
 
     def _verify(self, root: Tensor, proposal: Proposal | None) -> Verdict:
         """One pass of the target over the roots (B, f) and what is proposed behind them."""

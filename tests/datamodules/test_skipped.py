@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hyperbagel.datamodules.corruption import Skip, SkipLog, SkipRecord, TooManySkippedError
+from hyperbagel.datamodules.batch_order import OrderedBatch
 from hyperbagel.datamodules.index import index_shard
 from hyperbagel.datamodules.interleaved import Batching, InterleavedDataModule
 from hyperbagel.datamodules.loader import BatchDataset, OpenSource
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
-from hyperbagel.datamodules.plan import PlannedBatch
 from hyperbagel.datamodules.shards import SampleSpan, find_samples
+from hyperbagel.datamodules.skipped import Skip, SkipLog, SkipRecord, TooManySkippedError
 from hyperbagel.datamodules.sources import ShardSamples, Source
 from tests.datamodules.samples import make_png, sample_members, write_shards, write_tar
 
@@ -197,7 +197,7 @@ def test_fuzzed_shards_lose_no_good_sample(tmp_path: Path, builder: DocumentBuil
         index = index_shard(path)
         samples = ShardSamples([path], [index], with_loss=True)
         dataset = BatchDataset([OpenSource("fuzzed", samples)], builder, seed=0, dropout=None)
-        batch = dataset[PlannedBatch(0, 0, 0, tuple(range(len(samples))))]
+        batch = dataset[OrderedBatch(0, 0, 0, tuple(range(len(samples))))]
         good = {key for key, end in ends.items() if whole[begins[key] : end] in data}
         assert good <= set(batch.keys), f"mutation {seed} lost {good - set(batch.keys)}"
         assert len(set(batch.keys)) == len(batch.keys) <= 6

@@ -37,7 +37,7 @@ def temporary_folder(out: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
+class ConversionFolder:
     """Where a conversion writes and how it names and cuts its shards."""
 
     out: Path

@@ -1,0 +1,119 @@
+"""Reports of runs: `report.json` with all details, and Markdown tables that compare any number of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hyperbagel.evaluation import geneval
+from hyperbagel.evaluation.gedit import report as gedit
+from hyperbagel.files import write_text
+
+REPORT = "report.json"
+"""Name of the file in a run's folder."""
+
+OWN = "model"
+"""Name of the row of the stage's own sampler."""
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write both files; a crash leaves the old ones. Raises WriteError."""
+    texts = {REPORT: json.dumps(report, indent=1, ensure_ascii=False), "report.md": tables({folder.name: report})}
+    for name, text in texts.items():
+        write_text(folder / name, text + "\n")
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
+    """The report of a run's folder, or a report file. Raises FileNotFoundError, or ValueError if it is none."""
+    path = Path(run) / REPORT if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no report; `hyperbagel test` with the Report callback writes one")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        {row: dict(metrics) for found in report["results"].values() for row, metrics in found["rows"].items()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a report of a run ({error!r})") from error
+    loaded: dict[str, Any] = report
+    return loaded
+
+
+def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown tables, one per benchmark, of reports by name; one row for each measured setting of each run. The last
+    ones compare GenEval and GEdit on the same prompts, edits and noise with the first row's.
+    """
+    parts = [
+        _table(name, {row: {m: _figure(v) for m, v in metrics.items()} for row, metrics in found["rows"].items()})
+        for name, found in combined(reports)["results"].items()
+    ]
+    return "\n\n".join(parts + [table for name in _COMPARED if (table := _paired(name, reports))])
+
+
+def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of several by name: all rows, named after their run, without details."""
+    results: dict[str, Any] = {}
+    for run, report in reports.items():
+        for benchmark, found in report["results"].items():
+            rows = results.setdefault(benchmark, {"rows": {}, "details": {}})["rows"]
+            for row, metrics in found["rows"].items():
+                rows[_named(run, row, reports)] = metrics
+    return {"runs": list(reports), "results": results}
+
+
+def _named(run: str, row: str, reports: Mapping[str, Any]) -> str:
+    """What a row is called among those of all reports."""
+    return row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
+
+
+def _geneval_differences(report: geneval.GenEvalReport, reference: geneval.GenEvalReport) -> dict[str, str]:
+    found = geneval.compare(report, reference)
+    return {"pairs": str(found.images)} | {k: f"{v:+}" for k, v in (found.tasks | {"overall": found.overall}).items()}
+
+
+def _gedit_differences(report: gedit.GEditReport, reference: gedit.GEditReport) -> dict[str, str]:
+    found = gedit.compare(report, reference)
+    return {"pairs": str(found.edits)} | {f"{language}/o": f"{v:+}" for language, v in found.languages.items()}
+
+
+_COMPARED: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, str]]]] = {
+    "geneval": (geneval.GenEvalReport.from_dict, _geneval_differences),
+    "gedit": (gedit.GEditReport.from_dict, _gedit_differences),
+}
+
+
+def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The table of paired differences to the first row; None where no other row judged the same pictures."""
+    read, differences = _COMPARED[benchmark]
+    judged = {}
+    for run, report in reports.items():
+        for row, details in report["results"].get(benchmark, {}).get("details", {}).items():
+            with suppress(ValueError):  # without single verdicts
+                judged[_named(run, row, reports)] = read(details)
+    if not judged:
+        return None
+    (reference, first), *others = judged.items()
+    rows = {}
+    for name, other in others:
+        with suppress(ValueError):  # of other prompts or noise
+            rows[name] = differences(other, first)
+    title = f"{benchmark}, difference to {reference} on the same prompts and noise, with 95 % intervals"
+    return _table(title, rows) if rows else None
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, str]]) -> str:
+    columns = list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
+    lines = [["", *(column.removeprefix(f"{title}/") for column in columns)]]
+    lines += [[name, *(metrics.get(column, "-") for column in columns)] for name, metrics in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    body = [
+        " | ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    ]
+    return "\n".join([f"### {title}", "", *(f"| {line} |" for line in body)])
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3f}"
