@@ -52,7 +52,9 @@ class Way:
         assert guidance is not None
         grid = model.latent_grid([(model.config.vae_transform.max_size,) * 2] * len(documents))
         marks = [time.perf_counter()]
-        contexts = model.prefill_guided(documents, text=self.branch is None, image=self.branch is None and guidance.uses_image)
+        contexts = model.prefill_guided(
+            documents, text=self.branch is None, image=self.branch is None and guidance.uses_image
+        )
         marks.append(time.perf_counter())
         sample: Sample = self.sampler.sample(model, contexts, grid, noise, self.branch)
         marks.append(time.perf_counter())

@@ -85,6 +85,24 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def first_folder(folder: str | Path) -> Iterator[Path]:
+    """As `whole_folder`, for a folder that several processes may make at once: that of the first one stays."""
+    folder = Path(folder).absolute()
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with naming(folder):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # no other process was first
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def _move(partial: Path, folder: Path, old: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):  # kept, as somebody may stand in it
         for item in partial.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment
-from hyperbagel.draft.batch import extract_features
+from hyperbagel.draft.batch import extract_features, needed_entries
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
-from hyperbagel.draft.store import FeatureShards, bytes_per_token, collate, write_features
+from hyperbagel.draft.store import FeatureShards, collate, write_features
 from hyperbagel.draft.unroll import unroll
 from tests.nano import nano_bagel
 
@@ -43,7 +44,7 @@ def test_a_stored_batch_unrolls_as_the_online_one(tmp_path: Path) -> None:
     shards = FeatureShards(tmp_path, base_hash(model), entries)
     assert shards.keys == ["0", "1", "2", "3", "5"] and len(shards.paths) > 1
     size = sum(path.stat().st_size for path in shards.paths)
-    stated = tokens * bytes_per_token(entries, 4, 32, torch.float32)
+    stated = tokens * bytes_per_token(entries, 4, 32, 4)
     assert stated < size < stated + 3000 * len(shards.paths)
     stored = collate([shards[0], shards[1]])
     online = extract_features(model, batches()[0].documents, entries)
@@ -65,6 +66,11 @@ def test_features_that_do_not_fit_are_named(tmp_path: Path) -> None:
         FeatureShards(tmp_path, base_hash(model), DraftConfig().entries(CONFIG.llm))
 
 
+def bytes_per_token(entries: Iterable[int], num_layers: int, width: int, itemsize: int) -> int:
+    """As the module's docstring states it."""
+    return len(needed_entries(list(entries), num_layers)) * width * itemsize + 8
+
+
 def test_the_size_of_a_token_is_stated() -> None:
-    assert bytes_per_token(range(1, 29), 28, 3584) == 29 * 3584 * 2 + 8  # 208 kB
-    assert bytes_per_token((2, 14, 25), 28, 3584) == 5 * 3584 * 2 + 8  # 36 kB
+    assert bytes_per_token(range(1, 29), 28, 3584, 2) == 29 * 3584 * 2 + 8  # 208 kB
+    assert bytes_per_token((2, 14, 25), 28, 3584, 2) == 5 * 3584 * 2 + 8  # 36 kB

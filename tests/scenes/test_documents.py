@@ -16,7 +16,7 @@ from hyperbagel.scenes.captions import caption
 from hyperbagel.scenes.claims import whole_claim
 from hyperbagel.scenes.edits import Edit
 from hyperbagel.scenes.heldout import HELD_OUT_PAIRS
-from hyperbagel.scenes.vocabulary import build_tokenizer, save_tokenizer, world_texts
+from scripts.scenes_tokenizer import build_tokenizer, save_tokenizer, world_texts
 
 
 @pytest.mark.parametrize("kind", KINDS)

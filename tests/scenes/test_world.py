@@ -10,7 +10,7 @@ import pytest
 
 from hyperbagel.scenes import BACKGROUNDS, COLORS, KINDS, RELATIONS, SHAPES, coverage, draw, relations, sample
 from hyperbagel.scenes.heldout import HELD_OUT_PAIRS, HELD_OUT_RELATIONS, allows, lacks_pair, lacks_relation
-from hyperbagel.scenes.palette import LARGE_RADII, OPPOSITE, SMALL_RADII
+from hyperbagel.scenes.palette import OPPOSITE
 from hyperbagel.scenes.world import Scene, SceneObject, is_clear, relation, size_of
 
 
@@ -81,7 +81,7 @@ def test_all_drawn_scenes_are_clear(split: str) -> None:
         for a, b in combinations(scene.objects, 2):
             assert max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + 2
         for o in scene.objects:
-            low, high = SMALL_RADII if o.size == "small" else LARGE_RADII
+            low, high = (7, 9) if o.size == "small" else (11, 14)
             assert low <= o.radius <= high
 
 

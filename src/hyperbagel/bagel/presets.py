@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 
 from hyperbagel.bagel.build import assemble, initial
 from hyperbagel.bagel.shipped import cache_folder
+from hyperbagel.files import first_folder
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 
 
@@ -24,15 +23,6 @@ def preset_folder(preset: str) -> Path:
     version = sha256(repr(sizes).encode() + b"".join(path.read_bytes() for path in sources if path.is_file()))
     folder = cache_folder() / "fresh" / f"{preset}-{version.hexdigest()[:16]}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{preset}-"))
-        try:
-            with torch.device("cpu"):  # `plan` builds on the meta device
-                assemble.assemble(assemble.Parts(sizes=sizes), partial)
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # no other process was first
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with first_folder(folder) as partial, torch.device("cpu"):  # `plan` builds on the meta device
+            assemble.assemble(assemble.Parts(sizes=sizes), partial)
     return folder

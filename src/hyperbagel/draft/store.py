@@ -2,7 +2,7 @@
 
 A shard holds the tokens of its documents end to end: `layer.<entry>` (T, D), `position` and `labels` (T,) int32, and
 `start` (documents + 1,), the first token of each. A token takes (entries * D) * 2 bytes in bf16 and 8 more:
-BAGEL-7B with all 29 entries takes 208 kB a token, an EAGLE-3 head's 5 entries 36 kB.
+BAGEL-7B with all 29 entries takes 208 kB per token, an EAGLE-3 head's 5 entries 36 kB.
 """
 
 from __future__ import annotations
@@ -22,14 +22,9 @@ from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
-from hyperbagel.draft.batch import FeatureBatch, extract_features, needed_entries
+from hyperbagel.draft.batch import FeatureBatch, extract_features
 
 _METADATA = "hyperbagel_features"
-
-
-def bytes_per_token(entries: Sequence[int], num_layers: int, width: int, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Stored bytes of one token for a head that reads `entries` of a target of `num_layers` layers."""
-    return len(needed_entries(entries, num_layers)) * width * dtype.itemsize + 8
 
 
 def write_features(

@@ -23,11 +23,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether a difference with this interval is significant."""
-        return self.low > 0 or self.high < 0
-
     def __str__(self) -> str:
         return format(self)
 

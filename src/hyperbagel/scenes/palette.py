@@ -31,8 +31,6 @@ BACKGROUNDS: Final[dict[str, RGB]] = {
 
 SHAPES: Final[tuple[str, ...]] = ("circle", "square", "triangle", "diamond", "star", "ring", "cross", "heart")
 
-SMALL_RADII: Final[tuple[float, float]] = (7.0, 9.0)
-LARGE_RADII: Final[tuple[float, float]] = (11.0, 14.0)
 SIZE_THRESHOLD: Final = 10.0
 """Radius in pixels between "small" and "large"; no object comes within 1 px of it."""
 SIZES: Final[tuple[str, ...]] = ("small", "large")

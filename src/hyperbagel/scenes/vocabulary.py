@@ -1,73 +1,18 @@
-"""The world's tokenizer: a small byte-level BPE with BAGEL's special tokens, in Hugging Face's file format."""
+"""The world's tokenizer: a small byte-level BPE with BAGEL's special tokens, in Hugging Face's file format.
+
+It is built by `scripts/scenes_tokenizer.py`, anew when the words of the world change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from hyperbagel.files import write_json, write_text
-from hyperbagel.scenes.documents import KINDS, sample
+from tokenizers import Tokenizer
 
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 """Padding, beginning and end of a text block, beginning and end of an image block; ids 0 to 4."""
-MAX_VOCABULARY: Final = 2000
-
-
-def world_texts(samples_per_kind: int = 4000) -> Iterator[str]:
-    """Every text of the first samples of each kind of document, of both splits."""
-    for kind in KINDS:
-        for split in ("train", "test"):
-            for index in range(samples_per_kind // 2):
-                segments = sample(split, 0, index, kind).document["segments"]
-                yield from (segment["text"] for segment in segments if segment["type"] == "text")
-
-
-def build_tokenizer(texts: Iterable[str] | None = None) -> Tokenizer:
-    """Byte-level BPE over `texts` (the world's own by default), in which every word seen is one token.
-
-    The result depends on which words are seen, not on how often.
-
-    Chinese is cut into single characters first, so that phrases do not fill the vocabulary. Any other text is
-    represented by its bytes: encoding and decoding give the same text back.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])  # fmt: skip
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCABULARY,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    words: set[str] = set()
-    for text in world_texts() if texts is None else texts:
-        words.update(text[start:end] for _, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    tokenizer.train_from_iterator(sorted(words), trainer)
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer reads."""
-    folder = Path(folder)
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "additional_special_tokens": ["<|vision_start|>", "<|vision_end|>"],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 4096,
-    }
-    write_json(folder / "tokenizer_config.json", config, indent=2)
 
 
 def tokenizer_folder() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,6 @@ from hyperbagel.evaluation.gedit.samples import (
     Judge,
     JudgeScore,
 )
-from hyperbagel.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +143,3 @@ def _verdict(judge: Judge | ExactJudge, sample: EditSample, image: Image.Image) 
     if isinstance(judge, ExactJudge):
         return judge.score_sample(sample, image)
     return judge.score(sample.instruction, sample.source, image)
-
-
-def save_report(result: GEditReport, path: Path) -> None:
-    """Write the report as JSON, readable with any JSON parser (absent figures are null, never NaN)."""
-    text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")

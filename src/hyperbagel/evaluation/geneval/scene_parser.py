@@ -4,7 +4,7 @@ API, also for judges that compare two pictures:
 
 * `parse_scene(image) -> ParsedScene` with `objects`, a tuple of `FoundObject(shape, color, x, y, radius, score)`, best
   first, whose `box` is (x0, y0, x1, y1); `background`, the tint's name or None if it is none of the palette's;
-  `background_rgb`, its estimated colour; `unexplained`, the share of pixels that no found object accounts for.
+  `background_rgb`, its estimated colour.
 * image: (3, H, W) uint8 tensor, or (H, W, 3) uint8 array as the scenes package draws them.
 * score: in (0, 1]; above 0.9 for a clean drawing, also after the mild blur and noise of an autoencoder; below 0.3 for a
   shape of another kind or a malformed one. `parsed.clean(0.9)` are the objects to trust.
@@ -15,9 +15,8 @@ what differs from it is split into regions of one palette colour; `scene_matchin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,11 @@ _COLOR_VALUES = np.array(list(COLORS.values()), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class ParsedScene:
-    """All objects of a picture, best first, its background, and the share of pixels they leave unexplained."""
+    """All objects of a picture, best first, and its background."""
 
     objects: tuple[FoundObject, ...]
     background: str | None
     background_rgb: tuple[float, float, float]
-    unexplained: float
 
     def clean(self, threshold: float = 0.9) -> tuple[FoundObject, ...]:
         """The objects with a score strictly above `threshold`."""
@@ -73,7 +71,6 @@ def parse_scene(image: Tensor | npt.NDArray[np.uint8]) -> ParsedScene:
         objects=tuple(found),
         background=nearest if distances[nearest] <= _BACKGROUND_TOLERANCE else None,
         background_rgb=(float(background[0]), float(background[1]), float(background[2])),
-        unexplained=_unexplained(foreground, found),
     )
 
 
@@ -153,12 +150,3 @@ def _cover(pixels: FloatArray, background: FloatArray, tint: FloatArray) -> Floa
     pure = np.clip(2 - aside / _IMPURITY, 0, 1)
     result: FloatArray = (np.clip(share, 0, 1) * pure).astype(np.float32)
     return result
-
-
-def _unexplained(foreground: Mask, found: Sequence[FoundObject]) -> float:
-    """Share of pixels that are foreground and lie in no found object's box, each box 1 px wider."""
-    odd = foreground.copy()
-    for one in found:
-        x0, y0, x1, y1 = one.box
-        odd[max(floor(y0) - 1, 0) : ceil(y1) + 1, max(floor(x0) - 1, 0) : ceil(x1) + 1] = False
-    return float(odd.mean())
