@@ -39,7 +39,7 @@ class MeanFlow(DistillationStage):
         init_from: branch file to start from; None starts from the original branch.
         method: settings of the method.
         student: how the student is trained.
-        settings: what all distillation stages have in common; `compute.compile` must be off.
+        settings: what all distillation stages have in common.
     """
 
     conditions = (TEXT_SCALE, IMAGE_SCALE, DURATION)
@@ -54,8 +54,6 @@ class MeanFlow(DistillationStage):
         settings: DistillationSettings = DistillationSettings(),
     ) -> None:
         super().__init__(model, init_from, student, settings)
-        if settings.compute.compile:
-            raise ValueError("settings.compute.compile: compiled layers have no forward derivative; set it to false")
         self.method = method
         self.add_loss(Regression("mean_flow", scale=method.scale))
 
@@ -88,5 +86,5 @@ def average_velocity_target(student: Velocity, v: Tensor, x_t: Tensor, t: Tensor
     for which attention takes PyTorch's plain kernel. v, x_t: (B, n, C); t, s: (B,).
     """
     with sdpa_kernel(SDPBackend.MATH):
-        _, slope = torch.func.jvp(lambda x, time: student(x, time, s), (x_t, t), (v.to(x_t), torch.ones_like(t)))
+        slope = torch.func.jvp(lambda x, time: student(x, time, s), (x_t, t), (v.to(x_t), torch.ones_like(t)))[1]
     return v - (t - s)[:, None, None] * slope

@@ -78,6 +78,17 @@ def test_every_example_is_short_and_tested() -> None:
         assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= lines
 
 
+def test_the_guide_to_stages_shows_the_whole_example() -> None:
+    """Its excerpts follow each other, begin and end where paragraphs do, and leave nothing out."""
+    lines = (ROOT / "examples" / "mean_flow.py").read_text().splitlines()
+    guide = (ROOT / "docs" / "add-a-stage.md").read_text()
+    excerpts = [tuple(map(int, found)) for found in re.findall(r'"examples/mean_flow.py:(\d+):(\d+)"', guide)]
+    shown = [line for first, last in excerpts for line in lines[first - 1 : last]]
+    assert [line for line in shown if line] == [line for line in lines if line]
+    for first, last in excerpts:
+        assert all("".join(lines[edge : edge + 1]) == "" for edge in (first - 2, last) if edge >= 0)
+
+
 def test_a_loss(run: Any) -> None:
     logged = run("total_variation")
     assert logged["loss/total_variation"] > 0
