@@ -18,7 +18,7 @@ from hyperbagel.datamodules.writer import ShardWriter
 SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
 SHARD = 250
 HELD_OUT = 8
-"""Every how manieth topic is for the test."""
+"""Every n-th topic is held out for testing."""
 
 TEMPLATES = {
     "explain": (

@@ -1,4 +1,4 @@
-"""A GEdit judge of one's own: an edit shall change something, but not everything, and stay smooth."""
+"""A GEdit judge of one's own: an edit should change something, but not everything, and stay smooth."""
 
 import numpy as np
 from PIL import Image

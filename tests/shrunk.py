@@ -1,6 +1,6 @@
 """The `hyperbagel` command on small settings, to run what the documents show in seconds instead of hours.
 
-Run as a program with PYTHONPATH set to what shall be tested. What a command reads, writes and depends on stays: shrunk
+Run as a program with PYTHONPATH set to what should be tested. What a command reads, writes and depends on stays: shrunk
 are numbers of updates, documents, pictures, questions and steps, and layers are not compiled.
 """
 

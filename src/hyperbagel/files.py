@@ -1,4 +1,4 @@
-"""Files that are whole or absent; what a run reads, and where it writes to, is tried before work is spent on it."""
+"""Writes files that are whole or absent, and tries what a run reads and writes before work is spent on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees in a picture file: upright, 8 bits a sample, sRGB, transparency on white.
+"""Pictures as viewers show them: turned upright, 8 bits per sample, sRGB, transparency on white.
 
 Pillow hands out samples as they are stored. Turned by a tag, of 16 bits, in the inks of a printer, or with colours
 hidden behind transparency, they are not yet what a viewer shows.

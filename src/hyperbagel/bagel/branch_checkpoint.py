@@ -56,7 +56,7 @@ def context_hash(model: Bagel) -> str:
 class BranchInfo:
     """What a branch file says about itself.
 
-    stage: training stage that made it; nfe: evaluations an image it was made for (0: as many as the sampler takes);
+    stage: training stage that made it; nfe: evaluations per image it was made for (0: as many as the sampler takes);
     base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs;
     context: `context_hash` of its model, None in files from before there was one.
     """

@@ -1,4 +1,4 @@
-"""Official checkpoint folders.
+"""Reads and writes checkpoint folders in the official layout.
 
 A folder holds `llm_config.json`, `vit_config.json`, `ema.safetensors` (or shards with an index), `ae.safetensors`, the
 tokenizer's files and, where other settings differ from those of BAGEL-7B-MoT, `hyperbagel.json`. Weights are read from

@@ -1,4 +1,4 @@
-"""Prefilled contexts: what a document leaves behind for denoising and decoding."""
+"""Prefilled contexts: key-value caches of documents, for denoising and decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated pictures as vision encoders see them, with gradients back to the pixels."""
+"""Resizes generated pictures for vision encoders, with gradients back to the pixels."""
 
 from __future__ import annotations
 

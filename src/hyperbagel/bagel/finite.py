@@ -1,4 +1,4 @@
-"""Numbers that are none (NaN, infinite) end the work where they appear, instead of becoming black pictures."""
+"""Checks for NaN and infinite numbers, which end the work where they appear instead of becoming black pictures."""
 
 from __future__ import annotations
 

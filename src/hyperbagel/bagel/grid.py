@@ -32,7 +32,7 @@ def latent_grid(size: tuple[int, ...], config: BagelConfig) -> tuple[int, int]:
 class LatentGrid:
     """The token grids of a batch of images to be denoised.
 
-    sizes: (h, w) in tokens, one an image; position_ids: (B, n) into the latent position table, n the longest;
+    sizes: (h, w) in tokens, one per image; position_ids: (B, n) into the latent position table, n the longest;
     valid: (B, n) bool, or None when all images have n tokens.
     """
 

@@ -1,4 +1,4 @@
-"""Work on what has one size together, in the order in which it was given."""
+"""Applies a function once per group of items of equal size, and returns the results in the order of the items."""
 
 from __future__ import annotations
 

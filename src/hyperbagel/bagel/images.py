@@ -116,7 +116,7 @@ def _message(error: Exception, name: str | None) -> str:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """BAGEL's resize and normalisation for one branch."""
+    """BAGEL's resize and normalisation, with the limits of the autoencoder or of the ViT."""
 
     max_size: int
     """Limit in pixels for the longer side; it wins over min_size for long narrow pictures."""

@@ -29,8 +29,8 @@ from hyperbagel.bagel.vision import unpatchify
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """Of one training forward. und: (B, Nu, D) final hidden states of the understanding stream (after the norm);
-    gen: (B, Ng, D) likewise; velocity: (B, Ng, C) of every latent token."""
+    """Of one training forward: final hidden states of both streams after the norm, und (B, Nu, D) and gen (B, Ng, D),
+    and the velocity (B, Ng, C) of every latent token."""
 
     und: Tensor
     gen: Tensor

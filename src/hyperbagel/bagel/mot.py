@@ -1,4 +1,4 @@
-"""Mixture of Transformers: two experts a layer that meet in one attention.
+"""Mixture of Transformers: two experts per layer that meet in one attention.
 
 Tokens are kept in two streams, understanding and generation, instead of one mixed sequence: routing is then slicing,
 every shape is static, and the order of a document lives in positions and mask alone (attention does not care for
@@ -112,7 +112,7 @@ class PastLayer(NamedTuple):
 
 
 class MoTOutput(NamedTuple):
-    """Streams after the last layer (before the final norms); the new tokens' keys and values, one tensor a layer
+    """Streams after the last layer (before the final norms); the new tokens' keys and values, one tensor per layer
     (B, kv_heads, Nu + Ng, head_dim), understanding tokens first; and, when asked for, the residual streams: entry i
     enters layer i, the last one leaves the last layer."""
 

@@ -1,4 +1,4 @@
-"""The pieces an interleaved document is made of, as the model sees them.
+"""Segments: the pieces of an interleaved document, as the model reads them.
 
 A *document* is a sequence of segments. Data readers build documents, `layout.Layout` turns a batch of them into
 padded token streams, and `Bagel.prefill` turns them into a key-value cache.
@@ -96,10 +96,10 @@ Document: TypeAlias = Sequence[Segment]
 
 @dataclass(frozen=True, slots=True)
 class DocumentBatch:
-    """What data modules hand to stages: one entry a document in each field.
+    """What data modules hand to stages: one entry per document in each field.
 
     documents: the segments, condition dropout already applied; keys: unique sample names, for error reports;
-    metas: the samples' free-form `meta`; source: name of the data source (one source a batch).
+    metas: the samples' free-form `meta`; source: name of the data source (one source per batch).
     """
 
     documents: tuple[Document, ...]

@@ -1,4 +1,4 @@
-"""What BAGEL understands with: frozen and shared while generation branches are trained and swapped."""
+"""The understanding stack of BAGEL: frozen, and shared by all generation branches."""
 
 from __future__ import annotations
 

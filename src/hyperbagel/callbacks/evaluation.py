@@ -1,4 +1,4 @@
-"""What evaluating callbacks share: when they run, on which weights, over how many processes, and where results go."""
+"""The base of evaluating callbacks: when they run, on which weights, in which processes, and where results go."""
 
 from __future__ import annotations
 

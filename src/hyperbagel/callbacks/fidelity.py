@@ -1,4 +1,4 @@
-"""Distances of generated pictures to real ones and to the teacher's, and how much those of one prompt differ."""
+"""Fréchet distances of generated pictures to real ones and to the teacher's, and the diversity within a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GEdit of a stage: edited pictures, judged."""
+"""The callback `GEdit`: a stage edits pictures, and a judge scores them."""
 
 from __future__ import annotations
 

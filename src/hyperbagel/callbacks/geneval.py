@@ -1,4 +1,4 @@
-"""GenEval of a stage, under one or several samplers, with the distances of its pictures to others."""
+"""The callback `GenEval`: GenEval of a stage under one or several samplers, and distances of its pictures to others."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class GenEval(Evaluation):
         prompts: what is asked for.
         samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own,
             and one may name a distilled branch to measure instead of the stage's.
-        settings: pictures a prompt, batch size, seed.
+        settings: pictures per prompt, batch size, seed.
         fidelity: also measure distances of the pictures to others, and diversity.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
     """

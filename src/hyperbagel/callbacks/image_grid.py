@@ -1,4 +1,4 @@
-"""Pictures of fixed prompts and seeds, to watch a training."""
+"""The callback `ImageGrid`: pictures of fixed prompts and seeds, to watch a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What made a result: versions, weights, settings and cost, and the summary for TensorBoard's HParams."""
+"""The callback `Provenance`: versions, weights and cost of a run, and its summary for TensorBoard's HParams."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import Evaluation
-from hyperbagel.callbacks.pictures import side_by_side
+from hyperbagel.callbacks.side_by_side import side_by_side
 from hyperbagel.evaluation.reports import REPORT, tables, write_report
 from hyperbagel.files import write_picture
 from hyperbagel.training.stage import student_updates

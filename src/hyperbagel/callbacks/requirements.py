@@ -1,4 +1,4 @@
-"""What the callbacks of a run will need, checked as a whole before anything is drawn or trained."""
+"""Checks everything that the callbacks of a run will need before anything is drawn or trained."""
 
 from __future__ import annotations
 

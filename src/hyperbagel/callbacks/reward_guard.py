@@ -1,4 +1,4 @@
-"""A reward cannot be hacked unseen: its weight falls, or training stops, when pictures get worse while it rises."""
+"""The callback `RewardGuard`: lowers a reward's weight, or stops, when pictures get worse while the reward rises."""
 
 from __future__ import annotations
 

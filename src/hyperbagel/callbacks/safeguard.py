@@ -1,4 +1,4 @@
-"""What keeps a run safe: whole checkpoints, a stop at what is not finite, a save when the run is told to end."""
+"""The callback `Safeguard`: whole checkpoints, a stop at what is not finite, a save when a run is told to end."""
 
 from __future__ import annotations
 

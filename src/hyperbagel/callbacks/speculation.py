@@ -1,4 +1,4 @@
-"""What a draft head gains: plain and speculative decoding of the same questions, in turn, in one run."""
+"""The callback `Speculation`: plain and speculative decoding of the same questions, in turn, in one run."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from hyperbagel.draft.head import DraftHead
 
 @dataclass
 class KindResult:
-    """Of the questions of one kind. seconds, tokens: of plain and speculative decoding; differing: answers that are not
-    those of plain decoding; statistics: of the speculative one."""
+    """Measurements of one kind of question. seconds, tokens: of plain and speculative decoding; differing: answers that
+    are not those of plain decoding; statistics: of the speculative one."""
 
     questions: int = 0
     differing: int = 0

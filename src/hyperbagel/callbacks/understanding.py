@@ -1,4 +1,4 @@
-"""What a stage's model says about pictures, marked."""
+"""The callback `Understanding`: marks what a stage's model says about pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hyperbagel init`."""
+"""`hyperbagel init`: builds a BAGEL from pretrained or fresh parts."""
 
 from __future__ import annotations
 

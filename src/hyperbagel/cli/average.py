@@ -1,4 +1,4 @@
-"""`hyperbagel average`."""
+"""`hyperbagel average`: the weighted mean of branches."""
 
 from __future__ import annotations
 

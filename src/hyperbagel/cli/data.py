@@ -42,7 +42,7 @@ def scenes(
         size: number of samples.
         seed: another seed draws other samples.
         weights: share of each kind of document, as in {caption: 2, dialogue: 1}; default a mix of all kinds.
-        shard_size: samples a shard.
+        shard_size: samples per shard.
     """
     check_folder(out)
     shards = write_scenes(out, split, size, seed, weights, shard_size)
@@ -106,7 +106,7 @@ def features(
 ) -> None:
     """Store a model's hidden states over the documents of shards: a draft head then trains without running the model.
 
-    Pays where documents are read several times. They are stored in bfloat16, (entries * width) * 2 bytes a token.
+    Pays where documents are read several times. They are stored in bfloat16, (entries * width) * 2 bytes per token.
 
     Args:
         shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.

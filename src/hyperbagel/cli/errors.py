@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line; option parsers that say it so."""
+"""Tells a user's errors in one line, and the option parsers that raise them."""
 
 from __future__ import annotations
 

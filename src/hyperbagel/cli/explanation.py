@@ -1,4 +1,4 @@
-"""What is wrong with options and settings, in a few words, out of jsonargparse's long ones."""
+"""Short messages about wrong options and settings, from jsonargparse's long ones."""
 
 from __future__ import annotations
 

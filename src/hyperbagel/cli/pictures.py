@@ -1,4 +1,4 @@
-"""`hyperbagel generate` and `hyperbagel edit`."""
+"""`hyperbagel generate` and `hyperbagel edit`: pictures from prompts, or from pictures and instructions."""
 
 from __future__ import annotations
 

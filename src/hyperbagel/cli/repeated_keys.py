@@ -1,4 +1,4 @@
-"""YAML in which a setting occurs twice is refused, where PyYAML silently takes the last one."""
+"""Refuses YAML in which a setting occurs twice, of which PyYAML silently takes the last one."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CriticSettings:
 
 @dataclass(frozen=True)
 class JudgedBatch:
-    """What latents are judged in: context and grids of B images, and the conditions under which they were made."""
+    """What latents are judged together with: context and grids of B images, and the conditions they were made under."""
 
     context: Context
     grid: LatentGrid

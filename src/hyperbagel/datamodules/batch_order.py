@@ -1,4 +1,4 @@
-"""Which samples are in which batch: a pure function of the seed and the batch's number.
+"""The order of batches: which samples are in which batch, a pure function of the seed and the batch's number.
 
 Nothing here depends on how far loading got, on workers, or on a global random state. Resuming therefore is to go on
 with the next number, and all ranks agree without talking to each other.
@@ -68,7 +68,7 @@ class BatchOrder:
         self._chunks: dict[int, tuple[int, list[NDArray[np.int64]]]] = {}
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return sum(self._shares)
 
     def __getitem__(self, number: int) -> OrderedBatch:
@@ -120,7 +120,7 @@ def _steps(samples: int, batch_size: int, world: int) -> int:
 
 
 def _chunks(samples: NDArray[np.int64], batch_size: int, world: int) -> list[NDArray[np.int64]]:
-    """Cut into steps of batch_size * world samples, the last with fewer, but at least one a rank."""
+    """Cut into steps of batch_size * world samples, the last with fewer, but at least one per rank."""
     size = batch_size * world
     chunks = np.split(samples, range(size, len(samples), size))
     if len(chunks[-1]) < world:
@@ -132,7 +132,7 @@ def _chunks(samples: NDArray[np.int64], batch_size: int, world: int) -> list[NDA
 
 
 def _shares(sources: Sequence[OrderedSource], turns: Sequence[int], total: int | None) -> list[int]:
-    """Batches an epoch of each source."""
+    """Batches per epoch of each source."""
     given = [source.weight for source in sources if source.weight is not None]
     if given and len(given) != len(sources):
         raise ValueError("give every source a `weight`, or none")

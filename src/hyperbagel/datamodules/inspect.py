@@ -1,4 +1,4 @@
-"""A look into shards: what is in them, what is wrong with them, and a sheet of samples."""
+"""Inspects shards: counts what is in them and what is wrong with them, and draws a sheet of samples."""
 
 from __future__ import annotations
 

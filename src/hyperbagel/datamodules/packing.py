@@ -1,4 +1,4 @@
-"""Batches on their way from a worker to the main process.
+"""Packs a batch into two tensors for the way from a worker to the main process.
 
 A batch has hundreds of small tensors, each of which would cost a shared-memory file. All pictures travel as one
 uint8 tensor and all token ids as one int64 tensor instead, and are cut up on arrival.

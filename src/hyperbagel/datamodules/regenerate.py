@@ -57,14 +57,18 @@ class RegenerationSettings:
 
 @dataclass
 class RegenerationSummary:
-    """documents: written; answers: in them; without_answers: documents that ask nothing; cut: documents dropped
-    because an answer was empty or too long; skipped: unusable samples."""
+    """What became of the samples."""
 
     documents: int = 0
+    """Documents written."""
     answers: int = 0
+    """Answers in them."""
     without_answers: int = 0
+    """Documents that ask nothing."""
     cut: int = 0
+    """Documents dropped because an answer was empty or too long."""
     skipped: int = 0
+    """Unusable samples."""
 
     def __str__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""Broken samples are skipped, counted by cause, reported, and never too many of them."""
+"""Skipped samples: counted by cause and reported, and too many of them stop a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens the answers of shards are made of, for draft heads of a reduced vocabulary."""
+"""Counts the tokens in the answers of shards, for draft heads of a reduced vocabulary."""
 
 from __future__ import annotations
 

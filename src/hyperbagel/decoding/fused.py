@@ -1,4 +1,4 @@
-"""Layers in few, large operations: at one token and batch size 1, what costs is the number of operations.
+"""Layers for inference in few, large operations: at one token and batch size 1 their number decides the time.
 
 The same mathematics as `bagel.mot`, without gradients and for the understanding stream alone: joined projections, rope
 applied to queries and keys at once, residual additions inside the matrix products, query heads of one key-value head

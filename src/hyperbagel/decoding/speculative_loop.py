@@ -1,4 +1,4 @@
-"""The rounds of speculative decoding: propose, verify, keep what was accepted."""
+"""The loop of speculative decoding: propose tokens, verify them, keep what was accepted."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Engine:
 
 @dataclass
 class Verdict:
-    """Of one verification: each document's path through the proposal (node numbers from the root on), the tokens along
-    it (without the root) with the target's own one at the end."""
+    """The result of one verification: each document's path through the proposal (node numbers from the root on), the
+    tokens along it (without the root) with the target's own one at the end."""
 
     paths: list[list[int]]
     tokens: list[list[int]]

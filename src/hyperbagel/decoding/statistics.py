@@ -1,4 +1,4 @@
-"""What speculative decoding achieved: acceptance length and the curve of acceptance rates."""
+"""Statistics of speculative decoding: acceptance length and the curve of acceptance rates."""
 
 from __future__ import annotations
 

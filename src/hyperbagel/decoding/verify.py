@@ -1,4 +1,4 @@
-"""Which proposed tokens the target keeps: pure functions that leave its distribution, or its greedy choice, exact."""
+"""Verifies proposed tokens: pure functions that keep the target's distribution, or its greedy choice, exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a draft head learns from: the target's hidden states over a batch of documents."""
+"""Training batches of draft heads: the target's hidden states over a batch of documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The draft head: what proposes tokens from the target's hidden states."""
+"""The draft head, which proposes tokens from the target's hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the draft is trained on: terms that compare its distribution with the target's, row by row.
+"""Loss terms of draft heads, which compare the draft's distribution with the target's, row by row.
 
 A term sees logits over the draft's vocabulary. With a reduced vocabulary the target's logits are restricted to it
 before the softmax, and rows whose most likely token lies outside are not among those given.

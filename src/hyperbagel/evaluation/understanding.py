@@ -1,4 +1,4 @@
-"""How much of what a model says about pictures is right: caption facts, short answers, yes/no.
+"""Accuracy of what a model says about pictures: caption facts, short answers, yes/no.
 
 Pure functions over texts. Answers that cannot be read are wrong, and counted; nothing is guessed.
 """
@@ -80,7 +80,7 @@ class UnderstandingReport:
 def evaluate_understanding(
     answers: Sequence[str], samples: Sequence[UnderstandingSample], read_facts: FactReader = parse_caption
 ) -> UnderstandingReport:
-    """Mark answers, one a sample in the same order. read_facts: how captions state facts (of the scenes world).
+    """Mark answers, one per sample in the same order. read_facts: how captions state facts (of the scenes world).
 
     Raises ValueError if there is not one answer a sample, or no sample.
     """

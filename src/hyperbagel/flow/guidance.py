@@ -23,12 +23,12 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance settings."""
+    """How strong guidance is, how its result is limited, and at which times it is used."""
 
     text_scale: float = 4.0
     """Strength of the text guidance; <= 1 means no guidance at all."""
     image_scale: float = 1.0
-    """Strength of the guidance by source pictures; <= 1 means that its branch is not used."""
+    """Strength of the guidance by source pictures; <= 1 means that its pass is left out."""
     renorm: Renorm = "global"
     """What the renorm takes norms over: `global` the whole image, `channel` each token, `text_channel` each token and
     before the image term."""

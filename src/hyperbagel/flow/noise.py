@@ -1,4 +1,4 @@
-"""Noise that pictures share, but for its coarse structure."""
+"""Noise that all pictures share except in its lowest frequencies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SharedNoise:
             raise ValueError(f"need frequencies >= 0, got {self}")
 
     def __call__(self, noise: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Own noise (B, n, C) of pictures of (h, w) tokens, zero at padding -> what a sampler shall start with."""
+        """Own noise (B, n, C) of pictures of (h, w) tokens, zero at padding -> what a sampler should start with."""
         rows = []
         for own, (height, width) in zip(noise, sizes, strict=True):
             generator = torch.Generator().manual_seed(self.seed)

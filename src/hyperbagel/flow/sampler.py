@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """What sampling yields.
+    """The result of sampling.
 
     latents: (B, n, C) float32 tokens at t = 0; nfe: evaluations of the generation network for one image;
     trajectory: (steps + 1, B, n, C), from the noise to the latents.

@@ -1,4 +1,4 @@
-"""The way of an ODE from noise to data: the one Euler loop under sampling and training."""
+"""Euler trajectories from noise to data: the one loop that sampling and training use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Velocity(Protocol):
-    """What a network says of one batch, with everything but noisy latents and times bound."""
+    """The velocity of one batch as a function of noisy latents and times, everything else being bound."""
 
     def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """The velocity (B, n, C) of x_t (B, n, C) at t (B,).

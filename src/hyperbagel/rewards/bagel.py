@@ -19,7 +19,7 @@ from hyperbagel.rewards.base import Reward
 class UnderstandingReward(Reward):
     """A reward that asks a BAGEL model about pictures: the one that is trained, or another.
 
-    The understanding branch is never trained, so the judge does not follow the student. The gradient reaches the pixels
+    The understanding stack is never trained, so the judge does not follow the student. The gradient reaches the pixels
     through the vision tower.
 
     Args:
@@ -68,7 +68,7 @@ class UnderstandingReward(Reward):
 
 
 class BagelReward(UnderstandingReward):
-    """Log-odds of "yes" against "no" to a question on the picture, asked of the model's own understanding branch.
+    """Log-odds of "yes" against "no" to a question on the picture, asked of the model's own understanding stack.
 
     Args:
         question: with `{prompt}` for what the picture should show.
@@ -112,7 +112,7 @@ class BagelReward(UnderstandingReward):
 
 
 class CaptionReward(UnderstandingReward):
-    """Mean log-probability, a token, that the model's own understanding describes the picture as it should be.
+    """Mean log-probability per token with which the model's own understanding describes the picture as it should be.
 
     It takes whole captions for prompts (a document's meta may have one, see `RewardTerm.prompt_key`), and sees
     everything that they say, where a question with yes or no for an answer sees one thing.

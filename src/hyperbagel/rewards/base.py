@@ -1,4 +1,4 @@
-"""What a reward is."""
+"""The interface of rewards, which score pictures against prompts."""
 
 from __future__ import annotations
 

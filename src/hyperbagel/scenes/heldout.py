@@ -1,4 +1,4 @@
-"""Three splits: combinations that training never shows, so that the other two ask for what was never seen.
+"""The three splits of the scenes world, by combinations that training never shows and the other two ask for.
 
 `train` is what models learn from, `val` is for every choice that is made on the way, `test` for what is reported in
 the end. For `test`, one colour of each shape (8 of the 80 pairs) is held out of `train` and `val`, and about one in

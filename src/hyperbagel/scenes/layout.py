@@ -61,7 +61,7 @@ def random_scene(
     background: str | None = None,
     accept: Callable[[Sequence[SceneObject]], bool] | None = None,
 ) -> Scene:
-    """A clear scene of exactly one object a spec, which `split` may show and `accept` (objects in the order of
+    """A clear scene of exactly one object per spec, which `split` may show and `accept` (objects in the order of
     `specs`) agrees with.
 
     Raises ValueError if no such scene turns up, which means that the demands contradict one another.
@@ -74,7 +74,7 @@ def random_scene(
 
 
 def _place_in_turn(specs: Sequence[Spec], split: str, rng: Random) -> list[SceneObject] | None:
-    """One object a spec, each tried a few times beside those before it; None at a dead end."""
+    """One object per spec, each tried a few times beside those before it; None at a dead end."""
     objects: list[SceneObject] = []
     free = list(PLACES)
     for spec in specs:

@@ -1,4 +1,4 @@
-"""First weights of what no pretrained part brings."""
+"""Initial weights of the parts of a BAGEL that are not pretrained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a row, which is counted, and with a whole data set, which stops the conversion."""
+"""Errors of conversions: those of a row, which are counted, and those of a whole data set, which stop the work."""
 
 from __future__ import annotations
 

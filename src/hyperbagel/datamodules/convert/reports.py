@@ -1,4 +1,4 @@
-"""What became of the rows: a report for each shard, which is also how a stopped conversion is continued."""
+"""Reports of what became of the rows of each shard, from which a stopped conversion also continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two wordings of the same thing becomes the text of a document; both are kept in its `meta`."""
+"""Chooses which of two wordings becomes the text of a document; both are kept in its `meta`."""
 
 from __future__ import annotations
 

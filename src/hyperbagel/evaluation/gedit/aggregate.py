@@ -1,4 +1,4 @@
-"""From the verdicts on samples to the published figures.
+"""Computes the published figures from the verdicts on samples.
 
 For each language and set: plain means over the scored samples of a category, then the unweighted mean over the
 categories. O is taken per sample, never from averages. Missing samples are in no mean, and always counted beside it.

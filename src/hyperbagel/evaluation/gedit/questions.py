@@ -1,4 +1,4 @@
-"""What a judge is asked, and which images it is shown.
+"""Questions to judges: their texts, and the images that are shown with them.
 
 VIEScore puts two separate questions to the judge, each one user message without system message or history: semantic
 consistency (source and edited image) and perceptual quality (the edited image alone). The order and content of the

@@ -1,4 +1,4 @@
-"""What the editing benchmark is made of: samples, verdicts, and the two protocols by which judges are plugged in."""
+"""Samples and verdicts of the editing benchmark, and the two protocols by which judges are plugged in."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EditSample:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """What became of one question: its scores (0..10), or none; the smallest score counts.
+    """The answer to one question: its scores (0..10), or none; the smallest score counts.
 
     asked: how many answers were read; reasons: why the answers before (or all of them) were invalid. Raises ValueError
     for scores outside of the range, or that are no numbers.

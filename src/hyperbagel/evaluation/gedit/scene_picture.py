@@ -1,4 +1,4 @@
-"""What the scene judge sees in an edited picture: its objects, its free background, and how cleanly it is drawn."""
+"""Reads an edited picture of the scenes world: its objects, its free background, and how cleanly it is drawn."""
 
 from __future__ import annotations
 

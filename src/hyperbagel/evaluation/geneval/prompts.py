@@ -107,7 +107,7 @@ class PromptSet:
 
 
 def read_prompts(path: Path | str) -> PromptSet:
-    """Read an official metadata file (one JSON object a line).
+    """Read an official metadata file (one JSON object per line).
 
     FileNotFoundError without the file; PromptError naming line and key where a prompt can not be scored.
     """

@@ -1,4 +1,4 @@
-"""What GenEval needs from the world: detections of an image, and the colour of a detected object.
+"""The protocols by which detectors and colour classifiers are plugged into GenEval, and what they return.
 
 Detectors and colour classifiers are plain classes, chosen by class path; anything with these methods will do.
 """

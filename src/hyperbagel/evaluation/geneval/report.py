@@ -1,4 +1,4 @@
-"""What a GenEval run found, with confidence intervals, and the paired comparison of two runs."""
+"""Reports of GenEval runs with confidence intervals, and the paired comparison of two runs."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def compare(first: GenEvalReport, second: GenEvalReport, settings: BootstrapSett
 def _intervals(
     images: Sequence[ImageResult], values: Sequence[float], settings: BootstrapSettings
 ) -> tuple[dict[str, Interval], Interval]:
-    """Intervals of the tasks' means of `values`, one an image, and of their mean; prompts are resampled."""
+    """Intervals of the tasks' means of `values`, one per image, and of their mean; prompts are resampled."""
     tasks = {}
     for tag in dict.fromkeys(image.tag for image in images):
         own = [index for index, image in enumerate(images) if image.tag == tag]

@@ -1,4 +1,4 @@
-"""Runs GenEval: generate N images a prompt from keyed noise, judge them, and report scores with intervals.
+"""Runs GenEval: generate N images per prompt from keyed noise, judge them, and report scores with intervals.
 
 `evaluate` does it all. Several processes share the work by `jobs`, `judge_jobs` on a slice each, and `build_report`
 on the gathered results; the report does not depend on how the work was split.
@@ -30,13 +30,18 @@ Generate: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Tensor |
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """images_per_prompt: 4 officially; batch_size: images a call of `generate`; seed: of all noise."""
+    """How images are drawn and judged."""
 
     images_per_prompt: int = 4
+    """Images of each prompt; 4 officially."""
     batch_size: int = 16
+    """Images per call of `generate`."""
     seed: int = 0
+    """Seed of all noise."""
     rules: RuleSettings = field(default_factory=RuleSettings)
+    """When an image is right."""
     intervals: BootstrapSettings = field(default_factory=BootstrapSettings)
+    """How confidence intervals are computed."""
 
     def __post_init__(self) -> None:
         if self.images_per_prompt < 1 or self.batch_size < 1:

@@ -1,4 +1,4 @@
-"""Which drawing of the scenes world a region of one colour is, and how sure that is.
+"""Matches a region of one colour with the shapes of the scenes world, and scores the match.
 
 A region's coverage (share of object colour in each pixel) is compared with every shape at every centre and radius near
 the region's own. A region that is no clean drawing is tried as several touching drawings of one colour.

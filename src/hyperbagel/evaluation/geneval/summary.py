@@ -1,4 +1,4 @@
-"""From verdicts to the figures that are published, exactly as the official script computes and prints them."""
+"""Computes the published figures from verdicts, exactly as the official script computes and prints them."""
 
 from __future__ import annotations
 

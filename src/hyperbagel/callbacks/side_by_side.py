@@ -1,4 +1,4 @@
-"""Pictures of several settings in one, to be compared by eye."""
+"""Puts pictures of several settings into one, to be compared by eye."""
 
 from __future__ import annotations
 
