@@ -1,0 +1,1 @@
+"""Discriminators of DMDX: `latent` judges latents and `pixel` pictures, with the heads of `heads`."""

@@ -1,0 +1,1 @@
+"""Writing text: plain decoding in `autoregressive`, decoding with a draft head in `speculative`."""

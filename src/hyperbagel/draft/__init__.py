@@ -1,0 +1,1 @@
+"""Draft heads for speculative decoding: the network in `head`, its losses, training batches, files and exports."""

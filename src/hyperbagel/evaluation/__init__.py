@@ -1,0 +1,1 @@
+"""Benchmarks without a trainer: `geneval`, `gedit` and `understanding`, with `fidelity`, `statistics` and `reports`."""
