@@ -88,7 +88,7 @@ def test_samples_of_a_mixed_batch_are_those_of_its_documents(model: Bagel) -> No
 @torch.no_grad()
 def test_a_distilled_branch_takes_scales_and_one_pass_a_step(model: Bagel) -> None:
     branch = model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     plain = Sampler(6, 3.0)
     contexts, grid, noise = model.prefill_guided([EDIT], image=True), model.latent_grid([(8, 8)]), MAKE.noise(1, 1, 16)
     distilled = Sampler(6, 3.0, EDITING).sample(model, contexts, grid, noise, branch)

@@ -8,7 +8,9 @@ import torch
 from hyperbagel.flow.schedule import (
     euler_step,
     interpolate,
+    interval_above,
     logit_normal,
+    noise_favouring_times,
     predict_x0,
     shift_time,
     timesteps,
@@ -48,3 +50,23 @@ def test_the_exact_velocity_leads_anywhere_on_the_path() -> None:
     torch.testing.assert_close(euler_step(x_t, v, t, s), interpolate(x_0, noise, s))
     torch.testing.assert_close(predict_x0(x_t, v, t), x_0)
     torch.testing.assert_close(interpolate(x_0, noise, torch.tensor(1.0)), noise)
+
+
+def test_upper_end_of_the_interval_that_holds_a_time() -> None:
+    grid = timesteps(4, 1.0)  # 1, .75, .5, .25, 0
+    t = torch.tensor([1.0, 0.76, 0.75, 0.6, 0.25, 0.1, 0.0])
+    assert interval_above(t, grid).tolist() == [0, 0, 1, 1, 3, 3, 3]
+    for steps in (1, 6):
+        grid = timesteps(steps, 3.0)
+        t = torch.rand(500, generator=torch.Generator().manual_seed(0))
+        i = interval_above(t, grid)
+        assert (grid[i] >= t).all() and (grid[i + 1] < t).all()
+
+
+def test_times_favour_noise() -> None:
+    t = noise_favouring_times(torch.linspace(0, 1, 1001))
+    assert t[0] == 1 and t[-1] == 0
+    assert float(t.median()) == pytest.approx(0.875)
+    nearer = noise_favouring_times(torch.linspace(0, 1, 1001), 9.0)
+    assert nearer[0] == 1 and nearer[-1] == 0
+    assert float(nearer.median()) == pytest.approx(1 - 0.5**9)

@@ -1,12 +1,10 @@
-"""DMD's gradient, and which trajectory point belongs to a time."""
+"""DMD's gradient."""
 
 from __future__ import annotations
 
 import torch
 
-from hyperbagel.flow.schedule import timesteps
-from hyperbagel.losses.distribution_matching import dmd_gradient, dmd_loss, interval_above
-from hyperbagel.losses.reward import reward_feedback_loss
+from hyperbagel.losses.distribution_matching import dmd_gradient, dmd_loss
 
 
 def test_gradient_by_hand() -> None:
@@ -55,22 +53,3 @@ def test_padding_neither_counts_nor_moves() -> None:
     x0_hat.requires_grad_()
     dmd_loss(x0_hat, padded, valid).backward()
     assert x0_hat.grad is not None and x0_hat.grad[:, 2:].eq(0).all()
-
-
-def test_upper_end_of_the_interval_that_holds_a_time() -> None:
-    grid = timesteps(4, 1.0)  # 1, .75, .5, .25, 0
-    t = torch.tensor([1.0, 0.76, 0.75, 0.6, 0.25, 0.1, 0.0])
-    assert interval_above(t, grid).tolist() == [0, 0, 1, 1, 3, 3, 3]
-    for steps in (1, 6):
-        grid = timesteps(steps, 3.0)
-        t = torch.rand(500, generator=torch.Generator().manual_seed(0))
-        i = interval_above(t, grid)
-        assert (grid[i] >= t).all() and (grid[i + 1] < t).all()
-
-
-def test_reward_feedback_stops_at_the_threshold() -> None:
-    reward = torch.tensor([4.0, 7.0, 6.0], requires_grad=True)
-    loss = reward_feedback_loss(reward, 6.0)
-    loss.backward()
-    assert loss == 2 / 3
-    assert reward.grad is not None and torch.equal(reward.grad, torch.tensor([-1 / 3, 0.0, 0.0]))

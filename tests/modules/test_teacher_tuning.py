@@ -15,21 +15,21 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks import ExportModel
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance, GuidedPass
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.modules.reward_tuning import TuningSettings
+from hyperbagel.flow.trajectory import trajectory
+from hyperbagel.modules.reward_tuning import RewardTuningMethod
 from hyperbagel.modules.teacher_tuning import TeacherTuning
-from hyperbagel.training.distillation import StageSettings
-from hyperbagel.training.episode import prepare, trajectory
+from hyperbagel.training.distillation import DistillationSettings
 from hyperbagel.training.networks import LoRA, Training
+from tests.distillation import adam, batches, changed, episode_of, fit, sgd, snapshot, steps_of
 
-from .distillation import adam, batches, changed, fit, sgd, snapshot, steps_of
 from .test_reward_tuning import STILL, Brightness
 
-FIXED = {"text_scale": (4.0, 4.0), "image_scale": (2.0, 2.0)}
-HELD = TuningSettings(group=2, draws=1, lowest_time=0, editing=False)
+HELD = RewardTuningMethod(group=2, draws=1, lowest_time=0, editing=False)
 
 
-def make(folder: str, train: Training, tuning: TuningSettings = HELD, steps: int = 3) -> TeacherTuning:
-    return TeacherTuning(folder, Brightness(), tuning, train, settings=StageSettings(steps=steps, **FIXED))  # type: ignore[arg-type]
+def make(folder: str, train: Training, method: RewardTuningMethod = HELD, steps: int = 3) -> TeacherTuning:
+    settings = DistillationSettings(steps=steps, text_scale=(4.0, 4.0), image_scale=(2.0, 2.0))
+    return TeacherTuning(model=folder, reward=Brightness(), method=method, student=train, settings=settings)
 
 
 def shift(module: torch.nn.Module, by: float) -> None:
@@ -40,9 +40,9 @@ def shift(module: torch.nn.Module, by: float) -> None:
 
 def guided(model: Bagel, seed: int, x_t: Tensor, t: Tensor, guidance: Guidance, repeats: int) -> Tensor:
     """What a model says, in the sampler's own way, where it is guided at all times t."""
-    prepared = prepare(model, batches(seed + 1)[seed].repeat(repeats), variants=True)
+    episode = episode_of(model, batches(seed + 1)[seed].repeat(repeats), variants=True)
     with torch.no_grad():
-        return GuidedPass.of(prepared.contexts, prepared.grid, guidance).velocity(model, x_t, t, guidance)
+        return GuidedPass.of(episode.contexts, episode.grid, guidance).velocity(model, x_t, t, guidance)
 
 
 @pytest.mark.parametrize("guidance", [PAPER_GENERATION, PAPER_EDITING])
@@ -50,12 +50,11 @@ def test_pictures_are_drawn_as_the_sampler_does(guidance: Guidance, nano_folder:
     """By the moving average, which is the model's own generation side now."""
     stage = make(nano_folder, sgd(0.0))
     shift(stage.ema, 0.01)
-    prepared = prepare(stage.model, batches(2)[int(guidance.uses_image)], variants=True)
-    noise = torch.randn(2, 4, stage.model.config.latent_token_dim, generator=torch.Generator().manual_seed(0))
-    scales = prepared.scales(*(torch.full((2,), value) for value in (guidance.text_scale, guidance.image_scale)))
+    scales = torch.full((2,), guidance.text_scale), torch.full((2,), guidance.image_scale)
+    episode = episode_of(stage.model, batches(2)[int(guidance.uses_image)], variants=True, scales=scales)
     with torch.no_grad():
-        states = trajectory(stage.velocity(prepared, scales, stage.ema), noise, stage.grid_t)
-        sample = Sampler(3, 3.0, guidance).sample(stage.model, prepared.contexts, prepared.grid, noise)
+        states = trajectory(stage.velocity(episode, stage.ema), episode.noise, stage.grid_t)
+        sample = Sampler(3, 3.0, guidance).sample(stage.model, episode.contexts, episode.grid, episode.noise)
     torch.testing.assert_close(states, sample.trajectory)
 
 
@@ -64,15 +63,15 @@ def test_edits_are_held_to_the_whole_initial_model(nano_folder: str, tmp_path: P
     stage = make(nano_folder, sgd(0.0), replace(HELD, ema_decay=STILL))
     shift(stage.ema, 0.01)
     now, before = deepcopy(stage.model), Bagel.from_pretrained(nano_folder)
-    steps = steps_of(stage, 2, tmp_path)
+    steps = steps_of(stage, batches(2), tmp_path)
     for kind, (step, guidance) in enumerate(zip(steps, (PAPER_GENERATION, PAPER_EDITING), strict=True)):
         active = step.t > guidance.interval[0]
         old, initial = (guided(m, kind, step.x_t, step.t, guidance, repeats=2)[active] for m in (now, before))
-        assert active.any() and step.target is not None and not torch.allclose(old, initial, atol=1e-3)
+        assert active.any() and step.target_velocity is not None and not torch.allclose(old, initial, atol=1e-3)
         if kind:
-            torch.testing.assert_close(step.target[active], initial, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(step.target_velocity[active], initial, atol=1e-4, rtol=1e-3)
         else:  # the lesson moves both pictures of a document alike
-            moved = step.target - guided(now, kind, step.x_t, step.t, guidance, repeats=2)
+            moved = step.target_velocity - guided(now, kind, step.x_t, step.t, guidance, repeats=2)
             assert active.all() and moved.abs().max() > 1e-3
             torch.testing.assert_close(moved[:2], moved[2:], atol=1e-4, rtol=1e-3)
 
@@ -98,7 +97,7 @@ def test_resuming_equals_an_uninterrupted_run(nano_folder: str, tmp_path: Path) 
     saver = ModelCheckpoint(tmp_path, "half", save_last=False)
     fit(make(nano_folder, adam()), data[:2], tmp_path, callbacks=[saver], enable_checkpointing=True)
     kept = {key.partition(".")[0] for key in torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]}
-    assert kept == {"student", "ema", "student_step", "batches_seen", "backward_passes"}
+    assert kept == {"student", "ema", "student_step", "batches_seen"}
     half = make(nano_folder, adam())
     fit(half, data[2:], tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
     assert half.model.generation is half.ema and not changed(whole.state_dict(), half)
@@ -115,4 +114,4 @@ def test_adapters_are_written_as_plain_weights(nano_folder: str, tmp_path: Path)
 
 def test_a_distilled_teacher_is_refused(nano_folder: str, nano_branch: str) -> None:
     with pytest.raises(ValueError, match=r"settings\.teacher is .*RewardTuning"):
-        TeacherTuning(nano_folder, Brightness(), settings=StageSettings(teacher=nano_branch))
+        TeacherTuning(model=nano_folder, reward=Brightness(), settings=DistillationSettings(teacher=nano_branch))

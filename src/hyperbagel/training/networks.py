@@ -28,9 +28,9 @@ class LoRA:
     """Scale of the adapters: what they add is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an adapter."""
-    full: tuple[str, ...] = ("vae2llm", "llm2vae")
-    """Parts that train in full because they are small; embedders of times and conditions, which may start untrained,
-    always do."""
+    full: tuple[str, ...] = ("time_embedder", "vae2llm", "llm2vae")
+    """Parts that train in full because they are small; embedders of conditions, which may start untrained, always
+    do."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ def _adapt(branch: GenerationBranch, lora: LoRA) -> None:
     except ImportError as error:
         raise ImportError("training with LoRA needs peft: pip install peft") from error
 
+    prefixes = (*lora.full, *(f"{condition}_embedder" for condition in branch.conditions))
+
     def in_full(name: str) -> bool:
-        return "_embedder." in name or any(name.startswith(prefix) for prefix in lora.full)
+        return name.startswith(prefixes)
 
     for name, part in list(branch.named_parameters()):
         if in_full(name):

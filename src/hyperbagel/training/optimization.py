@@ -139,7 +139,7 @@ class Optimization(PartialCheckpoint):
             value = term(step)
             if not bool(value.isfinite()):
                 raise FloatingPointError(
-                    f"loss {term.name!r} is {float(value)} at student update {step.student_step} on documents "
+                    f"loss {term.name!r} is {float(value.detach())} at student update {step.student_step} on documents "
                     f"{', '.join(step.batch.keys)} of source {step.batch.source!r}"
                 )
             self.log_at_step({f"loss/{term.name}": value.detach(), **term.metrics}, len(step.batch))

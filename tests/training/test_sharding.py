@@ -13,13 +13,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
-from hyperbagel.critics.pixel import BagelViTFeatures
-from hyperbagel.modules.adversarial_reward import ADP
-from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.training.distillation import StageSettings
+from hyperbagel.modules.dmdo import DMDO, DMDOMethod
+from hyperbagel.training.distillation import DistillationSettings
 from hyperbagel.training.stage import Compute
-
-from .distillation import HEADS, batches, fit, sgd
+from tests.distillation import batches, fit, sgd
+from tests.stages import make_stage
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +27,14 @@ def _no_process_group_left() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def stages(name: str, folder: str, branch: str) -> Any:
-    torch.manual_seed(0)
-    if name == "dmdo":
-        return DMDO(folder, branch, sgd(), sgd(), DMDOSettings(fake_updates=2))
-    return ADP(folder, branch, BagelViTFeatures(), sgd(), sgd(), sgd(), heads=HEADS)
-
-
 @pytest.mark.parametrize("name", ["dmdo", "adp"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_distributed_training_takes_the_same_steps(
     strategy: str, name: str, nano_folder: str, nano_branch: str, tmp_path: Path
 ) -> None:
-    alone = stages(name, nano_folder, nano_branch)
+    alone = make_stage(name, nano_folder, nano_branch, sgd())
     fit(alone, batches(2), tmp_path)
-    together = stages(name, nano_folder, nano_branch)
+    together = make_stage(name, nano_folder, nano_branch, sgd())
     how: Any = "ddp_find_unused_parameters_true"
     if strategy == "fsdp":
         how = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
@@ -66,9 +57,16 @@ def test_mixed_precision_gathers_halves_and_keeps_full_weights(
     nano_folder: str, nano_branch: str, tmp_path: Path
 ) -> None:
     """A float32 student over a bfloat16 model: what is sharded and updated stays float32, and training moves it."""
-    settings = StageSettings(compute=Compute(dtype="bfloat16"))
+    settings = DistillationSettings(compute=Compute(dtype="bfloat16"))
     train = sgd(dtype="float32")
-    stage = DMDO(nano_folder, nano_branch, train, train, DMDOSettings(fake_updates=1), settings)
+    stage = DMDO(
+        model=nano_folder,
+        init_from=nano_branch,
+        method=DMDOMethod(fake_updates=1),
+        student=train,
+        fake=train,
+        settings=settings,
+    )
     start = stage.student.norm.weight.detach().clone()
     how: Any = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
     fit(stage, batches(2), tmp_path, strategy=how, devices=1, precision="bf16-mixed")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hyperbagel.losses.reduction import cauchy_error, mean_per_image, mean_squared_error
+from hyperbagel.losses.reduction import mean_per_image
+from hyperbagel.losses.regression import cauchy_error, mean_squared_error
 
 VALUES = torch.tensor([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 4.0], [100.0, 100.0]]])
 VALID = torch.tensor([[True, True], [True, False]])

@@ -11,20 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
+from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, Segment, TextSegment, ViTSegment
-from hyperbagel.critics.latent import CriticSettings
-from hyperbagel.critics.pixel import BagelViTFeatures
-from hyperbagel.losses.base import Step
-from hyperbagel.modules.adversarial_reward import ADP, ReFL
-from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
-from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
-from hyperbagel.rewards.bagel import BagelReward
-from hyperbagel.training.distillation import DistillationStage
-from hyperbagel.training.networks import LoRA, Training
+from hyperbagel.losses.base import LossTerm, Step, Update
+from hyperbagel.training.episode import Episode, read, target_sizes
+from hyperbagel.training.networks import Training
+from hyperbagel.training.optimization import Optimization
 
 SIDE = 16
-HEADS = CriticSettings(layers=2, channels=8)
 
 
 def picture(generator: torch.Generator, size: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
@@ -86,7 +81,7 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, **(settings | options))
 
 
-def fit(stage: DistillationStage, data: list[DocumentBatch], folder: Path, **options: Any) -> L.Trainer:
+def fit(stage: Optimization, data: list[DocumentBatch], folder: Path, **options: Any) -> L.Trainer:
     """Train on given batches in order."""
     ckpt_path = options.pop("ckpt_path", None)
     run = trainer(folder, **options)
@@ -95,19 +90,76 @@ def fit(stage: DistillationStage, data: list[DocumentBatch], folder: Path, **opt
     return run
 
 
-def steps_of(stage: DistillationStage, count: int, folder: Path) -> list[Step]:
-    """What the student's loss terms saw."""
-    seen: list[Step] = []
-    original = stage.total
+class Recorder(LossTerm):
+    """Adds nothing, and keeps what the terms of an update see."""
 
-    def spy(step: Step, update: str) -> Tensor:
-        if update == "student":
-            seen.append(step)
-        return original(step, update)  # type: ignore[arg-type]
+    def __init__(self, update: Update) -> None:
+        super().__init__(f"recorded {update}", update=update)
+        self.steps: list[Step] = []
 
-    stage.total = spy  # type: ignore[method-assign, assignment]
-    fit(stage, batches(count), folder)
-    return seen
+    def forward(self, step: Step) -> Tensor:
+        self.steps.append(step)
+        return step.x_t.new_zeros(())
+
+
+def record(stage: Optimization, update: Update = "student") -> list[Step]:
+    """The steps that the loss terms of an update will have seen."""
+    recorder = Recorder(update)
+    stage.add_loss(recorder)
+    return recorder.steps
+
+
+def steps_of(stage: Optimization, data: list[DocumentBatch], folder: Path) -> list[Step]:
+    """What the student's loss terms saw while it trained."""
+    steps = record(stage)
+    fit(stage, data, folder)
+    return steps
+
+
+class Logged(L.Callback):
+    """Keeps a metric of each batch that has it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if (value := trainer.callback_metrics.get(self.name)) is not None:
+            self.values.append(float(value))
+
+
+def episode_of(
+    model: Bagel,
+    batch: DocumentBatch,
+    *,
+    variants: bool = False,
+    scales: tuple[Tensor, Tensor] | None = None,
+    noise: Tensor | None = None,
+) -> Episode:
+    """A batch in flight. scales: (B,) guidance inputs for text and source picture; noise: (B, n, C)."""
+    grid = model.latent_grid(target_sizes(batch))
+    contexts = read(model, batch.documents, variants=variants)
+    text, image = (torch.ones(len(batch)),) * 2 if scales is None else scales
+    generator = torch.Generator().manual_seed(0)
+    if noise is None:
+        noise = torch.randn(*grid.position_ids.shape, model.config.latent_token_dim, generator=generator)
+    return Episode(
+        model=model,
+        batch=batch,
+        contexts=contexts,
+        variants=variants,
+        grid=grid,
+        noise=noise,
+        conditions={TEXT_SCALE: text, IMAGE_SCALE: image * contexts.has_image},
+        generator=generator,
+        student=model.generation,
+        student_step=0,
+    )
+
+
+def updates(run: L.Trainer) -> list[int]:
+    """Steps of each network's optimizer, all of them AdamW."""
+    return [int(next(iter(optimizer.state.values()))["step"]) for optimizer in run.optimizers]
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -118,31 +170,3 @@ def changed(before: dict[str, Tensor], module: torch.nn.Module) -> bool:
     after = module.state_dict()
     assert before.keys() == after.keys()
     return any(not torch.equal(value, after[name]) for name, value in before.items())
-
-
-def make_stage(name: str, folder: str, branch: str | None, lora: LoRA | None = None) -> DistillationStage:
-    """Any stage, with every network it can have."""
-    torch.manual_seed(0)  # of the critics' heads
-    train = adam(lora=lora)
-    if name == "cfg":
-        return CFGDistillation(folder, train, branch)
-    if name == "tscd":
-        return TSCD(folder, branch, train, train, TSCDSettings(r1_weight=0.1, mse_weight=0.1), HEADS)
-    if name == "dmdo":
-        return DMDO(folder, branch, train, train, DMDOSettings(fake_updates=2))
-    if name == "tuning":
-        return RewardTuning(folder, BagelReward(), branch, TuningSettings(group=2), train)
-    if name == "adp":
-        return ADP(folder, branch, BagelViTFeatures(), train, train, train, heads=HEADS)
-    return ReFL(folder, BagelReward(), branch, student=train)
-
-
-STAGES = ("cfg", "tscd", "tuning", "dmdo", "adp", "refl")
-NETWORKS = {
-    "cfg": ("student",),
-    "tscd": ("student", "critic"),
-    "tuning": ("student",),
-    "dmdo": ("student", "fake"),
-    "adp": ("student", "critic", "pixel_critic"),
-    "refl": ("student",),
-}

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.losses.base import LossTerm, Step
-from hyperbagel.modules.consistency import TSCD, CFGDistillation, TSCDSettings
-from hyperbagel.training.distillation import StageSettings
+from hyperbagel.losses.base import LossTerm, Step, Update
+from hyperbagel.modules.consistency.cfg_distillation import CFGDistillation
+from hyperbagel.modules.consistency.tscd import TSCD, TSCDMethod
+from hyperbagel.training.distillation import DistillationSettings
 from hyperbagel.training.networks import LoRA
+from hyperbagel.training.stage import FINGERPRINT
+from tests.distillation import adam, batches, changed, documents, episode_of, fit, sgd, snapshot
+from tests.stages import DISTILLATION, HEADS, STAGES, make_stage
 
-from .distillation import HEADS, NETWORKS, STAGES, adam, batches, changed, documents, fit, make_stage, sgd, snapshot
 
-
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTILLATION)
 def test_two_updates_change_the_networks_and_nothing_else(
     name: str, nano_folder: str, nano_branch: str, tmp_path: Path
 ) -> None:
     """Generation and editing batches, images of different sizes; the model stays as it is bit for bit."""
-    stage = make_stage(name, nano_folder, nano_branch)
-    model, networks = snapshot(stage.model), {n: snapshot(stage.get_submodule(n)) for n in NETWORKS[name]}
+    stage = make_stage(name, nano_folder, nano_branch, adam())
+    model, networks = snapshot(stage.model), {n: snapshot(stage.get_submodule(n)) for n in STAGES[name].networks}
     run = fit(stage, batches(2, mixed_sizes=True), tmp_path)
     assert int(stage.student_step) == 2
     assert not changed(model, stage.model)
@@ -39,67 +43,60 @@ def test_two_updates_change_the_networks_and_nothing_else(
     assert not changed(snapshot(stage.branch), branch)
 
 
-PARTS = {
-    "cfg": {"encode", "teacher", "student"},
-    "tscd": {"encode", "target", "critic", "student"},
-    "tuning": {"trajectory", "reward", "student"},
-    "dmdo": {"trajectory", "critic", "teacher", "student"},
-    "adp": {"trajectory", "critic", "student"},
-    "refl": {"student"},
-}
-
-
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTILLATION)
 def test_the_cost_of_an_update_is_logged_by_part(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """The parts that follow each other make up the step, apart from what lies between them."""
-    run = fit(make_stage(name, nano_folder, nano_branch), batches(2), tmp_path)
+    run = fit(make_stage(name, nano_folder, nano_branch, adam()), batches(2), tmp_path)
     seconds = {k.removeprefix("time/"): float(v) for k, v in run.logged_metrics.items() if k.startswith("time/")}
-    assert set(seconds) == PARTS[name] | {"data", "prefill", "step"}
-    inner = {"teacher"} if name == "dmdo" else set()
-    assert 0 < sum(seconds[part] for part in PARTS[name] - inner) + seconds["prefill"] <= seconds["step"] * 1.001
+    row = STAGES[name]
+    assert set(seconds) == {*row.timed, *row.inner, "data", "prefill", "step"}
+    assert 0 < sum(seconds[part] for part in (*row.timed, "prefill")) <= seconds["step"] * 1.001
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTILLATION)
 def test_resuming_equals_an_uninterrupted_run(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """Bit for bit, from a checkpoint that holds no weight of the model."""
     data = batches(4)
-    whole = make_stage(name, nano_folder, nano_branch)
+    whole = make_stage(name, nano_folder, nano_branch, adam())
     fit(whole, data, tmp_path)
     saver = ModelCheckpoint(tmp_path, "half", save_last=False)
-    fit(make_stage(name, nano_folder, nano_branch), data[:2], tmp_path, callbacks=[saver], enable_checkpointing=True)
+    fit(
+        make_stage(name, nano_folder, nano_branch, adam()),
+        data[:2],
+        tmp_path,
+        callbacks=[saver],
+        enable_checkpointing=True,
+    )
     checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
     kept = {key.partition(".")[0] for key in checkpoint["state_dict"]}
-    extra = {"ema"} if name in ("tscd", "tuning") else set()
-    assert kept == {*NETWORKS[name], *extra, "student_step", "batches_seen", "backward_passes"}
+    assert kept == {*STAGES[name].networks, *STAGES[name].saved, "student_step", "batches_seen"}
     assert not any("encoder" in key or "reward" in key for key in checkpoint["state_dict"])
-    half = make_stage(name, nano_folder, nano_branch)
+    half = make_stage(name, nano_folder, nano_branch, adam())
     fit(half, data[2:], tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
     assert int(half.student_step) == 4
     assert not changed(whole.state_dict(), half)
 
 
 def test_loading_still_finds_gaps_and_other_models(nano_folder: str, nano_branch: str) -> None:
-    stage = make_stage("tscd", nano_folder, nano_branch)
+    stage = make_stage("tscd", nano_folder, nano_branch, adam())
     state = stage.state_dict()
     stage.load_state_dict(state)
     del state["student.vae2llm.weight"]
     with pytest.raises(ValueError, match=r"student\.vae2llm\.weight"):
         stage.load_state_dict(state)
-    with pytest.raises(ValueError, match="another model"):
-        stage.on_load_checkpoint({"base": "0" * 16})
-    checkpoint: dict[str, str] = {}
+    checkpoint: dict[str, Any] = {}
     stage.on_save_checkpoint(checkpoint)
     stage.on_load_checkpoint(checkpoint)
-    stage.on_load_checkpoint({"base": checkpoint["base"]})  # as they were before contexts had a fingerprint
-    with pytest.raises(ValueError, match="another model"):
-        stage.on_load_checkpoint(checkpoint | {"context": "0" * 16})
+    for wrong in ({}, checkpoint | {FINGERPRINT: "0" * 16}):
+        with pytest.raises(ValueError, match="other frozen weights"):
+            stage.on_load_checkpoint(wrong)
 
 
 def test_gradients_reach_only_the_network_of_the_update(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
     """With a learning rate of 0 for one network, what it feeds on still trains, and it keeps its weights."""
     for still, moving in (("student", "critic"), ("critic", "student")):
         rates = {still: sgd(0.0), moving: sgd(0.1)}
-        stage = TSCD(nano_folder, nano_branch, rates["student"], rates["critic"])
+        stage = TSCD(model=nano_folder, init_from=nano_branch, student=rates["student"], critic=rates["critic"])
         before = {name: snapshot(stage.get_submodule(name)) for name in rates}
         seen: dict[str, set[str]] = {}
         original = stage.manual_backward
@@ -118,19 +115,19 @@ def test_gradients_reach_only_the_network_of_the_update(nano_folder: str, nano_b
 
 def test_accumulated_batches_make_one_clipped_update(nano_folder: str, tmp_path: Path) -> None:
     """SGD at rate 1 moves by the clipped gradient; four batches in pairs are two updates."""
-    stage = CFGDistillation(nano_folder, sgd(1.0, clip=1e-3, accumulate=2))
+    stage = CFGDistillation(model=nano_folder, student=sgd(1.0, clip=1e-3, accumulate=2))
     before = snapshot(stage.student)
     fit(stage, batches(2), tmp_path)
     moved = torch.stack([(p - before[n]).norm() for n, p in stage.student.named_parameters()]).norm()
     assert int(stage.student_step) == 1
     torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=1e-2, atol=0)
-    stage = CFGDistillation(nano_folder, adam(accumulate=2))
+    stage = CFGDistillation(model=nano_folder, student=adam(accumulate=2))
     fit(stage, batches(4), tmp_path)
     assert int(stage.student_step) == 2
 
 
 def test_stops_after_the_wanted_updates(nano_folder: str, tmp_path: Path) -> None:
-    stage = CFGDistillation(nano_folder, adam(), settings=StageSettings(max_updates=2))
+    stage = CFGDistillation(model=nano_folder, student=adam(), settings=DistillationSettings(max_updates=2))
     fit(stage, batches(4), tmp_path)
     assert int(stage.student_step) == 2
 
@@ -142,7 +139,8 @@ def test_schedules_follow_each_networks_updates_and_resume(nano_folder: str, nan
         torch.manual_seed(0)
         halving = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
         train = sgd(0.8, **halving)
-        return TSCD(nano_folder, nano_branch, train, train, TSCDSettings(student_every=2), HEADS)
+        method = TSCDMethod(student_every=2, heads=HEADS)
+        return TSCD(model=nano_folder, init_from=nano_branch, method=method, student=train, critic=train)
 
     saver, whole = ModelCheckpoint(tmp_path, "half"), stage()
     run = fit(whole, batches(4), tmp_path)
@@ -157,8 +155,8 @@ def test_schedules_follow_each_networks_updates_and_resume(nano_folder: str, nan
 class Decay(LossTerm):
     """A user's term with a parameter of its own."""
 
-    def __init__(self, update: str = "student", name: str = "decay") -> None:
-        super().__init__(name, 0.5, update)  # type: ignore[arg-type]
+    def __init__(self, update: Update = "student", name: str = "decay") -> None:
+        super().__init__(name, 0.5, update)
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, step: Step) -> Tensor:
@@ -173,10 +171,10 @@ class Broken(LossTerm):
         return step.velocity.mean() * float("nan")
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTILLATION)
 def test_added_losses_train_are_logged_and_saved(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
-    stage = make_stage(name, nano_folder, nano_branch)
-    terms = [Decay()] + ([Decay("critic", "critic_decay")] if stage.critic_network else [])
+    stage = make_stage(name, nano_folder, nano_branch, adam())
+    terms = [Decay()] + ([Decay("critic", "critic_decay")] if len(STAGES[name].networks) > 1 else [])
     for term in terms:
         stage.add_loss(term)
     run = fit(stage, batches(1), tmp_path)
@@ -187,7 +185,7 @@ def test_added_losses_train_are_logged_and_saved(name: str, nano_folder: str, na
 
 
 def test_terms_that_do_not_fit_are_refused(nano_folder: str) -> None:
-    stage = CFGDistillation(nano_folder)
+    stage = CFGDistillation(model=nano_folder)
     stage.add_loss(Decay())
     with pytest.raises(ValueError, match="already has a loss term 'decay'"):
         stage.add_loss(Decay())
@@ -196,7 +194,7 @@ def test_terms_that_do_not_fit_are_refused(nano_folder: str) -> None:
 
 
 def test_nan_is_reported_with_its_documents(nano_folder: str, tmp_path: Path) -> None:
-    stage = CFGDistillation(nano_folder)
+    stage = CFGDistillation(model=nano_folder)
     stage.add_loss(Broken())
     before = snapshot(stage.student)
     with pytest.raises(FloatingPointError, match=r"'broken' is nan at student update 0 on documents 0-0, 0-1"):
@@ -208,15 +206,16 @@ def test_documents_without_an_image_to_draw_are_named(nano_folder: str, tmp_path
     batch = documents(3, False, [(16, 16)])
     bare = type(batch)((batch.documents[0][:1],), ("lonely",), ({},), "captions")
     with pytest.raises(ValueError, match=r"'captions': lonely hold no image"):
-        fit(CFGDistillation(nano_folder), [bare], tmp_path)
+        fit(CFGDistillation(model=nano_folder), [bare], tmp_path)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", DISTILLATION)
 def test_low_rank_branches_train_and_export_as_plain_ones(
     name: str, nano_folder: str, nano_branch: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
-    stage = make_stage(name, nano_folder, nano_branch, LoRA(rank=2, alpha=2))
+    adapted = adam(lora=LoRA(rank=2, alpha=2))
+    stage = make_stage(name, nano_folder, nano_branch, adapted)
     base = {n: p.detach().clone() for n, p in stage.student.named_parameters() if not p.requires_grad}
     fit(stage, batches(2), tmp_path)
     assert base and all(torch.equal(p, stage.student.get_parameter(n)) for n, p in base.items())
@@ -227,19 +226,13 @@ def test_low_rank_branches_train_and_export_as_plain_ones(
     assert denoised(stage.model, branch).allclose(denoised(stage.model, stage.branch), atol=1e-5)
     start, _ = load_branch(nano_branch, stage.model)
     assert not denoised(stage.model, branch).allclose(denoised(stage.model, start), atol=1e-5)
-    again = make_stage(name, nano_folder, nano_branch, LoRA(rank=2, alpha=2))
+    again = make_stage(name, nano_folder, nano_branch, adapted)
     again.load_state_dict(stage.state_dict())
     assert torch.equal(denoised(stage.model, stage.branch), denoised(again.model, again.branch))
 
 
-def denoised(model: Bagel, branch: nn.Module) -> Tensor:
+def denoised(model: Bagel, branch: GenerationBranch) -> Tensor:
     """The velocity of a fixed input."""
-    from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
-    from hyperbagel.training.episode import prepare
-
-    assert isinstance(branch, GenerationBranch)
-    prepared = prepare(model, batches(1)[0], variants=False)
-    x = torch.ones(2, 4, model.config.latent_token_dim)
-    scales = GuidanceScales(torch.full((2,), 3.0), torch.zeros(2))
+    episode = episode_of(model, batches(1)[0], scales=(torch.full((2,), 3.0), torch.zeros(2)))
     with torch.no_grad():
-        return model.velocity(x, torch.full((2,), 0.5), prepared.contexts.full, prepared.grid, branch, scales)
+        return episode.velocity(branch)(torch.ones_like(episode.noise), torch.full((2,), 0.5))
