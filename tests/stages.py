@@ -124,7 +124,6 @@ STAGES: dict[str, StageRow] = {
     "draft_head": StageRow(
         of=DraftTraining,
         make=lambda folder, branch, train: DraftTraining(model=folder, student=train),
-        networks=("draft",),
         configs={"draft": "answers"},
         leaves="draft.safetensors",
         averaged=None,

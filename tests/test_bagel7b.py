@@ -1,24 +1,23 @@
 """The configurations of BAGEL-7B-MoT run, with a nano model in its place and on one CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.cli import main
 from hyperbagel.datamodules.scenes import write_scenes
-from tests.modules.distillation import NETWORKS
 from tests.runs import nano_folder
+from tests.stages import DISTILLATION, STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "bagel7b"
-BRANCHES = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "tuning": "tuning", "adp": "adp", "refl": "nfe1"}
-OUTSIDE = {
-    "adp": "    features: {class_path: hyperbagel.critics.pixel.BagelViTFeatures}\n",
-    "tuning": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
-    "refl": "    reward: {class_path: hyperbagel.rewards.bagel.BagelReward}\n",
-}
+ROWS = {config: STAGES[name] for name in DISTILLATION for config in STAGES[name].configs}
+BRANCHES = {config: row.branch for config, row in ROWS.items()}
 DATA = {"journeydb": "generation", "seed-data-edit": "editing", "answers": "question"}
 
 MACHINE = """
@@ -46,10 +45,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(stage: str, work: Path, *overlays: str, options: str = "") -> None:
-    """One update. options: the model's part of a last YAML file."""
+def run(stage: str, work: Path, *overlays: str, model: Mapping[str, Any] | None = None) -> None:
+    """One update. model: arguments of the stage in a last YAML file."""
     last = work / "nano.yaml"
-    last.write_text(f"model:\n  init_args:\n{options}{MACHINE}" if options else MACHINE)
+    last.write_text(yaml.safe_dump({"model": {"init_args": dict(model or {})}}) + MACHINE)
     files = [CONFIGS / f"{name}.yaml" for name in (stage, *overlays)]
     limits = [] if stage in BRANCHES else ["--trainer.max_steps", "1"]
     configs = [argument for file in (*files, last) for argument in ("--config", str(file))]
@@ -58,8 +57,9 @@ def run(stage: str, work: Path, *overlays: str, options: str = "") -> None:
 
 def distil(stage: str, work: Path, *overlays: str) -> None:
     """One update of each network."""
-    options = "".join(f"    {network}: {{accumulate: 1}}\n" for network in NETWORKS[stage])
-    run(stage, work, *overlays, options=options + OUTSIDE.get(stage, "") + "    settings: {max_updates: 1}\n")
+    row = ROWS[stage]
+    networks = {network: {"accumulate": 1} for network in row.networks}
+    run(stage, work, *overlays, model={**networks, **row.outside, "settings": {"max_updates": 1}})
 
 
 @pytest.fixture(scope="module")

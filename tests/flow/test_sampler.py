@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.flow.guidance import EDITING, GENERATION, PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
@@ -98,9 +99,7 @@ def test_a_distilled_branch_takes_scales_and_one_pass_a_step(model: Bagel) -> No
     with pytest.raises(ValueError, match="give the sampler a Guidance"):
         plain.sample(model, contexts, grid, noise, branch)
     scales = []
-    embedder = branch.image_scale_embedder
-    assert embedder is not None
-    embedder.register_forward_hook(lambda module, inputs, output: scales.append(float(inputs[0])))
+    branch.embedder(IMAGE_SCALE).register_forward_hook(lambda module, inputs, output: scales.append(float(inputs[0])))
     Sampler(1, 3.0, EDITING).sample(model, contexts, grid, noise, branch)
     Sampler(1, 3.0, EDITING).sample(model, model.prefill_guided([EDIT[2:]]), grid, noise, branch)
     assert scales == [EDITING.image_scale, 0.0]

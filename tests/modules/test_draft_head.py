@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -21,10 +22,11 @@ from hyperbagel.bagel.segments import DocumentBatch, TextSegment, ViTSegment
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
-from hyperbagel.draft.losses import AcceptanceLikelihood, DraftStep, KLDivergence, TotalVariation
+from hyperbagel.draft.losses import AcceptanceLikelihood, DraftLoss, DraftStep, KLDivergence, TotalVariation
 from hyperbagel.draft.unroll import unroll
 from hyperbagel.draft.vocabulary import count_tokens, frequent_tokens, read_vocabulary, write_vocabulary
-from hyperbagel.modules.draft_head import DraftTraining, Unroll
+from hyperbagel.modules.draft_head import DraftHeadMethod, DraftTraining
+from hyperbagel.training.networks import Training
 from tests.nano import nano_bagel
 from tests.runs import nano_folder, scenes, trainer
 
@@ -60,9 +62,13 @@ def loader() -> DataLoader[DocumentBatch]:
     return DataLoader(Answers(), batch_size=None)
 
 
-def stage(folder: str, **options: object) -> DraftTraining:
-    options = {"draft": WITHOUT_ZEROS, "unroll": Unroll(steps=3), **options}
-    return DraftTraining(folder, optimizer=partial(torch.optim.AdamW, lr=3e-3), **options)  # type: ignore[arg-type]
+def stage(folder: str, losses: Sequence[DraftLoss] | None = None, **method: Any) -> DraftTraining:
+    return DraftTraining(
+        model=folder,
+        method=DraftHeadMethod(**{"draft": WITHOUT_ZEROS, "steps": 3} | method),
+        losses=losses,
+        student=Training(partial(torch.optim.AdamW, lr=3e-3)),
+    )
 
 
 def state(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -75,17 +81,17 @@ def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(tmp_path: Pa
     data = partial(scenes, {"caption": 1.0, "dialogue": 1.0})
     one, resumed = stage(folder), stage(folder)
     fresh, target = state(one.draft), state(one.model)
-    trainer(tmp_path / "one", max_steps=5, gradient_clip_val=1.0).fit(one, data())
+    trainer(tmp_path / "one", max_steps=5).fit(one, data())
     assert all(torch.equal(value, target[name]) for name, value in one.model.state_dict().items())
     assert all(p.grad is None for p in one.model.parameters())
     assert not [name for name, value in one.draft.state_dict().items() if torch.equal(value, fresh[name])]
 
-    half, path = trainer(tmp_path / "two", max_steps=2, gradient_clip_val=1.0), tmp_path / "half.ckpt"
+    half, path = trainer(tmp_path / "two", max_steps=2), tmp_path / "half.ckpt"
     half.fit(stage(folder), data())
     half.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in saved} == {"draft", "student_step"}
-    trainer(tmp_path / "two", max_steps=5, gradient_clip_val=1.0).fit(resumed, data(), ckpt_path=path)
+    assert {name.split(".")[0] for name in saved} == {"draft", "student_step", "batches_seen"}
+    trainer(tmp_path / "two", max_steps=5).fit(resumed, data(), ckpt_path=path)
     assert int(resumed.student_step) == 5
     torch.testing.assert_close(resumed.draft.state_dict(), one.draft.state_dict(), atol=0, rtol=0)
     # What is left in the run's folder is the head itself.
@@ -123,9 +129,9 @@ def test_two_processes_train_as_one_does(folder: str, tmp_path: Path, reduced: b
     heads, logged = [], []
     for processes in (1, 2):
         strategy = DDPStrategy(process_group_backend="gloo", start_method="spawn") if processes > 1 else "auto"
-        module = DraftTraining(
-            folder, WITHOUT_ZEROS, partial(torch.optim.SGD, lr=0.1), unroll=Unroll(steps=7), vocabulary=vocabulary
-        )
+        method = DraftHeadMethod(draft=WITHOUT_ZEROS, steps=7, vocabulary=vocabulary)
+        student = Training(partial(torch.optim.SGD, lr=0.1), clip=0)
+        module = DraftTraining(model=folder, method=method, student=student)
         options = {"max_epochs": 1, "devices": processes, "strategy": strategy, "limit_val_batches": 1.0}
         run = trainer(tmp_path / str(processes), num_sanity_val_steps=0, **options)
         run.fit(module, Shares())
@@ -141,7 +147,7 @@ def reference(module: DraftTraining, batch: DocumentBatch) -> tuple[list[list[fl
     """KL of every counting row of each step, and the number of hits, from logits written out in full."""
     values, hits = [], []
     with torch.no_grad():
-        for step in unroll(module.draft, module.features(batch), module.unroll.steps):
+        for step in unroll(module.draft, module.features(batch), module.method.steps):
             p = module.model.next_logits(step.target)
             choice = p.argmax(-1)
             q = module.draft.logits(step.hidden)
@@ -187,7 +193,7 @@ def test_loss_is_the_mean_over_rows_that_count_and_misses_stay_misses(
 
 
 def test_chunks_bound_the_logits_and_change_nothing(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, chunked = stage(folder), stage(folder, unroll=Unroll(steps=3, logits=64 * 4))
+    whole, chunked = stage(folder), stage(folder, logits=64 * 4)
     largest = 0
     compare = DraftTraining._compare_chunk
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.schedule import shift_time, velocity_target
 from hyperbagel.losses.alignment import RepresentationAlignment, picture_features
 from hyperbagel.losses.base import LossTerm, Step
-from hyperbagel.modules.pretraining import Pretraining, PretrainingLoss, Term
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod, Term
+from hyperbagel.training.networks import Training
 from hyperbagel.training.noisy_pictures import noisy_latents
 from hyperbagel.training.optimizers import MuonWithAdamW
 from hyperbagel.training.schedules import WarmupStableDecay
-from hyperbagel.training.stage import Compute
+from hyperbagel.training.stage import Compute, StageSettings
 from tests.runs import nano_folder, scenes, trainer
 
 ALL = {"generation": 1.0, "editing": 1.0, "multi_turn": 1.0, "caption": 1.0, "dialogue": 1.0}
@@ -38,9 +40,14 @@ def batches(kinds: dict[str, float], number: int, size: int = 4) -> list[Documen
     return [next(loader) for _ in range(number)]
 
 
-def stage(folder: str, **options: object) -> Pretraining:
+def stage(folder: str, compute: Compute | None = None, accumulate: int = 1, **method: Any) -> Pretraining:
     scheduler = partial(WarmupStableDecay, warmup=2, total=8, decay=3)
-    return Pretraining(folder, partial(MuonWithAdamW, lr=1e-2), scheduler, **options)
+    return Pretraining(
+        model=folder,
+        method=PretrainingMethod(**method),
+        student=Training(partial(MuonWithAdamW, lr=1e-2), scheduler, accumulate=accumulate),
+        settings=StageSettings(compute=compute or Compute()),
+    )
 
 
 def weights(module: Pretraining) -> dict[str, Tensor]:
@@ -57,7 +64,7 @@ def test_terms_are_sums_over_labels_and_drawn_tokens(folder: str):
     (batch,) = batches(ALL, 1, size=8)
     terms = module.objective(batch, step_generator(0, 0, 0))
     layout = module.model.layout(module.model.encode_documents(batch.documents))
-    x_t, t, noise = noisy_latents(layout, module.loss.timestep_shift, step_generator(0, 0, 0))
+    x_t, t, noise = noisy_latents(layout, module.method.timestep_shift, step_generator(0, 0, 0))
     output = module.model(layout, x_t, t)
     drawn = layout.generated
     error = (output.velocity - velocity_target(layout.latents, noise))[drawn].square().mean(-1).sum()
@@ -114,7 +121,7 @@ def test_noisy_versions_share_a_context_and_take_turns_in_time(folder: str):
             return step.velocity.sum() * 0
 
     (batch,) = batches(SINGLE_TURN, 1, size=4)
-    module = stage(folder, train="generation", loss=PretrainingLoss(timestep_shift=2, draws=3))
+    module = stage(folder, train="generation", timestep_shift=2, draws=3)
     module.add_loss(Spy("spy"))
     image = module.objective(batch, step_generator(0, 0, 0))["image"]
     (step,) = steps
@@ -126,13 +133,13 @@ def test_noisy_versions_share_a_context_and_take_turns_in_time(folder: str):
     documents = module.model.encode_documents(step.batch.documents)
     context = module.model.prefill([document[:-1] for document in documents])
     torch.testing.assert_close(step.velocity, module.model.velocity(step.x_t, step.t, context, step.grid))
-    assert step.target is not None
-    torch.testing.assert_close(image.total, (step.velocity - step.target).square().mean(-1).sum())
+    assert step.target_velocity is not None
+    torch.testing.assert_close(image.total, (step.velocity - step.target_velocity).square().mean(-1).sum())
     assert int(image.count) == 3 * 4 * 16
     module.eval()
     assert int(module.objective(batch, step_generator(0, 0, 0))["image"].count) == 4 * 16
     with pytest.raises(ValueError, match="at least one noisy version"):
-        PretrainingLoss(draws=0)
+        PretrainingMethod(draws=0)
 
 
 def test_means_are_taken_over_the_tokens_of_all_ranks(folder: str, monkeypatch):
@@ -179,7 +186,7 @@ def test_a_checkpoint_holds_what_trains_and_loading_is_strict(folder: str, tmp_p
     runner.save_checkpoint(tmp_path / "one.ckpt")
     checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
     names = set(checkpoint["state_dict"])
-    assert all(name == "student_step" or name.startswith("model.generation.") for name in names)
+    assert all(name in ("student_step", "batches_seen") or name.startswith("model.generation.") for name in names)
     assert not any("pos_embed" in name for name in names)
     del checkpoint["state_dict"]["model.generation.norm.weight"]
     torch.save(checkpoint, tmp_path / "gap.ckpt")
@@ -193,14 +200,14 @@ def test_a_checkpoint_holds_what_trains_and_loading_is_strict(folder: str, tmp_p
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: str, tmp_path: Path, accumulate: int):
-    options = {"gradient_clip_val": 1.0, "precision": "bf16-mixed", "accumulate_grad_batches": accumulate}
-    straight = stage(folder)
+    options = {"precision": "bf16-mixed"}
+    straight = stage(folder, accumulate=accumulate)
     trainer(tmp_path, max_steps=5, **options).fit(straight, scenes(ALL))
     first = trainer(tmp_path, max_steps=2, **options)
-    first.fit(stage(folder), scenes(ALL))
+    first.fit(stage(folder, accumulate=accumulate), scenes(ALL))
     first.save_checkpoint(tmp_path / "two.ckpt")
     torch.manual_seed(99)  # no draw may come from the global state
-    resumed = stage(folder)
+    resumed = stage(folder, accumulate=accumulate)
     trainer(tmp_path, max_steps=5, **options).fit(resumed, scenes(ALL), ckpt_path=tmp_path / "two.ckpt")
     assert int(resumed.student_step) == 5
     for name, value in weights(straight).items():
@@ -215,7 +222,7 @@ def test_accumulated_batches_get_different_noise(folder: str, tmp_path: Path, mo
         return {"text": Term(self.model.understanding.norm.weight.sum(), torch.ones(()))}
 
     monkeypatch.setattr(Pretraining, "objective", step)
-    trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(stage(folder), scenes(ALL))
+    trainer(tmp_path, max_steps=1).fit(stage(folder, accumulate=2), scenes(ALL))
     assert len(seen) == len(set(seen)) == 2
 
 
@@ -231,8 +238,7 @@ def test_validation_has_the_same_noise_each_time(folder: str, tmp_path: Path):
 def test_answers_can_be_reweighted_by_length(folder: str):
     (batch,) = batches({"dialogue": 1.0, "caption": 1.0}, 1, size=8)
     plain, reweighted = (
-        stage(folder, loss=PretrainingLoss(reweight_answers=flag)).objective(batch, torch.Generator())["text"]
-        for flag in (False, True)
+        stage(folder, reweight_answers=flag).objective(batch, torch.Generator())["text"] for flag in (False, True)
     )
     assert float(plain.count) > float(reweighted.count)
     assert float(plain.total / plain.count) != pytest.approx(float(reweighted.total / reweighted.count), rel=1e-4)
@@ -316,7 +322,7 @@ def test_alignment_trains_its_projector_and_the_layers_below(folder: str):
     assert any(grad is not None and bool(grad.any()) for grad in first)
     assert not any(grad is not None and bool(grad.any()) for grad in second)
     assert all(p.grad is None for p in module.model.understanding.parameters())
-    optimizer = module.configure_optimizers()["optimizer"]
+    ((optimizer,), _) = module.configure_optimizers()
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in module.terms[0].parameters()} <= trained
     with pytest.raises(ValueError, match="already has a loss term 'alignment'"):

@@ -42,7 +42,25 @@ def test_a_resumed_run_follows_the_schedule_that_is_configured_now():
     assert rates(resumed, 5)[1:] == pytest.approx([10.0, 10.0, 7.5, 5.0])
 
 
-@pytest.mark.parametrize("wrong", [{"decay": 2}, {"warmup": -1}, {"warmup": 3, "decay": 3, "total": 5}])
-def test_lengths_must_fit(wrong: dict[str, int]):
-    with pytest.raises(ValueError, match="must fit into the total"):
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"warmup": -1}, "not be negative"), ({"warmup": 3, "decay": 3, "total": 5}, "must fit into")]
+)
+def test_lengths_must_fit(wrong: dict[str, int], told: str):
+    with pytest.raises(ValueError, match=told):
         WarmupStableDecay(optimizer(), **wrong)
+
+
+def test_the_end_may_be_told_later():
+    """As by a stage, whose student's schedule ends with its updates; one with a total of its own keeps it."""
+    late, own = WarmupStableDecay(optimizer(), decay=2), WarmupStableDecay(optimizer(), decay=2, total=3)
+    for schedule in (late, own):
+        schedule.end_at(4)
+    assert rates(late, 5) == pytest.approx([1, 1, 1, 0.5, 0])
+    assert rates(own, 4) == pytest.approx([1, 1, 0.5, 0])
+    with pytest.raises(ValueError, match="must fit into the total of 1"):
+        WarmupStableDecay(optimizer(), decay=2).end_at(1)
+
+
+def test_a_decay_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="needs `total`, or a stage with `max_updates`"):
+        rates(WarmupStableDecay(optimizer(), decay=2), 2)

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hyperbagel.callbacks import EMA
-from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
+from hyperbagel.training.networks import Training
 from hyperbagel.training.optimizers import MuonWithAdamW
 from hyperbagel.training.state_files import StateError, join_checkpoint, split_checkpoint
 from tests.runs import nano_folder, scenes, trainer
@@ -28,7 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(model: str, folder: Path, updates: int, resumed: Path | None = None) -> tuple[Pretraining, Path]:
     """A stage after so many updates in all, and its checkpoint."""
     torch.manual_seed(0)
-    stage = Pretraining(model, optimizer=MuonWithAdamW, train="generation")
+    method = PretrainingMethod(train="generation")
+    stage = Pretraining(model=model, method=method, student=Training(MuonWithAdamW))
     saver = ModelCheckpoint(folder, filename="state", every_n_train_steps=1)
     runner = trainer(folder, max_steps=updates, callbacks=[EMA(0.5), saver], enable_checkpointing=True)
     runner.fit(stage, scenes({"generation": 1}), ckpt_path=resumed, weights_only=True)
