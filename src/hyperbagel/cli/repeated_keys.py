@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -15,20 +16,24 @@ class RepeatedKeyError(ValueError):
     """A setting that occurs twice; the message names the file, the setting and both lines."""
 
 
-def refuse_repeated_keys() -> None:
-    """From now on, all YAML that jsonargparse reads, files and values, is refused when a setting occurs twice in it."""
-    set_loader("yaml", _load, (yaml.YAMLError,))
+def refuse_repeated_keys(of_file: Callable[[Any, str], Any] | None = None) -> None:
+    """From now on, all YAML that jsonargparse reads, files and values, is refused when a setting occurs twice in it.
 
+    of_file: makes the content that counts of the content of a file and its name.
+    """
 
-def _load(text: str, path: object = "") -> Any:
-    if ":" in text:
-        try:
-            check_repeated_keys(text, str(path))
-        except RepeatedKeyError as error:
-            if path:  # of a file jsonargparse expects what its loader raises, of a value what its checks raise
-                raise yaml.YAMLError(str(error)) from error
-            raise
-    return _plain_load(text)
+    def load(text: str, path: object = "") -> Any:
+        if ":" in text:
+            try:
+                check_repeated_keys(text, str(path))
+            except RepeatedKeyError as error:
+                if path:  # of a file jsonargparse expects what its loader raises, of a value what its checks raise
+                    raise yaml.YAMLError(str(error)) from error
+                raise
+        content = _plain_load(text)
+        return of_file(content, str(path)) if path and of_file is not None else content
+
+    set_loader("yaml", load, (yaml.YAMLError,))
 
 
 def check_repeated_keys(text: str, file: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from hyperbagel.callbacks.requirements import check_requirements
 from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
+from hyperbagel.cli.bases import BASES, stage_of, with_bases
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
+from hyperbagel.cli.moved import FormerNames
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 from hyperbagel.cli.saved_config import WholeConfig
 
@@ -104,7 +106,23 @@ def refuse_command(command: str, class_path: str) -> None:
 
 
 def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
-    refuse_repeated_keys()
+    arguments = with_bases(with_found_configs(arguments))
+    names = FormerNames(stage_of(arguments))
+    arguments, found = names.in_arguments(arguments)
+    _warn_of_former_names(found, "command line")
+    warned: set[str] = set()
+
+    def of_file(settings: Any, file: str) -> Any:
+        """The settings of a file without its bases, which are laid under it, and by present names."""
+        settings, former = names.in_settings(settings)
+        if file not in warned:
+            _warn_of_former_names(former, file)
+            warned.add(file)
+        return (
+            {key: value for key, value in settings.items() if key != BASES} if isinstance(settings, dict) else settings
+        )
+
+    refuse_repeated_keys(of_file)
     return cli(
         LightningModule,
         LightningDataModule,
@@ -115,8 +133,14 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         save_config_callback=WholeConfig,
         trainer_defaults={"callbacks": [Safeguard()]},
         parser_class=TrainerParser,
-        args=with_found_configs(arguments),
+        args=arguments,
     )
+
+
+def _warn_of_former_names(found: Mapping[str, str], place: str) -> None:
+    if found:
+        told = ", ".join(f"{former} is now {now}" for former, now in found.items())
+        warnings.warn(f"{place}: {told}; the next release knows the new names only", FutureWarning, stacklevel=3)
 
 
 def run(arguments: Sequence[str]) -> None:
