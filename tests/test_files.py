@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, average_branches, base_hash, save_branch
-from hyperbagel.bagel.checkpoint import write_tensors
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.callbacks.export import write_model
 from hyperbagel.callbacks.safeguard import WholeCheckpointIO
 from hyperbagel.datamodules.convert.annotation_index import AnnotationIndex

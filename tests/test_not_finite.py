@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, average_branches, base_hash, save_branch
-from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.images import to_pil
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.export import write_model
 from hyperbagel.callbacks.safeguard import Safeguard

@@ -25,12 +25,13 @@ from transformers import (
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.build.assemble import NANO, SCENES, Parts, assemble, build, compose
 from hyperbagel.bagel.build.initial import restart_generation
-from hyperbagel.bagel.checkpoint import CheckpointError, official_key, read_config, write_tensors
+from hyperbagel.bagel.checkpoint import CheckpointError, official_key, read_config
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment, ViTSegment
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text

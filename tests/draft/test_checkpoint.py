@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hyperbagel.bagel.build.assemble import NANO
-from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
+from hyperbagel.bagel.checkpoint import CheckpointError
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.draft.checkpoint import load_draft, save_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead

@@ -20,13 +20,12 @@ from hyperbagel.bagel.checkpoint import (
     official_key,
     part_digests,
     shapes_only,
-    write_tensors,
 )
 from hyperbagel.bagel.fingerprint import digest, joined
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import is_shipped, resolve, shipped_files
-from hyperbagel.bagel.tensors import open_tensors, read_tensors
+from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperbagel.bagel.absent import Absent, NotLoadedError, Part
@@ -24,12 +23,12 @@ from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.fingerprint import digest
-from hyperbagel.bagel.finite import NotFiniteError, require_finite
+from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
-from hyperbagel.bagel.tensors import named_tensors, read_tensors, tensor_shapes
-from hyperbagel.files import whole_file, write_json
+from hyperbagel.bagel.tensors import named_tensors, read_tensors, tensor_shapes, write_tensors
+from hyperbagel.files import write_json
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
@@ -269,21 +268,6 @@ def save_bagel(model: Bagel, folder: str | Path) -> None:
     names, state = official_names(model), model.state_dict()
     write_tensors({official: state[own] for own, official in names.items()}, folder / WEIGHTS)
     write_tensors(model.autoencoder.official_state_dict(), folder / AUTOENCODER)
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, so that a crash leaves either the old file or the new one.
-
-    Raises WriteError, and NotFiniteError for numbers that are none.
-    """
-    written = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    for key, value in written.items():
-        require_finite(value, f"{path}: not written: {key}")
-    with whole_file(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
-        save_file(written, partial, metadata=metadata)
-        partial.chmod(mode)
 
 
 def generation_keys(names: Iterable[str]) -> Iterator[str]:

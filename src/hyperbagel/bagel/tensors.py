@@ -1,15 +1,19 @@
-"""Safetensors files, read tensor by tensor."""
+"""Reads safetensors files, tensor by tensor, and writes them whole or not at all."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from hyperbagel.bagel.finite import require_finite
+from hyperbagel.files import whole_file
 
 _MAPPED = 2**26
 """Bytes of a file that are read before it is mapped anew."""
@@ -62,3 +66,18 @@ def named_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 def tensor_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
     """Name -> shape of all tensors in some files."""
     return {name: value.shape for name, value in named_tensors(paths)}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, so that a crash leaves either the old file or the new one.
+
+    Raises WriteError, and NotFiniteError for numbers that are none.
+    """
+    written = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    for key, value in written.items():
+        require_finite(value, f"{path}: not written: {key}")
+    with whole_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # as of any new file, where safetensors would let only its writer read
+        save_file(written, partial, metadata=metadata)
+        partial.chmod(mode)

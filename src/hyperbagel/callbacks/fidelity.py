@@ -13,10 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.images import to_uint8
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.tensors import CheckpointError, open_tensors
+from hyperbagel.bagel.tensors import CheckpointError, open_tensors, write_tensors
 from hyperbagel.bagel.vision import PooledFeatures
 from hyperbagel.callbacks.evaluation import Run
 from hyperbagel.datamodules.documents import parse_document

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
-from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
-from hyperbagel.bagel.tensors import open_tensors, read_tensors
+from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.checkpoint import write_tensors
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.draft.head import DraftHead
 from hyperbagel.files import write_json
 

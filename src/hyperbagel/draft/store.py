@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from hyperbagel.bagel.branch_checkpoint import base_hash
-from hyperbagel.bagel.checkpoint import CheckpointError, write_tensors
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.draft.batch import FeatureBatch, extract_features
 
 _METADATA = "hyperbagel_features"

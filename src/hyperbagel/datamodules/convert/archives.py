@@ -19,7 +19,7 @@ from hyperbagel.datamodules.convert.errors import FormatError
 from hyperbagel.datamodules.convert.files import watch
 from hyperbagel.datamodules.convert.names import normal_name, stays_inside
 from hyperbagel.datamodules.documents import system_name
-from hyperbagel.files import naming
+from hyperbagel.files import naming, write_text
 from hyperbagel.messages import clip, shown
 
 log = logging.getLogger(__name__)
@@ -132,5 +132,4 @@ class Unpacking:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with naming(path), path.open("wb") as file:
                     shutil.copyfileobj(content, file)
-        self.target.mkdir(parents=True, exist_ok=True)
-        done.write_text(state)
+        write_text(done, state)
