@@ -84,7 +84,7 @@ def without_chunks(png: bytes, kinds: frozenset[bytes] = _TEXT_CHUNKS) -> bytes:
 
 
 def _late_metadata(file: BinaryIO) -> bool:
-    """Whether a PNG file has a chunk that can hold an orientation behind its pixels, where Pillow does not look yet."""
+    """Whether a PNG file has a chunk that can hold an orientation after its pixels, where Pillow does not look yet."""
     file.seek(8)
     pixels = False
     while len(head := file.read(8)) == 8:

@@ -56,7 +56,7 @@ class Context:
         return torch.ones(self.batch_size, self.length, dtype=torch.bool, device=self.next_position.device)
 
     def mask_with(self, grid: LatentGrid) -> Tensor | None:
-        """(B, 1, 1, T + 2 + n) bool, what the latent tokens of images see behind this context: it, the two markers of
+        """(B, 1, 1, T + 2 + n) bool, what the latent tokens of images see after this context: it, the two markers of
         the image, and each other; None for everything."""
         if self.valid is None and grid.valid is None:
             return None
@@ -112,7 +112,7 @@ class DecodeCache:
         self.next_position = context.next_position.clone()
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values behind the entries in use; `advance` makes them permanent."""
+        """Store new keys and values after the entries in use; `advance` makes them permanent."""
         end = self.length + k.shape[2]
         if end > self.keys.shape[3]:
             raise ValueError(f"the decoding cache has room for {self.keys.shape[3]} tokens, {end} are needed")

@@ -65,7 +65,7 @@ def image_format(source: str | Path | bytes | BinaryIO) -> str:
     return _read(source, MAX_DECODED_PIXELS, None, lambda image, _: _FAMILIES.get(str(image.format), str(image.format)))
 
 
-_FAMILIES = {"MPO": "JPEG"}  # a JPEG file with further pictures behind the first
+_FAMILIES = {"MPO": "JPEG"}  # a JPEG file with further pictures after the first
 _Look: TypeAlias = Callable[[Image.Image, BinaryIO], T]
 
 

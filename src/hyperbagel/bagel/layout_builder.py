@@ -118,7 +118,7 @@ class LayoutBuilder:
         ids[0], ids[-1] = self.config.tokens.start_of_image, self.config.tokens.end_of_image
         offset = torch.arange(len(ids))
         if not vit_tokens:
-            offset[-1] = 1 << 30  # behind any number of latents
+            offset[-1] = 1 << 30  # after any number of latents
         self.und[-1].add(offset, (position, block, mode), (ids, torch.full_like(ids, IGNORED)))
 
     def _vit_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

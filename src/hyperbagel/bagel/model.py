@@ -238,7 +238,7 @@ class Bagel(nn.Module):
         return output
 
     def next_logits(self, stream: Tensor) -> Tensor:
-        """Next-token logits of the residual stream behind the last layer: (..., D) -> (..., vocabulary)."""
+        """Next-token logits of the residual stream after the last layer: (..., D) -> (..., vocabulary)."""
         return self.logits(self.understanding.norm(stream))
 
     def forward(self, layout: Layout, x_t: Tensor, t: Tensor) -> TrainingOutput:

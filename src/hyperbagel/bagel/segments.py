@@ -28,7 +28,7 @@ class TextSegment:
     """A text block: bos, the ids, eos. Causal; every token advances the rope position by one.
 
     ids: (n,) int64 token ids without bos and eos.
-    loss: whether the ids (and the eos behind them) are predicted, i.e. whether this is an answer.
+    loss: whether the ids (and the eos after them) are predicted, i.e. whether this is an answer.
     prefix: how many ids at the beginning of an answer are given and not predicted, such as the name of the speaker.
     """
 

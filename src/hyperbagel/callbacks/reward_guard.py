@@ -52,7 +52,7 @@ WATCHED = (
 class RewardGuard(Callback):
     """Compares each evaluation of a run with its best so far. When a watched metric has fallen while the mean reward
     since the last evaluation is above that of the first, the reward's weight is multiplied by `factor`; at the
-    `alarms`-th time training stops. List it behind the evaluating callbacks, whose `every_n_updates` is its rhythm.
+    `alarms`-th time training stops. List it after the evaluating callbacks, whose `every_n_updates` is its rhythm.
 
     Args:
         term: name of the loss term whose reward it is; the mean is logged as `reward/<term>`.

@@ -90,7 +90,7 @@ class Speculation(Evaluation):
     order; prefilling is not timed. Runs in every validation and test. Logs
     `speculation/{acceptance_length,n_alpha,tokens_per_second,speedup,...}` of the first way, and the same for each kind
     of document as `speculation/<kind>/...`: the sample's own `meta["kind"]`, or what stands before the answer
-    (`after_image`: behind a picture that was to be drawn, `picture`, `text`). Further ways are `<way>/speculation/...`.
+    (`after_image`: after a picture that was to be drawn, `picture`, `text`). Further ways are `<way>/speculation/...`.
     Greedy answers have to be equal: `speculation/differing_answers` counts those that are not. Weights are used as they
     are, whatever the trainer's mixed precision.
 

@@ -37,7 +37,7 @@ class StopRequest:
                 signal.signal(number, self._note if trainer.state.fn == TrainerFn.FITTING else self._end)
 
     def agree(self, trainer: L.Trainer) -> None:
-        """To be called by all processes behind the same batch: all of them stop there if one was told to."""
+        """To be called by all processes after the same batch: all of them stop there if one was told to."""
         if trainer.strategy.reduce_boolean_decision(self.number is not None, all=False):
             trainer._signal_connector.received_sigterm = True  # looked at when the batch's last hook is done
 

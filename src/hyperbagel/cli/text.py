@@ -69,7 +69,7 @@ class TextStream:
 
 
 def question_document(model: Bagel, tokenizer: Tokenizer, question: str, picture: Image.Image | None) -> Document:
-    """A question behind the picture that it is about, if there is one."""
+    """A question after the picture that it is about, if there is one."""
     from hyperbagel.bagel.segments import TextSegment, ViTSegment
 
     document: Document = [TextSegment(tokenizer.prompt(question))]

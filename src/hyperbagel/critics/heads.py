@@ -61,7 +61,7 @@ class HeadStack(nn.ModuleList):
     def forward(self, tokens: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Logits (B, heads) of token maps.
 
-        tokens: one (B, n, D) for each head, raster order, padded behind; sizes: (h, w) of each image. Images of one
+        tokens: one (B, n, D) for each head, raster order, padded at the end; sizes: (h, w) of each image. Images of one
         size are judged together and padding is cut off first, so no image's logit depends on its neighbours.
         """
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -81,7 +81,7 @@ class HeadStack(nn.ModuleList):
 
 
 def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, n, D) -> (B, D, h, w), without the padding behind the first h * w tokens."""
+    """(B, n, D) -> (B, D, h, w), without the padding after the first h * w tokens."""
     return tokens[:, : size[0] * size[1]].transpose(1, 2).unflatten(2, size)
 
 

@@ -22,7 +22,7 @@ from hyperbagel.critics.latent import CriticSettings
 
 
 class FeatureMaps(NamedTuple):
-    """Features of B images: one (B, n, D) for each tapped layer, raster order, padded behind; sizes (h, w) of each."""
+    """Features of B images: one (B, n, D) for each tapped layer, raster order, padded last; sizes (h, w) of each."""
 
     layers: list[Tensor]
     sizes: list[tuple[int, int]]
@@ -39,7 +39,7 @@ class VisionFeatures(nn.Module, ABC):
 
     @abstractmethod
     def features(self, pictures: Sequence[Tensor], layers: Sequence[int]) -> FeatureMaps:
-        """Features behind the given layers (from 1) of pictures (3, H, W) in about [-1, 1]; differentiable."""
+        """Features after the given layers (from 1) of pictures (3, H, W) in about [-1, 1]; differentiable."""
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: the encoder is frozen."""

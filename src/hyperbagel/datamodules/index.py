@@ -41,7 +41,7 @@ _ARRAYS = ("spans", "text_bytes", "has_loss", "images", "sizes")
 class ShardIndex:
     """What is known of a shard's n good samples without reading it again.
 
-    spans: (n, 2) int64, first byte and byte behind the last; text_bytes: (n,) int64, UTF-8 length of all texts;
+    spans: (n, 2) int64, first byte and byte after the last; text_bytes: (n,) int64, UTF-8 length of all texts;
     has_loss: (n,) bool, whether anything is to be learnt; images: (n,) int64, pictures a sample;
     sizes: (sum of images, 2) int64, width and height of each picture; skipped: the bad samples.
     """

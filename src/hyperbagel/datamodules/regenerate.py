@@ -95,7 +95,7 @@ class _Turns:
 
 
 class Regenerator:
-    """Answers every text with loss anew, each behind the new answers before it.
+    """Answers every text with loss anew, each after the new answers before it.
 
     speculator: target, and a draft of earlier training if there is one; builder: how documents become segments, and
     what answers begin with.

@@ -65,7 +65,7 @@ class Sample:
 class SampleSpan:
     """Where a sample is in its shard.
 
-    start, end: first byte, byte behind the last; members: by name; unread: members that are links and the like, and
+    start, end: first byte, byte after the last; members: by name; unread: members that are links and the like, and
     why they cannot be read.
     """
 

@@ -1,6 +1,6 @@
 """Members of a tar file with their places, damaged files included.
 
-A reader that only goes forward loses everything behind the first damaged byte. Here every member is found by its own
+A reader that only goes forward loses everything after the first damaged byte. Here every member is found by its own
 header, so damage costs the samples it hits and no others.
 """
 
@@ -36,7 +36,7 @@ class TarMember:
 
     @property
     def end(self) -> int:
-        """First byte behind the content and its padding."""
+        """First byte after the content and its padding."""
         return self.offset + -(-self.size // _BLOCK) * _BLOCK
 
 
@@ -88,7 +88,7 @@ def scan_tar(file: BinaryIO, size: int) -> Iterator[TarMember | TarDamage]:
     while position + _BLOCK <= size:
         file.seek(position)
         header = file.read(_BLOCK)
-        if header == bytes(_BLOCK):  # the end marker, if nothing comes behind it
+        if header == bytes(_BLOCK):  # the end marker, if nothing comes after it
             zeros = position if zeros is None else zeros
             position += _BLOCK
             continue
@@ -141,7 +141,7 @@ def _stored_size(info: tarfile.TarInfo) -> int:
 
 
 def _long_name(file: BinaryIO, info: tarfile.TarInfo, offset: int) -> str | None:
-    """The name that an extended header gives to the member behind it."""
+    """The name that an extended header gives to the member after it."""
     file.seek(offset)
     data = file.read(min(info.size, _MAX_NAME_BYTES))
     if info.type == tarfile.GNUTYPE_LONGNAME:

@@ -14,7 +14,7 @@ from hyperbagel.bagel.context import Context
 class RowCache:
     """Preallocated keys and values, (layers, B, kv_heads, capacity, head_dim).
 
-    New tokens are written behind each row's entries and count only when committed: what is not committed is
+    New tokens are written after each row's entries and count only when committed: what is not committed is
     overwritten, which is the whole of rolling back. Rows of equal length (always so at batch size 1) take a path of
     plain slices.
     """
@@ -85,7 +85,7 @@ class RowCache:
         return self._additive(self._mask(inner, end))
 
     def _mask(self, inner: Tensor, end: int) -> Tensor:
-        """(1 or B, new, end) bool: committed tokens and, behind them, what `inner` says."""
+        """(1 or B, new, end) bool: committed tokens and, after them, what `inner` says."""
         if self._slots is None:
             return torch.cat([inner.new_ones(*inner.shape[:2], self.lengths[0]), inner], dim=-1)
         lengths = torch.tensor(self.lengths, device=inner.device)[:, None, None]
@@ -109,7 +109,7 @@ class RowCache:
         return self._seen[0][layer], self._seen[1][layer]
 
     def commit(self, counts: Sequence[int]) -> None:
-        """Keep the first counts[b] of the tokens written behind row b's entries."""
+        """Keep the first counts[b] of the tokens written after row b's entries."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def gather(self, row: int, offsets: Sequence[int]) -> None:

@@ -176,7 +176,7 @@ class FusedStack:
         """Residual stream (B, n, D) through the layers, keys and values written where `cache.place` said.
 
         mask: as `place` returned it; read: what the first layer's attention reads instead of x (EAGLE-3); record: gets
-        the stream behind every layer.
+        the stream after every layer.
         """
         batch, new, width = x.shape
         if mask is not None and self.groups > 1:

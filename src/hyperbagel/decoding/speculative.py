@@ -111,7 +111,7 @@ def decode_speculative(
 
 
 def _context_rows(layers: dict[int, Tensor], position: Tensor, counts: list[int], known: DraftState | None) -> Rows:
-    """The rows of new context tokens that know their successor: all but each document's last one, behind the one that
+    """The rows of new context tokens that know their successor: all but each document's last one, after the one that
     waited before."""
     embedded = layers[0]
     features = {entry: value[:, :-1] for entry, value in layers.items()}

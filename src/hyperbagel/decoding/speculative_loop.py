@@ -59,7 +59,7 @@ class DraftedContext(Context):
 @dataclass(frozen=True)
 class Engine:
     """What a call of decoding works with. target, logits: the understanding layers, and the final norm and LM head
-    behind them; drafter: None decodes plainly."""
+    after them; drafter: None decodes plainly."""
 
     model: Bagel
     target: FusedStack
@@ -137,7 +137,7 @@ class DecodingRun:
         return self.drafter.chain(state, hidden, position, self.table, settings)
 
     def _verify(self, root: Tensor, proposal: Proposal | None) -> Verdict:
-        """One pass of the target over the roots (B, f) and what is proposed behind them."""
+        """One pass of the target over the roots (B, f) and what is proposed after them."""
         ids, inner = root, None
         offsets = torch.arange(root.shape[1], device=root.device)
         if proposal is not None:
@@ -159,7 +159,7 @@ class DecodingRun:
         return Verdict(paths, tokens, streams)
 
     def _judge(self, logits: Tensor, proposal: Proposal | None) -> tuple[list[list[int]], list[list[int]]]:
-        """Paths through the proposal, and the tokens along them with the target's own behind. logits: (B, M + 1, V)."""
+        """Paths through the proposal, and the tokens along them with the target's own after. logits: (B, M + 1, V)."""
         greedy = self.settings.temperature == 0
         p = None if greedy else next_token_probabilities(logits, self.settings)
         if p is not None and proposal is not None and proposal.probabilities is not None:

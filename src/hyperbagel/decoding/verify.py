@@ -11,8 +11,8 @@ from torch import Tensor
 def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -> list[int]:
     """The nodes of a tree that the target's own choices pass through, from the root (0) on.
 
-    tokens: of nodes 1, 2, ...; parents: their parents, which come before them; chosen: what the target chooses behind
-    each node, the root first. Its choice behind the last node of the path is the next token. Exact for greedy choices
+    tokens: of nodes 1, 2, ...; parents: their parents, which come before them; chosen: what the target chooses after
+    each node, the root first. Its choice after the last node of the path is the next token. Exact for greedy choices
     and for choices drawn from the target, as the tree does not depend on them.
     """
     path, node = [0], 0
@@ -26,10 +26,10 @@ def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -
 def sample_chain(
     tokens: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Speculative sampling (arXiv 2211.17192): number of accepted tokens (B,) and the token behind them (B,).
+    """Speculative sampling (arXiv 2211.17192): number of accepted tokens (B,) and the token after them (B,).
 
     tokens: (B, K) drawn from the draft's distributions q (B, K, V); p: (B, K + 1, V) the target's. Token i is accepted
-    with probability min(1, p / q); behind the first rejected one the next token comes from max(p - q, 0), normalised.
+    with probability min(1, p / q); after the first rejected one the next token comes from max(p - q, 0), normalised.
     What results is distributed as p.
     """
     drawn = tokens[..., None]
@@ -38,7 +38,7 @@ def sample_chain(
     accepted = kept.long().cumprod(-1).sum(-1)
     rows = torch.arange(len(p), device=p.device)
     there = p[rows, accepted]
-    padded = torch.cat([q, torch.zeros_like(q[:, :1])], dim=1)  # nothing was proposed behind the last token
+    padded = torch.cat([q, torch.zeros_like(q[:, :1])], dim=1)  # nothing was proposed after the last token
     rest = (there - padded[rows, accepted]).clamp(min=0)
     # Rounding can leave nothing of p - q where both are equal.
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, there)

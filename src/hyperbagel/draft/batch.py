@@ -37,7 +37,7 @@ class FeatureBatch:
 
     @property
     def final(self) -> Tensor:
-        """(B, N, D) residual stream behind the last layer."""
+        """(B, N, D) residual stream after the last layer."""
         return self.layers[max(self.layers)]
 
     def cast(self, dtype: torch.dtype) -> FeatureBatch:
@@ -65,7 +65,7 @@ def extract_features(
 ) -> FeatureBatch:
     """Run the frozen target over documents. entries: those that the head reads.
 
-    Images to be generated are taken as clean: text behind them is about the finished picture.
+    Images to be generated are taken as clean: text after them is about the finished picture.
     """
     layout = model.layout(_clean(model, documents))
     output = model.run(layout, record_layers=True)

@@ -71,7 +71,7 @@ class DraftHead(nn.Module):
 
     Row t has the feature of token t and the embedding of token t + 1, and predicts token t + 2. Token embeddings are
     the target's, frozen, and not part of the head. Only understanding tokens have rows: clean latents reach the draft
-    through the hidden states of the tokens behind them.
+    through the hidden states of the tokens after them.
 
     vocabulary: ids of the target that the draft can propose; default all.
     """

@@ -66,7 +66,7 @@ def write_features(
 
 
 def _used(labels: Tensor) -> int:
-    """Tokens up to the last label: what is behind them no row of an answer sees."""
+    """Tokens up to the last label: what is after them no row of an answer sees."""
     answered = (labels != IGNORED).nonzero()
     return int(answered.max()) + 1 if len(answered) else 0
 

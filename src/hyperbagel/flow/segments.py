@@ -12,16 +12,14 @@ from hyperbagel.flow.schedule import shift_time
 
 
 class SegmentTimes(NamedTuple):
-    """Times of one comparison, float32, with boundary <= t_end <= t_next < t_n.
+    """Times of one comparison, float32, with t_end <= t_next < t_n, all within the segment that t_n belongs to.
 
     path: (k + 1, B), the teacher's way in k Euler steps from t_n, where the student starts, to t_next; t_end: (B,),
-    where the jumps of student (from t_n) and target (from t_next) end; boundary: (B,), lower end of the segment that
-    t_n belongs to.
+    where the jumps of student (from t_n) and target (from t_next) end.
     """
 
     path: Tensor
     t_end: Tensor
-    boundary: Tensor
 
     @property
     def t_n(self) -> Tensor:
@@ -77,7 +75,7 @@ class Segments:
         end = boundary + position * (path[-1] - boundary)
         path, t_end, low = (shift_time(u, self.shift) for u in (path, end, boundary))
         # Rounding, which the shift adds to, must not carry t_end over its neighbours.
-        return SegmentTimes(path, t_end.clamp(low, path[-1]), low)
+        return SegmentTimes(path, t_end.clamp(low, path[-1]))
 
     def draw(self, images: int, generator: torch.Generator) -> SegmentTimes:
         """Times for a batch: n uniform over the grid, t_end uniform between boundary and t_next (before the shift)."""

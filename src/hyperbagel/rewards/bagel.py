@@ -52,7 +52,7 @@ class UnderstandingReward(Reward):
     ) -> tuple[Tensor, Tensor]:
         """Pictures (3, H, W), each with a question and the ids of its answer -> states (B, n, D) and labels (B, n).
 
-        The state at a place predicts its label, which is `IGNORED` but for the answer and the eos behind it.
+        The state at a place predicts its label, which is `IGNORED` but for the answer and the eos after it.
         """
         model, tokenizer = self.asked
         documents: list[list[Segment]] = [

@@ -64,7 +64,7 @@ CHINESE: Final[dict[str, str]] = {
 
 
 def with_article(phrase: str) -> str:
-    """`phrase` behind "a" or "an"."""
+    """`phrase` after "a" or "an"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 

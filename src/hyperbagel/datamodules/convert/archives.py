@@ -28,7 +28,7 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 class ChainedFiles(io.RawIOBase):
-    """Files read one behind the other, as if they had been put together with `cat`."""
+    """Files read one after the other, as if they had been put together with `cat`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)

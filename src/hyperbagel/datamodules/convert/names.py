@@ -46,7 +46,7 @@ def stays_inside(name: str) -> bool:
 
 
 def name_key(name: str) -> str:
-    """The same for names that differ in their Unicode form, or in the case of what stands behind the last dot."""
+    """The same for names that differ in their Unicode form, or in the case of what stands after the last dot."""
     if not name.isascii():
         name = unicodedata.normalize("NFC", name)
     stem, dot, ending = name.rpartition(".")

@@ -168,7 +168,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_items(data: bytes | mmap, depth: int) -> Iterator[tuple[int, int]]:
-    """First byte and byte behind the last of each object or list in a JSON list.
+    """First byte and byte after the last of each object or list in a JSON list.
 
     depth: 0 when `data` begins at or before the list's bracket, 1 when it begins inside the list. Raises ValueError
     when the list does not end properly (only for depth 0).

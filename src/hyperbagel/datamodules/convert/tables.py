@@ -87,7 +87,7 @@ class _Lines:
         self._ahead: deque[bytes] = deque()
 
     def look(self, number: int) -> bytes | None:
-        """The line after `number` others, None behind the last."""
+        """The line after `number` others, None after the last."""
         while len(self._ahead) <= number:
             line = next(self._source, None)
             if line is None:
