@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +58,22 @@ def test_generate_then_edit_then_chat(nano: Path, tmp_path: Path, capsys: pytest
 def test_bad_input_ends_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main(arguments)
+
+
+def test_help_and_reports_load_no_more_than_they_need(tmp_path: Path) -> None:
+    rows = {"rows": {"model": {"geneval/overall": 0.5}}, "details": {}}
+    (tmp_path / "report.json").write_text(json.dumps({"results": {"geneval": rows}}))
+    script = f"""
+import sys
+from hyperbagel.cli import main
+main(["--help"])
+assert "torch" not in sys.modules
+main(["report", {str(tmp_path)!r}])
+assert "lightning" not in sys.modules
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "  generate    picture from a prompt\n" in shown
+    assert "| model |   0.500 |" in shown
 
 
 def test_average_of_a_shipped_branch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
