@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.images import to_pixels
 from hyperbagel.bagel.model import Bagel
@@ -119,7 +119,7 @@ def main() -> None:
         branch = load_branch(arguments.branch, model)[0]
     else:
         branch = model.generation.copy()
-        branch.add_guidance_embedders()
+        branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     print("".join(f"{name:>{width}}" for name, width in (COLUMNS | dict.fromkeys(PARTS, 9)).items()))
     with torch.inference_mode():
         for task, guidance in {"generation": PAPER_GENERATION, "editing": PAPER_EDITING}.items():
