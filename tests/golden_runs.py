@@ -2,6 +2,7 @@
 
     python -m tests.golden_runs record golden.json     # about ten minutes on two cores
     python -m tests.golden_runs compare golden.json    # lists what differs; exit status 1 if anything does
+    python -m tests.golden_runs compare golden.json --only tscd adp        # those whose names hold a word
 
 Each stage of nano size trains for six updates: whole, as adapters, and in two processes. Recorded are its curves to the
 last bit, and hashes of the tensors of its checkpoint, whatever these are called; and the pictures and answers of the
@@ -17,7 +18,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,9 @@ COMMANDS = {
 def run(arguments: Sequence[str], folder: Path) -> str:
     """What `hyperbagel` prints, run in a folder with one thread. Raises RuntimeError with its errors if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", "from hyperbagel.cli import main; main()", *arguments]
+    script = folder / "run.py"  # a file: with several processes, the others run it again
+    script.write_text("from hyperbagel.cli import main\n\nmain()\n")
+    command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}:\n{done.stderr[-3000:]}")
@@ -128,8 +132,8 @@ def command(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
         return {"picture": hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()[:16]}
 
 
-def golden(folder: Path) -> dict[str, Any]:
-    """All runs and commands, in a folder."""
+def golden(folder: Path, only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All runs and commands, in a folder, or those whose names hold one of some words."""
     nano_folder(folder / "nano")
     (folder / "out").mkdir()
     adapters = {
@@ -141,23 +145,33 @@ def golden(folder: Path) -> dict[str, Any]:
     runs = [(stage, stage, ()) for stage in (*ALONE, *CHAIN)]
     runs += [(f"{stage}, adapters", stage, (*adapters[stage], *kept[stage])) for stage in ADAPTERS]
     runs += [(f"{stage}, two processes", stage, (*two, *kept.get(stage, ()))) for stage in (*ALONE, *CHAIN)]
-    found: dict[str, Any] = {}
     for name, stage, options in tqdm(runs, "stages"):
-        found[name] = train(stage, folder, options)
+        # Stages go on from one another's branches, so those of the chain cannot be left out.
+        if name in CHAIN or not only or any(word in name for word in only):
+            yield name, train(stage, folder, options)
     run(["generate", "a photo of a red circle", "--steps", "4", "--out", "source.png"], folder)
     for name, arguments in tqdm(COMMANDS.items(), "commands"):
-        found[name] = command(arguments, folder)
-    return found
+        if not only or any(word in name for word in only):
+            yield name, command(arguments, folder)
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """A line for each recorded part that is not the same."""
-    return [
-        f"{name}: {part} differ: {json.dumps(before.get(name, {}).get(part))[:150]} -> {json.dumps(new)[:150]}"
-        for name in before | after
-        for part in before.get(name, {}) | after.get(name, {})
-        if (new := after.get(name, {}).get(part)) != before.get(name, {}).get(part)
-    ]
+def differences(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """A line for each recorded part of a run that is not the same."""
+    lines = []
+    for part in before | after:
+        old, new = before.get(part), after.get(part)
+        if isinstance(old, list) and isinstance(new, list):  # hashes
+            gone, come = Counter(old) - Counter(new), Counter(new) - Counter(old)
+            if gone or come:
+                lines.append(
+                    f"{name}: {part}: of {len(old)} gone {sorted(gone.elements())}, new {sorted(come.elements())}"
+                )
+        elif isinstance(old, dict) and isinstance(new, dict):
+            differing = [key for key in old | new if old.get(key) != new.get(key)]
+            lines += [f"{name}: {part}: {key}: {old.get(key)} -> {new.get(key)}" for key in differing]
+        elif old != new:
+            lines.append(f"{name}: {part}: {old} -> {new}")
+    return lines
 
 
 def main() -> None:
@@ -165,15 +179,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
+    parser.add_argument("--only", nargs="+", default=(), help="words, one of which the names of runs hold")
     options = parser.parse_args()
+    recorded = json.loads(options.file.read_text()) if options.action == "compare" else {}
+    found, changed = {}, 0
     with tempfile.TemporaryDirectory() as folder:
-        found = golden(Path(folder))
-    if options.action == "record":
-        options.file.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{options.file}: {len(found)} runs and commands")
-        return
-    changed = differences(json.loads(options.file.read_text()), found)
-    print("\n".join(changed) or f"all {len(found)} runs and commands are what they were")
+        for name, result in golden(Path(folder), options.only):
+            found[name] = result
+            if options.action == "record":  # as far as it came
+                options.file.write_text(json.dumps(found, indent=1) + "\n")
+            else:
+                lines = differences(name, recorded[name], result)
+                changed += len(lines)
+                tqdm.write("\n".join(lines or [f"{name}: equal"]))
+    print(f"{options.file}: {len(found)} runs and commands, {changed} differences")
     sys.exit(bool(changed))
 
 
