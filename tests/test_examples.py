@@ -155,7 +155,7 @@ def test_a_stage(run: Any, tmp_path: Path) -> None:
 
 def test_a_stage_for_the_embedded_model_reads_its_settings(run: Any) -> None:
     """The command at its head, up to where objects would be made."""
-    found = read_config(["examples/mean_flow", "examples/mean_flow_scenes"])
+    found = read_config(["examples/mean_flow_scenes"])
     assert found.model.class_path == "mean_flow.MeanFlow"
     assert (found.model.init_args.model, found.model.init_args.settings.steps) == ("scenes", 1)
     assert [source.name for source in found.data.init_args.train] == ["generation", "editing"]
