@@ -25,12 +25,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import hyperbagel.cli.trainer  # noqa: F401  what forked processes then need not import
 from hyperbagel.cli import main
+from hyperbagel.training.distillation import DistillationStage
 from tests.runs import nano_folder
+from tests.stages import STAGES as ROWS
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "nano"
-PRETRAINING = ("understanding", "generation")
-DISTILLATION = ("cfg", "tscd", "tuning", "dmdo", "adp", "refl")
-STAGES = (*PRETRAINING, "draft", *DISTILLATION)
+STAGES = {config: row for row in ROWS.values() for config in row.configs}
 KILLS, UPDATES = 3, 20
 
 
@@ -81,9 +81,9 @@ def overlay(stage: str, folder: Path) -> Path:
     """More updates, a checkpoint after each, and files of this run's own, laid over the stage's nano configuration."""
     saver = {"dirpath": str(folder / "checkpoints"), "save_last": True, "every_n_train_steps": 1}
     callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
-    if stage not in ("draft", "tscd", "tuning"):  # the last two keep an average of their own
-        module = "model" if stage in PRETRAINING else "student"
-        callbacks.append({"class_path": "hyperbagel.callbacks.EMA", "init_args": {"module": module}})
+    row = STAGES[stage]
+    if row.averaged is not None:
+        callbacks.append({"class_path": "hyperbagel.callbacks.EMA", "init_args": {"module": row.averaged}})
     trainer: dict[str, Any] = {
         "default_root_dir": str(folder),
         "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}},
@@ -92,15 +92,11 @@ def overlay(stage: str, folder: Path) -> Path:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    content: dict[str, Any] = {"trainer": trainer}
-    if stage in DISTILLATION:
-        settings = {"max_updates": UPDATES, "export": str(folder / "branch.safetensors")}
-        first: dict[str, Any] = {} if stage == "cfg" else {"init_from": None}
-        if stage == "dmdo":
-            first["dmdo"] = {"fake_from": None}
-        content["model"] = {"init_args": {"settings": settings, **first}}
-    else:
-        trainer |= {"max_steps": UPDATES, "max_epochs": -1}
+    settings: dict[str, Any] = {"max_updates": UPDATES}
+    if issubclass(row.of, DistillationStage):
+        settings["export"] = str(folder / "branch.safetensors")
+    trainer |= {"max_steps": -1, "max_epochs": -1}
+    content = {"trainer": trainer, "model": {"init_args": {"settings": settings, **row.alone}}}
     folder.mkdir(parents=True)
     path = folder / "overlay.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -151,14 +147,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         assert run(command("killed"), fate) == -signal.SIGKILL
     assert run(command("killed")) == 0
     check_equal(tmp_path / "whole", tmp_path / "killed")
-    exported = "draft.safetensors" if stage == "draft" else "branch.safetensors"
-    if stage not in PRETRAINING:
+    if (exported := STAGES[stage].leaves) is not None:
         one, other = (next((tmp_path / name).rglob(exported)).read_bytes() for name in ("whole", "killed"))
         assert one == other
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["generation", "tscd"])  # Lightning's way of optimizing, and the stages' own
+@pytest.mark.parametrize("stage", ["generation", "tscd"])  # of one network, and of two
 def test_a_run_that_is_told_to_end_says_so_and_goes_on(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +210,14 @@ def test_all_processes_of_a_run_end_together(tmp_path: Path) -> None:
     """Though only the first one is told."""
     command = commands("generation", tmp_path)
     (tmp_path / "run.py").write_text(SCRIPT)
-    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "100000")
+    options = (
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--model.init_args.settings.max_updates",
+        "100000",
+    )
     process = subprocess.Popen(
         [sys.executable, "run.py", *command("both", *options)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
@@ -227,7 +229,7 @@ def test_all_processes_of_a_run_end_together(tmp_path: Path) -> None:
     assert process.returncode == 143, shown
     assert f"--ckpt_path {saved}" in shown
     step = int(torch.load(saved, weights_only=True)["state_dict"]["student_step"])
-    done = ("--trainer.max_steps", str(step + 2))
+    done = ("--model.init_args.settings.max_updates", str(step + 2))
     again = [sys.executable, "run.py", *command("both", *options, *done)]
     subprocess.run(again, cwd=tmp_path, check=True, timeout=120)
     assert int(torch.load(saved, weights_only=True)["state_dict"]["student_step"]) == step + 2

@@ -14,6 +14,7 @@ from hyperbagel.cli import main
 from hyperbagel.evaluation.reports import read_report
 from tests.datamodules.convert import datasets
 from tests.runs import nano_folder
+from tests.stages import STAGES as ROWS
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +30,9 @@ PHOTOGRAPHS = (
 )
 DATA_SETS = ("folder", "journeydb", "llava-onevision", "seed-data-edit")
 UNDERSTANDING, DRAWING = ("llava-onevision",), ("folder", "journeydb", "seed-data-edit")
-STAGES = {
-    "autoencoder": DRAWING,
-    "understanding": UNDERSTANDING,
-    "generation": DRAWING,
-    "draft": UNDERSTANDING,
-    **dict.fromkeys(("cfg", "tscd", "dmdo", "tuning", "adp", "refl"), DRAWING),
-}
-"""Stage -> the data sets that it learns from, in the order of the stages."""
+SOURCES = {"answers": UNDERSTANDING, "pictures": DRAWING, "both": DATA_SETS}
+STAGES = {config: SOURCES[learnt] for row in ROWS.values() for config, learnt in row.configs.items()}
+"""Configuration -> the data sets that its stage learns from, in the order of the stages."""
 
 
 def photograph(seed: int, kind: str = "JPEG", size: tuple[int, int] = (0, 0)) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from hyperbagel.bagel.branch import GenerationBranch, GuidanceScales
+from hyperbagel.bagel.branch import DURATION, IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch, conditions_of
 from hyperbagel.bagel.branch_checkpoint import (
     BranchInfo,
     average_branches,
@@ -25,7 +25,7 @@ from hyperbagel.bagel.model import Bagel
 
 from .tiny import CONFIG, Maker, tiny_model
 
-SCALES = GuidanceScales(torch.tensor([4.0, 2.0]), torch.tensor([1.5, 0.0]))
+SCALES = {TEXT_SCALE: torch.tensor([4.0, 2.0]), IMAGE_SCALE: torch.tensor([1.5, 0.0])}
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def model() -> Bagel:
     return tiny_model()
 
 
-def velocity(model: Bagel, branch: GenerationBranch | None = None, scales: GuidanceScales | None = None) -> Tensor:
+def velocity(model: Bagel, branch: GenerationBranch | None = None, conditions: Conditions | None = None) -> Tensor:
     make = Maker()
     context = model.prefill([[make.latent(2, 2), make.vit(8, 8), make.text(3)], [make.text(5)]])
     grid = model.latent_grid([(16, 8), (16, 8)])
-    return model.velocity(make.noise(2, 2, 16), torch.tensor([0.3, 0.9]), context, grid, branch, scales)
+    return model.velocity(make.noise(2, 2, 16), torch.tensor([0.3, 0.9]), context, grid, branch, conditions)
 
 
 def perturb(branch: nn.Module, scale: float = 0.1) -> None:
@@ -50,7 +50,7 @@ def perturb(branch: nn.Module, scale: float = 0.1) -> None:
 def test_gradients_reach_only_the_chosen_branch(model: Bagel) -> None:
     """The context is on original weights without gradient; the frozen stack gets none, the student gets all."""
     student, fake = model.generation.copy(), model.generation.copy()
-    student.add_guidance_embedders()
+    student.add_condition(TEXT_SCALE, IMAGE_SCALE)
     perturb(student)
     model.requires_grad_(False)
     make = Maker()
@@ -97,29 +97,27 @@ def test_several_branches_share_one_stack(model: Bagel) -> None:
 def test_guidance_embedders_start_silent_and_then_act(model: Bagel) -> None:
     original, branch = velocity(model), model.generation.copy()
     assert not branch.guided
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     assert branch.guided and not model.generation.guided
     torch.testing.assert_close(velocity(model, branch, SCALES), original, rtol=0, atol=0)
     perturb(branch)
-    branch.add_guidance_embedders()  # changes nothing once they are there
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)  # changes nothing once they are there
     first = velocity(model, branch, SCALES)
-    other_text = velocity(model, branch, SCALES._replace(text=torch.tensor([5.0, 2.0])))
-    other_image = velocity(model, branch, SCALES._replace(image=torch.tensor([1.8, 0.0])))
+    other_text = velocity(model, branch, SCALES | {TEXT_SCALE: torch.tensor([5.0, 2.0])})
+    other_image = velocity(model, branch, SCALES | {IMAGE_SCALE: torch.tensor([1.8, 0.0])})
     for other in (other_text, other_image):
         assert not torch.allclose(other[0], first[0], atol=1e-4)
         torch.testing.assert_close(other[1], first[1])
-    image = branch.image_scale_embedder
-    assert image is not None
-    perturb(image, 1.0)
+    perturb(branch.embedder(IMAGE_SCALE), 1.0)
     torch.testing.assert_close(velocity(model, branch, SCALES)[1], first[1])  # no source image: it stays out
 
 
 def test_scales_are_inputs_of_distilled_branches_only(model: Bagel) -> None:
-    with pytest.raises(ValueError, match="no guidance embedders"):
+    with pytest.raises(ValueError, match="conditions of this branch: none; given: image_scale, text_scale"):
         velocity(model, None, SCALES)
     branch = model.generation.copy()
-    branch.add_guidance_embedders()
-    with pytest.raises(ValueError, match="pass guidance scales"):
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
+    with pytest.raises(ValueError, match=r"conditions of this branch: \w+_scale, \w+_scale; given: none"):
         velocity(model, branch)
 
 
@@ -128,7 +126,7 @@ def test_scales_are_inputs_of_distilled_branches_only(model: Bagel) -> None:
 def test_files_round_trip_in_official_names(model: Bagel, tmp_path: Path, guided: bool) -> None:
     branch, path = model.generation.copy(), tmp_path / "branch.safetensors"
     if guided:
-        branch.add_guidance_embedders()
+        branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     perturb(branch)
     info = BranchInfo("tscd", 6, base_hash(model), 3.0, (1.0, 8.0) if guided else None, None)
     save_branch(branch, info, path)
@@ -274,3 +272,26 @@ def test_average_of_branches(model: Bagel, tmp_path: Path) -> None:
     save_branch(branch, replace(info, nfe=6), two)
     with pytest.raises(CheckpointError, match=r"1\.safetensors.*nfe=6.*does not average with.*0\.safetensors"):
         average_branches({str(one): 1, str(two): 1}, out)
+
+
+@torch.no_grad()
+def test_further_conditions_are_carried_by_files(model: Bagel, tmp_path: Path) -> None:
+    """Such as how long a step is. A value of 0 leaves it out, and without an end the velocity at t itself is meant."""
+    branch, path = model.generation.copy(), tmp_path / "branch.safetensors"
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE, DURATION)
+    perturb(branch)
+    save_branch(branch, BranchInfo("flow map", 1, base_hash(model)), path)
+    loaded, _ = load_branch(path, model)
+    assert set(loaded.conditions) == {TEXT_SCALE, IMAGE_SCALE, DURATION}
+    t, s = torch.tensor([0.3, 0.9]), torch.tensor([0.1, 0.9])
+    given = conditions_of(loaded, SCALES, t, s)
+    assert given is not None
+    torch.testing.assert_close(given[DURATION], torch.tensor([0.2, 0.0]))
+    with_end, at_t = (velocity(model, branch, conditions_of(branch, SCALES, t, end)) for end in (s, None))
+    torch.testing.assert_close(velocity(model, loaded, given), with_end, rtol=0, atol=0)
+    assert not torch.allclose(with_end[0], at_t[0], atol=1e-4)
+    perturb(branch.embedder(DURATION), 1.0)
+    torch.testing.assert_close(velocity(model, branch, given)[1], with_end[1])
+    torch.testing.assert_close(velocity(model, branch, conditions_of(branch, SCALES, t)), at_t)
+    with pytest.raises(ValueError, match=r"conditions of this branch: .*duration.*; given: image_scale, text_scale"):
+        velocity(model, branch, SCALES)

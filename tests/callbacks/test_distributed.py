@@ -14,7 +14,7 @@ from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.evaluation.reports import read_report
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretraining import Pretraining
-from hyperbagel.training.stage import Samplers
+from hyperbagel.training.stage import Samplers, StageSettings
 from tests.runs import nano_folder, scenes, trainer
 
 
@@ -36,7 +36,8 @@ def test_two_processes_report_what_one_does(tmp_path: Path):
         ]
         strategy = DDPStrategy(start_method="fork", find_unused_parameters=True) if processes > 1 else "auto"
         runner = trainer(out, devices=processes, strategy=strategy, callbacks=callbacks)
-        module = Pretraining(folder, samplers=Samplers(Sampler(1), Sampler(1)))
+        settings = StageSettings(samplers=Samplers(Sampler(1), Sampler(1)))
+        module = Pretraining(model=folder, settings=settings)
         runner.test(module, scenes({"generation": 1.0}), verbose=False)
         reports.append(read_report(out)["results"])
     one, two = reports

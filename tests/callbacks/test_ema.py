@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from hyperbagel.callbacks import EMA
-from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
 from tests.runs import nano_folder, scenes, trainer
 
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stage(folder: str) -> Pretraining:
-    return Pretraining(folder, train="generation")
+    return Pretraining(model=folder, method=PretrainingMethod(train="generation"))
 
 
 class Watch(Callback):

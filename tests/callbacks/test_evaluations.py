@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.shipped import WEIGHTS
@@ -37,7 +38,7 @@ from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder
-from hyperbagel.training.stage import Compute, Samplers
+from hyperbagel.training.stage import Compute, Samplers, StageSettings
 from tests.runs import nano_folder, scenes, trainer
 
 GUIDED = Guidance(interval=(0.0, 1.0))
@@ -53,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def stage(folder: str) -> Pretraining:
-    return Pretraining(folder, samplers=SAMPLERS)
+    return Pretraining(model=folder, settings=StageSettings(samplers=SAMPLERS))
 
 
 def geneval(**options: object) -> GenEval:
@@ -111,7 +112,8 @@ def test_everything_is_measured_in_bfloat16_too(folder: str, tmp_path: Path):
         Understanding(SceneSource("test", 4, weights={"caption": 1.0, "yes_no": 1.0}), max_tokens=4),
         ImageGrid(number=2),
     ]
-    stage = Pretraining(folder, samplers=SAMPLERS, compute=Compute(dtype="bfloat16"))
+    settings = StageSettings(samplers=SAMPLERS, compute=Compute(dtype="bfloat16"))
+    stage = Pretraining(model=folder, settings=settings)
     runner = trainer(tmp_path, callbacks=callbacks)
     (metrics,) = runner.test(stage, scenes({"generation": 1.0, "caption": 1.0}), verbose=False)
     assert {"geneval/overall", "gedit/sc", "understanding/caption", "nfe"} <= metrics.keys()
@@ -302,7 +304,7 @@ def test_rows_tell_what_their_branch_was_not_made_for(
     stage: Pretraining, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     branch = stage.model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     info = BranchInfo("ADP", 1, base_hash(stage.model), image_scale=(2.0, 2.0), context=context_hash(stage.model))
     save_branch(branch, info, tmp_path / "one.safetensors")
     first, second = Shares(stage, 2).runs

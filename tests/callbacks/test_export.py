@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperbagel.losses.terms import MeanSquaredError
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import EMA, AddLoss, ExportModel
-from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.losses.regression import Regression
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
 from tests.runs import nano_folder, scenes, trainer
 
 
@@ -22,7 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_averaged_model_is_written_as_a_folder(folder: str, tmp_path: Path):
-    module, ema, out = Pretraining(folder, train="generation"), EMA(0.5), tmp_path / "out"
+    module, ema, out = (
+        Pretraining(model=folder, method=PretrainingMethod(train="generation")),
+        EMA(0.5),
+        tmp_path / "out",
+    )
     for _ in range(2):  # the second run replaces the folder of the first
         runner = trainer(tmp_path, max_steps=2, callbacks=[ema, ExportModel(str(out))])
         runner.fit(module, scenes({"generation": 1.0}))
@@ -43,7 +47,7 @@ def test_the_averaged_model_is_written_as_a_folder(folder: str, tmp_path: Path):
 
 
 def test_weights_can_be_stored_in_bfloat16(folder: str, tmp_path: Path):
-    module = Pretraining(folder, train="generation")
+    module = Pretraining(model=folder, method=PretrainingMethod(train="generation"))
     callback = ExportModel(str(tmp_path / "half"), dtype="bfloat16")
     trainer(tmp_path, max_steps=1, callbacks=[callback]).fit(module, scenes({"generation": 1.0}))
     assert module.model.dtype == torch.float32
@@ -55,7 +59,7 @@ def test_weights_can_be_stored_in_bfloat16(folder: str, tmp_path: Path):
 def test_foreign_files_are_not_replaced(folder: str, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="other files than a model"):
-        ExportModel(str(tmp_path)).setup(trainer(tmp_path), Pretraining(folder), "fit")
+        ExportModel(str(tmp_path)).setup(trainer(tmp_path), Pretraining(model=folder), "fit")
     with pytest.raises(ValueError, match="distillation stages write a branch"):
         ExportModel(str(tmp_path / "new")).setup(trainer(tmp_path), LightningModule(), "fit")
 
@@ -69,9 +73,9 @@ def test_a_loss_term_is_added_to_a_stage_once(tmp_path: Path):
         def add_loss(self, term: nn.Module) -> None:
             self.terms.append(term)
 
-    stage, callback = Stage(), AddLoss(MeanSquaredError("mine", weight=0.5))
+    stage, callback = Stage(), AddLoss(Regression("mine", weight=0.5))
     callback.setup(trainer(tmp_path), stage, "fit")
     callback.setup(trainer(tmp_path), stage, "test")
     assert [term.name for term in stage.terms] == ["mine"]
     with pytest.raises(ValueError, match="takes no loss terms"):
-        AddLoss(MeanSquaredError("mine")).setup(trainer(tmp_path), LightningModule(), "fit")
+        AddLoss(Regression("mine")).setup(trainer(tmp_path), LightningModule(), "fit")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperbagel.modules.pair_term import PairRegression
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, save_branch
 from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError
@@ -24,6 +24,7 @@ from hyperbagel.datamodules.sources import Source
 from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.files import require_all
+from hyperbagel.losses.pairs import PairRegression
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel
@@ -62,16 +63,16 @@ def test_all_missing_files_of_all_rows_are_named_before_anything_is_drawn(
     ]
     for own in (callbacks, callbacks[::-1]):
         with pytest.raises(FileNotFoundError) as error:
-            trainer(tmp_path, callbacks=own).test(Pretraining(folder), scenes({"generation": 1.0}))
+            trainer(tmp_path, callbacks=own).test(Pretraining(model=folder), scenes({"generation": 1.0}))
         told = str(error.value)
         names = ("a.safetensors", "b.safetensors", "c.safetensors", "features.safetensors")
         assert all(told.count(name) == 1 for name in names) and "run what makes them first" in told
     with pytest.raises(Drawn):
-        trainer(tmp_path, callbacks=[geneval()]).test(Pretraining(folder), scenes({"generation": 1.0}))
+        trainer(tmp_path, callbacks=[geneval()]).test(Pretraining(model=folder), scenes({"generation": 1.0}))
 
 
 def test_a_training_needs_what_it_evaluates_only(folder: str) -> None:
-    stage = Pretraining(folder)
+    stage = Pretraining(model=folder)
     check_requirements([geneval("a.safetensors")], stage, "fit")
     with pytest.raises(FileNotFoundError, match=r"no such file: a\.safetensors"):
         check_requirements([ImageGrid(), geneval("a.safetensors", every_n_updates=1)], stage, "fit")
@@ -83,7 +84,7 @@ def test_a_branch_is_checked_without_its_tensors(folder: str, tmp_path: Path, mo
     model = Bagel.from_pretrained(folder)
     good, foreign = tmp_path / "good.safetensors", tmp_path / "foreign.safetensors"
     branch = model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     save_branch(branch, BranchInfo("CFG", 6, base_hash(model)), good)
     save_branch(branch, BranchInfo("CFG", 6, base_hash(nano_bagel(NANO, seed=3))), foreign)
     cut = tmp_path / "cut.safetensors"

@@ -51,7 +51,7 @@ class Poison(Callback):
 def test_what_is_not_finite_stops_the_run_and_names_the_documents(
     what: str, message: str, folder: str, tmp_path: Path
 ) -> None:
-    module = Pretraining(folder, train="generation")
+    module = Pretraining(model=folder, method=PretrainingMethod(train="generation"))
     run = trainer(tmp_path, max_steps=4, callbacks=[Poison(what), Safeguard()])
     with pytest.raises(FloatingPointError, match=message):
         run.fit(module, scenes({"generation": 1.0}))
@@ -78,7 +78,7 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_as_if_nothing_had_been(
     number: int, status: int, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fit(name: str, *callbacks: Callback, ckpt_path: str | None = None) -> Pretraining:
-        module = Pretraining(folder, train="generation")
+        module = Pretraining(model=folder, method=PretrainingMethod(train="generation"))
         saver = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=100)
         run = trainer(tmp_path, max_steps=4, callbacks=[saver, *callbacks], enable_checkpointing=True)
         run.fit(module, scenes({"generation": 1.0}), ckpt_path=ckpt_path)
@@ -138,7 +138,7 @@ def test_the_advice_is_a_path_that_works(
     logger = CSVLogger(tmp_path / "logs")
     run = trainer(tmp_path, max_steps=4, callbacks=callbacks, enable_checkpointing=True, logger=logger)
     with pytest.raises(SystemExit):
-        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+        run.fit(Pretraining(model=folder, method=PretrainingMethod(train="generation")), scenes({"generation": 1.0}))
     (advised,) = shlex.split(caplog.text.split("--ckpt_path ")[1].splitlines()[0])
     assert int(torch.load(advised, weights_only=True)["state_dict"]["student_step"]) == 2
     assert Path("own folder/last.ckpt").read_text() == "of another run"
@@ -149,7 +149,7 @@ def test_a_run_without_checkpoints_says_that_nothing_is_kept(
 ) -> None:
     run = trainer(tmp_path, max_steps=4, callbacks=[Told(signal.SIGTERM), Safeguard()])
     with pytest.raises(SystemExit) as end:
-        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+        run.fit(Pretraining(model=folder, method=PretrainingMethod(train="generation")), scenes({"generation": 1.0}))
     assert end.value.code == 143 and "nothing is kept" in caplog.text
 
 
@@ -161,7 +161,7 @@ class ToldInTest(Callback):
 def test_what_does_not_train_ends_at_once(folder: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[ToldInTest(), Safeguard()])
     with pytest.raises(SystemExit) as end:
-        run.test(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+        run.test(Pretraining(model=folder, method=PretrainingMethod(train="generation")), scenes({"generation": 1.0}))
     assert end.value.code == 143
 
 
@@ -173,7 +173,7 @@ class Fails(Callback):
 def test_a_failure_is_recorded_with_its_traceback(folder: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=4, callbacks=[Fails(), Safeguard()])
     with pytest.raises(ValueError, match="it failed"):
-        run.fit(Pretraining(folder, train="generation"), scenes({"generation": 1.0}))
+        run.fit(Pretraining(model=folder, method=PretrainingMethod(train="generation")), scenes({"generation": 1.0}))
     record = json.loads((tmp_path / FAILURE).read_text())
     assert (record["error"], record["batch"]) == ("it failed", 0)
     assert 'raise ValueError("it failed")' in "".join(record["traceback"])

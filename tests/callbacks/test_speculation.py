@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.tree import TreeSettings
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.evaluation.reports import read_report
-from hyperbagel.modules.draft_head import DraftTraining, Unroll
+from hyperbagel.modules.draft_head import DraftHeadMethod, DraftTraining
 from hyperbagel.modules.pretraining import Pretraining
-from hyperbagel.training.stage import Compute
+from hyperbagel.training.stage import Compute, StageSettings
 from tests.runs import nano_folder, scenes, trainer
 
 WAYS = {"chain": SpeculationSettings(3), "tree": SpeculationSettings(2, tree=TreeSettings(2, 4))}
+SMALL = DraftHeadMethod(draft=DraftConfig(layers=1))
 CALLBACK = Speculation(WAYS, max_tokens=12, questions=5, warmup=1)
 
 
 def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
-    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1), unroll=Unroll(steps=2))
+    module = DraftTraining(model=nano_folder(tmp_path / "nano"), method=replace(SMALL, steps=2))
     runner = trainer(tmp_path, callbacks=[CALLBACK, Report(str(tmp_path))])
     (logged,) = runner.test(module, scenes({"caption": 1.0, "question": 1.0}, held_out=8), verbose=False)
     names = {"acceptance_length", "n_alpha", "tokens_per_second", "tokens_per_second_plain", "speedup"}
@@ -41,8 +43,8 @@ def test_test_runs_report_figures_by_kind(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_measured_too(tmp_path: Path) -> None:
-    compute = Compute(dtype="bfloat16")
-    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1), compute=compute)
+    settings = StageSettings(compute=Compute(dtype="bfloat16"))
+    module = DraftTraining(model=nano_folder(tmp_path / "nano"), method=SMALL, settings=settings)
     data = scenes({"caption": 1.0, "question": 1.0}, held_out=4)
     (logged,) = trainer(tmp_path, callbacks=[CALLBACK]).test(module, data, verbose=False)
     assert 1 <= logged["speculation/acceptance_length"] <= 4 and logged["tree/speculation/questions"] >= 1
@@ -63,7 +65,7 @@ def test_every_answer_is_a_question_of_its_kind() -> None:
 
 
 def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = DraftTraining(nano_folder(tmp_path / "nano"), DraftConfig(layers=1))
+    module = DraftTraining(model=nano_folder(tmp_path / "nano"), method=SMALL)
     decode = Speculator.decode
 
     def broken(self: Speculator, *arguments: object, **options: object) -> list[list[int]]:
@@ -81,4 +83,4 @@ def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_stages_without_a_draft_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no draft head"):
-        CALLBACK.requirements(Pretraining(nano_folder(tmp_path / "nano")), "test")
+        CALLBACK.requirements(Pretraining(model=nano_folder(tmp_path / "nano")), "test")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.draft.checkpoint import save_draft
@@ -18,7 +19,7 @@ def studio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(nano_folder(tmp_path_factory.mktemp("studio") / "model"))
     model = Bagel.from_pretrained(folder)
     branch = model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     for nfe in (6, 1):
         info = BranchInfo("DMDO", nfe, base_hash(model), context=context_hash(model))
         save_branch(branch, info, folder / f"nfe{nfe}.safetensors")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, save_branch
 from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.model import Bagel
@@ -97,7 +98,7 @@ def branches(studio_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """Of 2 steps at text scale 4 and image scale 2, and one of any number of steps and scales."""
     model = Bagel.from_pretrained(studio_folder)
     branch = model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     infos = {
         "two": BranchInfo("ADP", 2, base_hash(model), text_scale=(4.0, 4.0), image_scale=(2.0, 2.0)),
         "any": BranchInfo("CFGDistillation", 0, base_hash(model)),

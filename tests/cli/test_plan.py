@@ -10,13 +10,14 @@ import torch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.cli import main
 from hyperbagel.cli.plan import GIB, Planned, PlanOptions, planned, table
-from hyperbagel.modules.consistency import CFGDistillation
-from hyperbagel.modules.dmdo import DMDO, DMDOSettings
-from hyperbagel.modules.reward_tuning import RewardTuning, TuningSettings
+from hyperbagel.modules.consistency.cfg_distillation import CFGDistillation
+from hyperbagel.modules.dmdo import DMDO, DMDOMethod
+from hyperbagel.modules.reward_tuning import RewardTuning, RewardTuningMethod
 from hyperbagel.rewards.bagel import BagelReward
-from hyperbagel.training.memory import Cluster, Workload, expert_activations, optimizer_states, plan
+from hyperbagel.training.memory import Workload, expert_activations
 from hyperbagel.training.networks import LoRA
-from tests.modules.distillation import adam
+from hyperbagel.training.planning import Cluster, optimizer_states, plan
+from tests.distillation import adam
 from tests.runs import nano_folder
 
 BAGEL7B = Path(__file__).parents[2] / "configs" / "bagel7b"
@@ -36,13 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def shapes(folder: str, **training: object) -> DMDO:
     with torch.device("meta"):
-        return DMDO(folder, "not read", adam(**training), adam(**training), DMDOSettings(fake_updates=2))
+        train = adam(**training)
+        return DMDO(model=folder, init_from="not read", student=train, fake=train)
 
 
 def test_weights_gradients_and_states_are_those_of_a_real_stage(folder: str) -> None:
     """Two trained branches with AdamW: weights, one network's gradients at a time, two moments each."""
     model = Bagel.from_pretrained(folder)
-    branch = sum(p.nbytes for p in CFGDistillation(folder).student.parameters())
+    branch = sum(p.nbytes for p in CFGDistillation(model=folder).student.parameters())
     fixed = plan(shapes(folder), Cluster(), DOCUMENT).fixed
     understanding = (*model.understanding.parameters(), *model.understanding.buffers())
     assert fixed["understanding"] == sum(value.nbytes for value in understanding)
@@ -91,7 +93,7 @@ def test_activations_grow_with_documents_and_shrink_with_checkpointing(folder: s
 
 def test_a_gradient_through_the_trajectory_keeps_all_its_steps(folder: str) -> None:
     with torch.device("meta"):
-        whole = DMDO(folder, None, adam(), adam(), DMDOSettings(through="trajectory"))
+        whole = DMDO(model=folder, method=DMDOMethod(through="trajectory"), student=adam(), fake=adam())
     step, trajectory = (plan(stage, Cluster(), DOCUMENT).per_document for stage in (shapes(folder), whole))
     assert trajectory["activations: student"] == 6 * step["activations: student"]
     assert trajectory["activations: fake"] == step["activations: student"] and "activations: fake" not in step
@@ -100,7 +102,8 @@ def test_a_gradient_through_the_trajectory_keeps_all_its_steps(folder: str) -> N
 def test_reward_tuning_keeps_every_picture_of_a_document_and_every_look_at_it(folder: str) -> None:
     with torch.device("meta"):
         one, more = (
-            RewardTuning(folder, BagelReward(), None, TuningSettings(group=2, draws=draws), adam()) for draws in (1, 3)
+            RewardTuning(model=folder, reward=BagelReward(), method=RewardTuningMethod(group=2, draws=draws))
+            for draws in (1, 3)
         )
     few, many = (plan(stage, Cluster(), DOCUMENT).per_document for stage in (one, more))
     plain = plan(shapes(folder), Cluster(), DOCUMENT).per_document["activations: student"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GuidanceScales
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
@@ -23,7 +23,7 @@ def model() -> Bagel:
 def critic_of(model: Bagel) -> LatentCritic:
     torch.manual_seed(0)
     branch = model.generation.copy().requires_grad_(True)
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     torch.nn.init.normal_(branch.text_scale_embedder.mlp[2].weight)  # type: ignore[union-attr]
     return LatentCritic(branch, model.config, CriticSettings(layers=2, channels=8))
 
@@ -35,7 +35,7 @@ def context_of(model: Bagel, *texts: list[int]) -> Context:
 
 def judged(model: Bagel, sizes: list[tuple[int, int]], *texts: list[int]) -> JudgedBatch:
     grid = LatentGrid.of(sizes, model.config.max_latent_size)
-    scales = GuidanceScales(torch.full((len(sizes),), 3.0), torch.zeros(len(sizes)))
+    scales = {TEXT_SCALE: torch.full((len(sizes),), 3.0), IMAGE_SCALE: torch.zeros(len(sizes))}
     return JudgedBatch(context_of(model, *texts), grid, scales)
 
 
@@ -48,7 +48,7 @@ def test_logits_depend_on_latent_time_context_and_scales(model: Bagel) -> None:
     where = judged(model, [(4, 4)], [5, 6])
     base = critic(model, x, t, where)
     assert base.shape == (1, 2)
-    scales = GuidanceScales(torch.tensor([1.5]), torch.zeros(1))
+    scales = {TEXT_SCALE: torch.tensor([1.5]), IMAGE_SCALE: torch.zeros(1)}
     others = (
         critic(model, latents(model, 1, 16, seed=1), t, where),
         critic(model, x, torch.tensor([0.8]), where),

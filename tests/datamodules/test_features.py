@@ -11,7 +11,7 @@ from hyperbagel.bagel.segments import DocumentBatch, TextSegment
 from hyperbagel.datamodules.features import FeatureDataModule
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.store import write_features
-from hyperbagel.modules.draft_head import DraftTraining, Unroll
+from hyperbagel.modules.draft_head import DraftHeadMethod, DraftTraining
 from tests.runs import nano_folder, trainer
 
 
@@ -23,7 +23,8 @@ def test_stored_features_train_as_their_documents_do(tmp_path: Path) -> None:
     batch = DocumentBatch(documents, tuple("abcd"), ({},) * 4)
 
     def stage() -> DraftTraining:
-        return DraftTraining(folder, DraftConfig(layers=1, zero_init=False), unroll=Unroll(steps=2))
+        method = DraftHeadMethod(draft=DraftConfig(layers=1, zero_init=False), steps=2)
+        return DraftTraining(model=folder, method=method)
 
     online, offline = stage(), stage()
     entries = offline.feature_needs()[1]

@@ -17,7 +17,7 @@ from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.datamodules.sources import Source
-from hyperbagel.modules.pretraining import Pretraining
+from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
 from tests.runs import nano_folder, trainer
 
 
@@ -45,10 +45,12 @@ def test_a_model_decides_what_is_left_open(folder: str) -> None:
 def test_a_stage_reads_data_as_its_model_does(folder: str, tmp_path: Path) -> None:
     """Without a word on sizes or tokens; the same data may be read for another model afterwards."""
     documents = data()
-    trainer(tmp_path, max_steps=1).fit(Pretraining(folder, train="generation"), documents)
+    trainer(tmp_path, max_steps=1).fit(
+        Pretraining(model=folder, method=PretrainingMethod(train="generation")), documents
+    )
     assert documents.builder is not None
     assert (documents.builder.latent, documents.builder.vit) == (NANO.vae_transform, NANO.vit_transform)
-    trainer(tmp_path, limit_val_batches=1).validate(Pretraining("scenes"), documents)
+    trainer(tmp_path, limit_val_batches=1).validate(Pretraining(model="scenes"), documents)
     assert documents.builder.latent == SCENES.vae_transform
 
 
@@ -65,7 +67,7 @@ def test_what_the_model_cannot_read_is_refused_at_set_up(
     documents: InterleavedDataModule, setting: str, folder: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(setting) + r".* at most 64 pixels a side, in multiples of 8; leave"):
-        trainer(tmp_path, max_steps=1).fit(Pretraining(folder), documents)
+        trainer(tmp_path, max_steps=1).fit(Pretraining(model=folder), documents)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: str, tmp_path: Path) -> None:

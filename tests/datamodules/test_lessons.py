@@ -15,7 +15,7 @@ from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import Formatting
 from hyperbagel.datamodules.skipped import Skip, SkipLog, SkipRecord
 from hyperbagel.datamodules.sources import Source
-from hyperbagel.modules.adversarial_reward import ADP
+from hyperbagel.modules.adversarial_reward.adp import ADP
 from hyperbagel.modules.autoencoder import AutoencoderTraining
 from hyperbagel.modules.draft_head import DraftTraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.evaluation.gedit.questions import prepare_images
 from hyperbagel.evaluation.inference import Painter, answer, batches_of_equals
@@ -73,7 +74,7 @@ def test_model_and_judge_see_the_picture_that_a_person_sees(tokenizer: Tokenizer
 def test_a_distilled_branch_draws_in_one_pass_a_step(tokenizer: Tokenizer):
     draw = painter(tokenizer, BOTH)
     branch = draw.model.generation.copy()
-    branch.add_guidance_embedders()
+    branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     draw.branch = branch
     draw.generate(["a red circle"], [1], (16, 16))
     draw.edit([Image.new("RGB", (16, 16))], ["add a star"], [1])
@@ -86,7 +87,7 @@ def test_bfloat16_draws_almost_the_same(tokenizer: Tokenizer):
     rounded = nano_bagel().eval().bfloat16()
     for model in (rounded, copy.deepcopy(rounded).float()):
         branch = model.generation.copy()
-        branch.add_guidance_embedders()
+        branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
         drawn = pictures[model.dtype] = []
         for used in (None, branch):
             text, both = (Painter(model, tokenizer, Sampler(2, 3.0, guidance), used) for guidance in (TEXT, BOTH))

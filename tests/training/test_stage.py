@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.losses.base import LossTerm, Step, Update
 from hyperbagel.modules.consistency.cfg_distillation import CFGDistillation
 from hyperbagel.modules.consistency.tscd import TSCD, TSCDMethod
-from hyperbagel.training.distillation import DistillationSettings
+from hyperbagel.training.distillation import DistillationSettings, DistillationStage
 from hyperbagel.training.networks import LoRA
+from hyperbagel.training.schedules import WarmupStableDecay
 from hyperbagel.training.stage import FINGERPRINT
-from tests.distillation import adam, batches, changed, documents, episode_of, fit, sgd, snapshot
+from tests.distillation import adam, batches, changed, documents, episode_of, fit, sgd, snapshot, updates
 from tests.stages import DISTILLATION, HEADS, STAGES, make_stage
 
 
@@ -150,6 +153,86 @@ def test_schedules_follow_each_networks_updates_and_resume(nano_folder: str, nan
     run = fit(resumed, batches(4)[3:], tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
     assert [o.param_groups[0]["lr"] for o in run.optimizers] == pytest.approx([0.8 / 4, 0.8 / 16])
     assert not changed(whole.state_dict(), resumed)
+
+
+def test_the_students_schedule_ends_with_its_updates(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """Those of the stage, or, where one network trains, of the trainer; others' schedules end when they say."""
+    train = adam(scheduler=partial(WarmupStableDecay, decay=2))
+    settings = DistillationSettings(max_updates=4)
+    stage = TSCD(model=nano_folder, init_from=nano_branch, student=train, critic=train, settings=settings)
+    _, (student, critic) = stage.configure_optimizers()
+    assert (student.total, critic.total) == (4, None)
+    run = fit(CFGDistillation(model=nano_folder, student=train), batches(4), tmp_path, max_steps=3)
+    assert run.lr_scheduler_configs[0].scheduler.total == 3
+    assert run.optimizers[0].param_groups[0]["lr"] == 0
+
+
+def test_resuming_keeps_how_full_each_accumulation_is(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    """Three batches leave one too few for the critic, and two for the student."""
+
+    def stage() -> TSCD:
+        method = TSCDMethod(heads=HEADS)
+        student, critic = adam(accumulate=5), adam(accumulate=2)
+        return TSCD(model=nano_folder, init_from=nano_branch, method=method, student=student, critic=critic)
+
+    saver = ModelCheckpoint(tmp_path, "half")
+    fit(stage(), batches(3), tmp_path, callbacks=[saver], enable_checkpointing=True)
+    for more, expected in ((1, (0, 2)), (2, (1, 2))):
+        resumed = stage()
+        run = fit(resumed, batches(more), tmp_path, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
+        critic = next(iter(run.optimizers[1].state.values()))
+        assert (int(resumed.student_step), int(critic["step"])) == expected
+
+
+class Crowd(CFGDistillation):
+    """The student and four critics, two of which share a loss."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(model=folder, student=adam())
+        for number, accumulate in enumerate((1, 2, 2, 4)):
+            training = adam(accumulate=accumulate)
+            self.add_module(f"critic_{number}", self.branch_like_teacher(training))
+            self.add_network(f"critic_{number}", training, "critic")
+
+    def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        episode = self.begin(batch)
+        for names in (("critic_0",), ("critic_1", "critic_2"), ("critic_3",)):
+            branches = [self.get_submodule(name) for name in names]
+            velocities = [episode.velocity(b)(episode.noise, episode.uniform()) for b in branches]  # type: ignore[arg-type]
+            self.update(names, torch.stack(velocities).square().mean())
+
+
+def test_a_stage_may_have_five_networks(nano_folder: str, tmp_path: Path) -> None:
+    stage = Crowd(nano_folder)
+    before = {name: snapshot(stage.get_submodule(name)) for name in stage.networks}
+    assert len(before) == 5
+    run = fit(stage, batches(4), tmp_path)
+    assert updates(run) == [4, 4, 2, 2, 1]
+    assert all(changed(state, stage.get_submodule(name)) for name, state in before.items())
+    assert {f"grad_norm/{name}" for name in before} <= run.logged_metrics.keys()
+
+
+class Elsewhere(LossTerm):
+    """Evaluates the student at other inputs than the step's own, and notes what gradient it gets."""
+
+    def __init__(self, stage: DistillationStage) -> None:
+        super().__init__("elsewhere")
+        self.weights, self.gradients = [stage.student.llm2vae.weight], [torch.zeros(())]
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.student is not None
+        value = step.student(step.x_t / 2, step.t / 2).square().mean()
+        self.gradients += torch.autograd.grad(value, self.weights, retain_graph=True)
+        return value
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_a_term_can_evaluate_the_student(name: str, nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
+    stage = make_stage(name, nano_folder, nano_branch, adam())
+    stage.add_loss(term := Elsewhere(stage))
+    run = fit(stage, batches(1), tmp_path)
+    assert term.gradients[-1].any() and run.logged_metrics["loss/elsewhere"] > 0
 
 
 class Decay(LossTerm):
