@@ -210,14 +210,8 @@ def test_all_processes_of_a_run_end_together(tmp_path: Path) -> None:
     """Though only the first one is told."""
     command = commands("generation", tmp_path)
     (tmp_path / "run.py").write_text(SCRIPT)
-    options = (
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-        "--model.init_args.settings.max_updates",
-        "100000",
-    )
+    until = "--model.init_args.settings.max_updates"
+    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp", until, "100000")
     process = subprocess.Popen(
         [sys.executable, "run.py", *command("both", *options)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
@@ -229,7 +223,7 @@ def test_all_processes_of_a_run_end_together(tmp_path: Path) -> None:
     assert process.returncode == 143, shown
     assert f"--ckpt_path {saved}" in shown
     step = int(torch.load(saved, weights_only=True)["state_dict"]["student_step"])
-    done = ("--model.init_args.settings.max_updates", str(step + 2))
+    done = (until, str(step + 2))
     again = [sys.executable, "run.py", *command("both", *options, *done)]
     subprocess.run(again, cwd=tmp_path, check=True, timeout=120)
     assert int(torch.load(saved, weights_only=True)["state_dict"]["student_step"]) == step + 2

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperbagel.callbacks import EMA
 from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
+from hyperbagel.training.networks import Training
 from tests.runs import nano_folder, scenes, trainer
 
 
@@ -17,8 +18,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return nano_folder(tmp_path_factory.mktemp("nano"))
 
 
-def stage(folder: str) -> Pretraining:
-    return Pretraining(model=folder, method=PretrainingMethod(train="generation"))
+def stage(folder: str, accumulate: int = 1) -> Pretraining:
+    method = PretrainingMethod(train="generation")
+    return Pretraining(model=folder, method=method, student=Training(accumulate=accumulate))
 
 
 class Watch(Callback):
@@ -57,9 +59,7 @@ def test_validation_sees_the_average_and_training_goes_on_from_the_weights(folde
 
 def test_accumulated_batches_count_once(folder: str, tmp_path: Path):
     ema = EMA()
-    trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, callbacks=[ema]).fit(
-        stage(folder), scenes({"generation": 1.0})
-    )
+    trainer(tmp_path, max_steps=2, callbacks=[ema]).fit(stage(folder, accumulate=2), scenes({"generation": 1.0}))
     assert ema.state_dict()["updates"] == 2
 
 

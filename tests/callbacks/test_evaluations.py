@@ -38,6 +38,7 @@ from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.modules.pretraining import Pretraining
 from hyperbagel.scenes.vocabulary import tokenizer_folder
+from hyperbagel.training.networks import Training
 from hyperbagel.training.stage import Compute, Samplers, StageSettings
 from tests.runs import nano_folder, scenes, trainer
 
@@ -134,7 +135,7 @@ def test_results_do_not_depend_on_the_number_of_processes(stage: Pretraining, mo
     assert ordered == whole.details["model"]["images"]
 
 
-def test_in_fit_an_evaluation_runs_every_n_updates_on_averaged_weights(stage: Pretraining, tmp_path: Path):
+def test_in_fit_an_evaluation_runs_every_n_updates_on_averaged_weights(folder: str, tmp_path: Path):
     class Probe(Evaluation):
         steps: list[int] = []  # noqa: RUF012
 
@@ -143,8 +144,9 @@ def test_in_fit_an_evaluation_runs_every_n_updates_on_averaged_weights(stage: Pr
             self.steps.append(int(run.stage.student_step))
             return Findings({"model": {"probe": float(len(self.steps))}})
 
+    stage = Pretraining(model=folder, student=Training(accumulate=2))
     probe, logger = Probe(every_n_updates=2), CSVLogger(tmp_path, name="", version="run")
-    runner = trainer(tmp_path, max_steps=5, logger=logger, callbacks=[probe], accumulate_grad_batches=2)
+    runner = trainer(tmp_path, max_steps=5, logger=logger, callbacks=[probe])
     runner.fit(stage, scenes({"generation": 1.0}))
     assert probe.steps == [2, 4]
     assert stage.training
