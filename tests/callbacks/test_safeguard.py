@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Poison(Callback):
         if batch_idx == 1 and self.what == "gradient":
             pl_module.model.generation.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
         if batch_idx == 1 and self.what == "large":
-            pl_module.loss = type(pl_module.loss)(mse_weight=1e12)
+            pl_module.method = replace(pl_module.method, mse_weight=1e12)
 
 
 @pytest.mark.parametrize(

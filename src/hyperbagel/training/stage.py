@@ -149,7 +149,8 @@ def frozen_names(module: nn.Module) -> set[str]:
 
 def student_updates(module: LightningModule) -> int:
     """Updates of the student so far, which is what results are logged against; of other modules the trainer's steps."""
-    return int(getattr(module, "student_step", module.global_step))
+    step = getattr(module, "student_step", None)
+    return int(module.global_step if step is None else step)
 
 
 def evaluated(stage: object, by: str) -> Stage:
