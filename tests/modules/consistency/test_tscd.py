@@ -26,7 +26,7 @@ def test_tscd_step_by_hand(nano_folder: str, nano_branch: str) -> None:
         for parameter in stage.ema.parameters():
             parameter += 0.01
     episode = episode_of(stage.model, batches(1)[0], scales=SCALES)
-    times = SegmentTimes(*(torch.tensor(x) for x in ([[0.9, 0.5], [0.8, 0.4]], [0.7, 0.4], [0.6, 0.4])))
+    times = SegmentTimes(*(torch.tensor(x) for x in ([[0.9, 0.5], [0.8, 0.4]], [0.7, 0.4])))
     x_t = interpolate(episode.x_0, torch.ones(()), times.t_n[:, None, None])
     real = stage.target(episode, x_t, times)
     context, grid, conditions = episode.contexts.full, episode.grid, episode.conditions
