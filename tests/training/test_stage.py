@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch import DURATION, IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import base_hash, context_hash, load_branch
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.modules.consistency.cfg_distillation import CFGDistillation
@@ -38,6 +38,29 @@ def test_two_updates_change_the_networks_and_nothing_else(
     assert info.stage == type(stage).__name__ and info.nfe == stage.nfe
     assert (info.base, info.context) == (base_hash(stage.model), context_hash(stage.model))
     assert not changed(snapshot(stage.branch), branch)
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_a_student_that_jumps_is_told_where_to(
+    name: str, nano_folder: str, nano_branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training as in sampling, where a duration of 0 would mean the velocity at t itself."""
+    monkeypatch.setattr(STAGES[name].of, "conditions", (TEXT_SCALE, IMAGE_SCALE, DURATION))
+    stage = make_stage(name, nano_folder, nano_branch, adam())
+    told: list[Tensor] = []
+    embed = GenerationBranch.embed
+
+    def spy(branch: GenerationBranch, tokens: Tensor, t: Tensor, *others: Any) -> Tensor:
+        if branch is stage.student:
+            told.append(others[1][DURATION])
+            assert (told[-1] <= t[:, 0]).all()
+        return embed(branch, tokens, t, *others)
+
+    monkeypatch.setattr(GenerationBranch, "embed", spy)
+    fit(stage, batches(2), tmp_path)
+    assert told
+    jumps = [bool((durations > 0).all()) for durations in told]
+    assert all(jumps) if name != "cfg_distillation" else not any(jumps)
 
 
 @pytest.mark.parametrize("name", DISTILLATION)

@@ -173,9 +173,9 @@ class RewardTuning(DistillationStage):
         t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], drawn.states[steps, rows]
         with torch.no_grad():
             made = (x_t - drawn.states[steps + 1, rows]) / (t - s)[:, None, None]
-            unchanged = drawn.reference(x_t, t)
+            unchanged = drawn.reference(x_t, t, s)
         moved = (t >= self.method.lowest_time) & (self.method.editing | ~episode.has_image)
         # At all times, a velocity that is lower by so much leads to a picture that is higher by so much.
         target = torch.where(moved[:, None, None], made - drawn.move, unchanged)
-        step = episode.step(x_t=x_t, t=t, velocity=drawn.student(x_t, t), target_velocity=target)
+        step = episode.step(x_t=x_t, t=t, velocity=drawn.student(x_t, t, s), target_velocity=target)
         return self.total(step, "student")
