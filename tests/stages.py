@@ -63,9 +63,8 @@ class StageRow:
     """Arguments by which a configuration does without the stages before."""
     outside: Mapping[str, Any] = field(default_factory=dict)
     """Arguments by which a configuration of BAGEL-7B-MoT does without models from elsewhere."""
-    ablation: Mapping[str, str] = field(default_factory=dict)
-    """Arguments that the configuration of the scenes model names as its ablation; of stages 2 and 3 it is the paper's
-    own setting."""
+    ablation: str | None = None
+    """Configuration of the scenes model for its ablation; of all but stage 1 it is the paper's own setting."""
     ablated_losses: tuple[str, ...] = ()
     """Losses of that."""
 
@@ -134,7 +133,7 @@ STAGES: dict[str, StageRow] = {
         timed=("encode", "teacher", "student"),
         configs={"cfg": "pictures"},
         branch="cfg",
-        ablation={"method.timestep_shift": "1"},
+        ablation="cfg_shift1",
         ablated_losses=("cfg_distillation",),
     ),
     "tscd": StageRow(
@@ -147,7 +146,7 @@ STAGES: dict[str, StageRow] = {
         branch="tscd",
         averaged=None,
         alone={"init_from": None},
-        ablation={"method.adversarial_weight": "1", "method.mse_weight": "0"},
+        ablation="tscd_adversarial",
         ablated_losses=("adversarial_latent", "critic_latent"),
     ),
     "dmdo": StageRow(
@@ -159,7 +158,7 @@ STAGES: dict[str, StageRow] = {
         configs={"dmdo": "pictures"},
         branch="nfe6",
         alone={"init_from": None, "method": {"fake_from": None}},
-        ablation={"method.renoise": "ode", "method.through": "step"},
+        ablation="dmdo_ode",
         ablated_losses=("dmd", "fake"),
     ),
     "reward_tuning": StageRow(
@@ -182,7 +181,7 @@ STAGES: dict[str, StageRow] = {
         branch="adp",
         alone={"init_from": None},
         outside=_FEATURES,
-        ablation={"features": "null"},
+        ablation="adp_critics",
         ablated_losses=("adversarial_latent", "critic_latent"),
     ),
     "refl": StageRow(
