@@ -203,7 +203,7 @@ def test_a_broken_draft_head_is_refused_when_it_is_read(tmp_path: Path, monkeypa
     model = nano_bagel()
     head = draft_of(model)
     head.norm.weight[0] = math.nan
-    monkeypatch.setattr("hyperbagel.bagel.checkpoint.require_finite", lambda values, where: None)
+    monkeypatch.setattr("hyperbagel.bagel.tensors.require_finite", lambda values, where: None)
     save_draft(head, model, tmp_path / "draft.safetensors")
     with pytest.raises(NotFiniteError, match=r"draft\.safetensors: norm\.weight: 1 of"):
         load_draft(tmp_path / "draft.safetensors", model)
