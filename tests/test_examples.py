@@ -82,7 +82,7 @@ def test_the_guide_to_stages_shows_the_whole_example() -> None:
     """Its excerpts follow each other, begin and end where paragraphs do, and leave nothing out."""
     lines = (ROOT / "examples" / "mean_flow.py").read_text().splitlines()
     guide = (ROOT / "docs" / "add-a-stage.md").read_text()
-    excerpts = [tuple(map(int, found)) for found in re.findall(r'"examples/mean_flow.py:(\d+):(\d+)"', guide)]
+    excerpts = [tuple(map(int, found)) for found in re.findall(r'--8<-- "examples/mean_flow.py:(\d+):(\d+)"', guide)]
     shown = [line for first, last in excerpts for line in lines[first - 1 : last]]
     assert [line for line in shown if line] == [line for line in lines if line]
     for first, last in excerpts:
