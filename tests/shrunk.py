@@ -26,6 +26,8 @@ _EVALUATIONS: dict[str, dict[str, Any]] = {
     "Understanding": {"samples": {"class_path": _SCENES, "init_args": _QUESTIONS}},
     "Speculation": {"questions": 2, "warmup": 1},
 }
+_NAMED = {name.lower(): name for name in _EVALUATIONS}
+"""Their names among the callbacks that a configuration gives by name."""
 _SMALL = {
     "size": FEW,
     "max_updates": 1,
@@ -52,6 +54,9 @@ def shrink(settings: Any, drawing: bool = False) -> Any:
     }
     if drawing and small.get("steps", 0) > 6:
         small["steps"] = 2
+    for key in _NAMED.keys() & small.keys():
+        if isinstance(small[key], Mapping) and "class_path" not in small[key]:
+            small[key] = merged(small[key], _EVALUATIONS[_NAMED[key]])
     name = str(small.get("class_path", "")).rpartition(".")[2]
     if name in _EVALUATIONS:
         small["init_args"] = merged(small.get("init_args") or {}, _EVALUATIONS[name])
@@ -69,14 +74,19 @@ def merged(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, 
 
 def shrunk(arguments: list[str], folder: Path) -> list[str]:
     """A command line of `hyperbagel` that does little; changed configurations are written to a folder."""
-    from hyperbagel.cli.configs import find_config
+    from hyperbagel.cli.bases import BASES, content, with_bases
+    from hyperbagel.cli.configs import with_found_configs
 
-    result = list(arguments)
-    for i, argument in enumerate(arguments[:-1]):
-        if arguments[0] in ("fit", "test") and argument == "--config":
+    training = arguments[0] in ("fit", "test")
+    result = with_bases(with_found_configs(arguments)) if training else list(arguments)
+    for i, argument in enumerate(result):
+        option, _, file = argument.partition("=")
+        if training and option == "--config":
             config = folder / f"{i}.yaml"
-            config.write_text(yaml.safe_dump(shrink(yaml.safe_load(find_config(arguments[i + 1]).read_text()))))
-            result[i + 1] = str(config)
+            settings = shrink(content(Path(file)))
+            settings.pop(BASES, None)
+            config.write_text(yaml.safe_dump(settings))
+            result[i] = f"{option}={config}"
         elif argument == "--size":
             result[i + 1] = str(FEW)
     return result + (_TRAINING if arguments[0] == "fit" else [])

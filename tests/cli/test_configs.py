@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from hyperbagel.bagel import shipped
 from hyperbagel.bagel.build.assemble import NANO
-from hyperbagel.bagel.checkpoint import read_config
+from hyperbagel.bagel.checkpoint import read_config as model_config
 from hyperbagel.cli import configs, main
+from hyperbagel.cli.bases import content
+from hyperbagel.cli.trainer import read_config
 from tests.wheel import unpack_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_names_are_replaced_where_they_are_configurations_only(elsewhere: Path) 
 def test_every_configuration_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs"])
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert len(lines) == len([*CONFIGS.rglob("*.yaml"), *(ROOT / "examples").glob("*.yaml")])
+    assert len(lines) == len([*CONFIGS.rglob("[!_]*.yaml"), *(ROOT / "examples").glob("*.yaml")])
     assert lines["scenes/cfg"].strip().startswith("Stage 1, CFG distillation: the guided teacher in one pass")
     for name, what in lines.items():
         assert len(what.split()) >= 4 and "hyperbagel " not in what, name
@@ -76,30 +77,38 @@ def test_folders_and_code_are_copied_too(elsewhere: Path) -> None:
     assert Path("configs/bagel7b/lora/cfg.yaml").is_file()
 
 
+@pytest.mark.parametrize("folder", ["scenes/chain", "demo"])
+def test_what_is_laid_over_a_recipe_may_name_it_or_not(folder: str) -> None:
+    """Both `--config scenes/dmdo1 --config scenes/chain/dmdo1` and the latter alone."""
+    laid, alone = read_config(["scenes/dmdo1", f"{folder}/dmdo1"]), read_config([f"{folder}/dmdo1"])
+    del laid["config"], alone["config"]
+    assert laid == alone
+
+
 def test_a_chain_changes_only_where_a_recipe_starts() -> None:
-    """DMDO's with one step has to repeat the callbacks, since a list is replaced whole."""
-    recipe = yaml.safe_load((CONFIGS / "scenes" / "dmdo1.yaml").read_text())["trainer"]["callbacks"]
-    chain = yaml.safe_load((CONFIGS / "scenes" / "chain" / "dmdo1.yaml").read_text())["trainer"]["callbacks"]
-    pairs = [callbacks[0]["init_args"]["term"]["init_args"].pop("branch") for callbacks in (recipe, chain)]
-    assert pairs == ["scenes/nfe6", "runs/scenes/branches/nfe6.safetensors"]
+    recipe, chain = (read_config([name]) for name in ("scenes/dmdo1", "scenes/chain/dmdo1"))
+    for config, branch in (recipe, "scenes/nfe6"), (chain, "runs/scenes/branches/nfe6.safetensors"):
+        assert config.callbacks.added_loss.init_args.term.init_args.pop("branch") == branch
+        config.model.init_args.pop("init_from")
+        config.pop("config")
     assert recipe == chain
 
 
-def test_recipes_of_the_scenes_size_start_from_what_is_shipped() -> None:
+@pytest.mark.parametrize("path", (CONFIGS / "scenes").glob("*.yaml"), ids=lambda path: path.stem)
+def test_recipes_of_the_scenes_size_start_from_what_is_shipped(path: Path) -> None:
     """All but the tests of the stages that `make distill` runs."""
-    for path in (CONFIGS / "scenes").glob("*.yaml"):
-        settings = yaml.safe_load(path.read_text()).get("model", {}).get("init_args", {})
-        assert settings.get("model", "scenes") in ("scenes", "fresh/scenes"), path
-        used = [settings.get("init_from"), settings.get("settings", {}).get("teacher")]
-        used.append(settings.get("method", {}).get("fake_from"))
-        for name in filter(None, used):
-            assert shipped.resolve(name, ".safetensors").is_file(), (path, name)
+    settings = content(path).get("model", {}).get("init_args", {})
+    assert settings.get("model", "scenes") in ("scenes", "fresh/scenes")
+    used = [settings.get("init_from"), settings.get("settings", {}).get("teacher")]
+    used.append(settings.get("method", {}).get("fake_from"))
+    for name in filter(None, used):
+        assert shipped.resolve(name, ".safetensors").is_file(), name
 
 
 def test_a_fresh_model_is_made_once_when_it_is_asked_for(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
     folder = shipped.resolve("fresh/nano")
-    assert folder.is_relative_to(elsewhere / "cache") and read_config(folder) == NANO
+    assert folder.is_relative_to(elsewhere / "cache") and model_config(folder) == NANO
     made = (folder / "ema.safetensors").stat().st_mtime_ns
     assert shipped.resolve("fresh/nano") == folder and (folder / "ema.safetensors").stat().st_mtime_ns == made
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -119,5 +128,6 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)},
     ).stdout.splitlines()
-    assert len(shown) == len(configs.shipped_configs()) + 1
+    assert len(shown) == len([name for name in configs.shipped_configs() if "/_" not in name]) + 1
+    assert (tmp_path / "site/hyperbagel/configs/scenes/_distillation.yaml").is_file()
     assert Path(shown[-1]) == tmp_path / "site" / "hyperbagel" / "configs" / "scenes" / "cfg.yaml"

@@ -20,7 +20,10 @@ def config_home() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name -> file of all configurations, such as `scenes/cfg`; those of examples are called `examples/drift`."""
+    """Name -> file of all configurations, such as `scenes/cfg`; those of examples are called `examples/drift`.
+
+    Those that begin with an underscore are what others share.
+    """
     home = config_home()
     patterns = ("configs/**/*.yaml", "examples/*.yaml")
     return {_name(path.relative_to(home)): path for pattern in patterns for path in sorted(home.glob(pattern))}
@@ -116,6 +119,6 @@ def configs(arguments: Sequence[str]) -> None:
     if options.command is not None:
         print("\n".join(str(path) for path in copy_config(options.name, options.to)))
         return
-    known = shipped_configs()
+    known = {name: path for name, path in shipped_configs().items() if not path.name.startswith("_")}
     width = max(map(len, known), default=0)
     print("\n".join(f"{name.ljust(width)}  {description(path)}" for name, path in known.items()))

@@ -20,6 +20,7 @@ from hyperbagel.cli.bases import BASES, stage_of, with_bases
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
 from hyperbagel.cli.moved import FormerNames
+from hyperbagel.cli.named_callbacks import add_named_callbacks, in_order
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 from hyperbagel.cli.saved_config import WholeConfig
 
@@ -42,6 +43,7 @@ class TrainerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Defaults that these stages and data modules need."""
         parser.set_defaults({"trainer.use_distributed_sampler": False})
+        add_named_callbacks(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without the warning that arguments are handed over: they always are, by the command line or `plan`."""
@@ -73,6 +75,8 @@ class TrainerCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer. Raises ValueError for devices that are not there."""
+        made = self.config_init[self.subcommand]
+        made.trainer.callbacks = in_order(made.callbacks, made.trainer.callbacks)
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
