@@ -57,8 +57,13 @@ def test_the_end_may_be_told_later():
         schedule.end_at(4)
     assert rates(late, 5) == pytest.approx([1, 1, 1, 0.5, 0])
     assert rates(own, 4) == pytest.approx([1, 1, 0.5, 0])
-    with pytest.raises(ValueError, match="must fit into the total of 1"):
-        WarmupStableDecay(optimizer(), decay=2).end_at(1)
+
+
+def test_a_shortened_run_has_a_shorter_warmup_and_decay():
+    """Also the first rate is that of the shorter warmup."""
+    schedule = WarmupStableDecay(optimizer(), warmup=4, decay=4)
+    schedule.end_at(2)
+    assert rates(schedule, 3) == pytest.approx([0.5, 1, 0])
 
 
 def test_a_decay_without_an_end_is_refused():

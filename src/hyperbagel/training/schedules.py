@@ -36,19 +36,26 @@ class WarmupStableDecay(LRScheduler):
     ) -> None:
         if warmup < 0 or decay < 0:
             raise ValueError(f"warmup {warmup} and decay {decay} must not be negative")
+        if total is not None and warmup + decay > total:
+            raise ValueError(f"warmup {warmup} and decay {decay} must fit into the total of {total} updates")
         self.warmup, self.total, self.decay = warmup, total, decay
         self.final, self.shape = final, shape
-        self.end_at(total)
         super().__init__(optimizer)
 
     def end_at(self, total: int | None) -> None:
-        """Have the schedule end after so many updates, unless it has a `total` of its own. Raises ValueError for a
-        total that warmup and decay do not fit into."""
-        self.total = total if self.total is None else self.total
-        if self.total is not None and self.warmup + self.decay > self.total:
-            raise ValueError(
-                f"warmup {self.warmup} and decay {self.decay} must fit into the total of {self.total} updates"
-            )
+        """Have the schedule end after so many updates, unless it has a `total` of its own.
+
+        In a shortened run that warmup and decay do not fit into, both are shorter in proportion.
+        """
+        if self.total is not None or total is None:
+            return
+        self.total = total
+        if (length := self.warmup + self.decay) > total:
+            self.warmup = self.warmup * total // length
+            self.decay = total - self.warmup
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate
+            self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def factor(self, step: int) -> float:
         """Share of the full rate in update `step`, counted from 0. Raises ValueError for a decay without a total."""
