@@ -13,14 +13,16 @@ from hyperbagel.cli import main
 from hyperbagel.cli.trainer import read_config
 from hyperbagel.evaluation.reports import read_report
 from tests.runs import nano_folder
+from tests.stages import STAGES as CATALOGUE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = ("autoencoder", "understanding", "generation", "pretrain", "teacher_tuning", "draft")
-DISTILLATION = {"cfg": "cfg", "tscd": "tscd", "dmdo": "nfe6", "tuning": "tuning", "adp": "adp", "refl": "nfe1"}
+ROWS = {config: row for row in CATALOGUE.values() for config in row.configs}
+STAGES = [config for config, row in ROWS.items() if row.branch is None]
+DISTILLATION = {config: row.branch for config, row in ROWS.items() if row.branch is not None}
 """Stage -> name of its branch."""
 
-ABLATIONS = {"cfg": "cfg_shift1", "tscd": "tscd_adversarial", "dmdo": "dmdo_ode", "adp": "adp_critics"}
-"""Stage -> configuration of its ablation; of all but stage 1 it is the paper's own setting."""
+ABLATIONS = {config: row.ablation for config, row in ROWS.items() if row.ablation is not None}
+"""Stage -> configuration of its ablation."""
 
 ADDED_LOSS = """
 trainer:
@@ -162,13 +164,7 @@ def test_ablations_are_settings(stage: str, distilled: Path, monkeypatch: pytest
     fit(stage, *options, "--trainer.default_root_dir", f"runs/ablated/{stage}")
     events = EventAccumulator(str(next((distilled / "runs" / "ablated" / stage).rglob("events*")).parent)).Reload()
     losses = {tag for tag in events.Tags()["scalars"] if tag.startswith("loss/")}
-    expected = {
-        "cfg": {"loss/cfg_distillation"},
-        "tscd": {"loss/adversarial_latent", "loss/critic_latent"},
-        "dmdo": {"loss/dmd", "loss/fake"},
-        "adp": {"loss/adversarial_latent", "loss/critic_latent"},
-    }
-    assert losses == expected[stage]
+    assert losses == {f"loss/{name}" for name in ROWS[stage].ablated_losses}
     usual = distilled / "runs" / "nano" / "branches" / f"{DISTILLATION[stage]}.safetensors"
     assert (distilled / "ablated.safetensors").read_bytes() != usual.read_bytes()
 
