@@ -14,6 +14,7 @@ CLASSES = {
     f"{_MODULES}.adversarial_reward.ADP": f"{_MODULES}.adversarial_reward.adp.ADP",
     f"{_MODULES}.adversarial_reward.ReFL": f"{_MODULES}.adversarial_reward.refl.ReFL",
     f"{_MODULES}.pair_term.PairRegression": f"{_LOSSES}.pairs.PairRegression",
+    f"{_MODULES}.pair_filter.PairFilter": f"{_LOSSES}.pairs.PairFilter",
     f"{_MODULES}.reward_term.RewardTerm": f"{_LOSSES}.reward.RewardTerm",
     f"{_MODULES}.schedules.WarmupStableDecay": f"{_TRAINING}.schedules.WarmupStableDecay",
     f"{_MODULES}.optimizers.BatchedMuon": f"{_TRAINING}.optimizers.BatchedMuon",
@@ -23,6 +24,7 @@ CLASSES = {
     f"{_LOSSES}.terms.DistributionMatching": f"{_LOSSES}.distribution_matching.DistributionMatching",
     f"{_LOSSES}.terms.Adversarial": f"{_LOSSES}.adversarial.Adversarial",
     f"{_LOSSES}.terms.Discrimination": f"{_LOSSES}.adversarial.Discrimination",
+    "hyperbagel.callbacks.fidelity.ViTFeatures": "hyperbagel.bagel.vision.PooledFeatures",
 }
 """Former class path -> the one of now."""
 
