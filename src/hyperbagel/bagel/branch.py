@@ -29,6 +29,7 @@ TEXT_SCALE, IMAGE_SCALE = "text_scale", "image_scale"
 DURATION = "duration"
 """Condition of a branch that knows where a step from t ends: t - s for the end time s."""
 
+_FIRST = (TEXT_SCALE, IMAGE_SCALE)
 _EMBEDDER = re.compile(r"(?P<condition>\w+)_embedder\.")
 
 
@@ -68,7 +69,7 @@ class GenerationBranch(nn.Module):
         The last layer of their embedders is zero, so that the branch's output does not change yet.
         """
         weight = self.vae2llm.weight
-        for name in names:
+        for name in sorted(names, key=_rank):
             if name in self.conditions:
                 continue
             embedder = TimestepEmbedder(weight.shape[0]).to(weight)
@@ -98,8 +99,8 @@ class GenerationBranch(nn.Module):
         return output
 
     def _ordered(self, conditions: Conditions) -> Iterator[tuple[str, Tensor]]:
-        """By name, whatever order a branch or a file has them in: sums are rounded."""
-        return ((name, conditions[name]) for name in sorted(self.conditions))
+        """In the one order of `_rank`: sums are rounded."""
+        return ((name, conditions[name]) for name in sorted(self.conditions, key=_rank))
 
     def velocity_head(self, x: Tensor) -> Tensor:
         """Final norm and projection of the generation stream: (B, N, D) -> velocity (B, N, C) in float32."""
@@ -108,7 +109,7 @@ class GenerationBranch(nn.Module):
 
 
 def conditions_in(keys: Iterable[str]) -> list[str]:
-    """The conditions of a branch whose state dict, or file, has these keys, in their order."""
+    """The conditions of a branch whose state dict, or file, has these keys."""
     found = (match["condition"] for key in keys if (match := _EMBEDDER.match(key)))
     return [name for name in dict.fromkeys(found) if name != "time"]
 
@@ -124,3 +125,8 @@ def conditions_of(
     durations = {DURATION: torch.zeros_like(t) if s is None else t - s}
     known = {**given, **durations}
     return {name: known[name] for name in branch.conditions} or None
+
+
+def _rank(condition: str) -> tuple[int, str]:
+    """For one order in all branches, new or from a file: norms of gradients are rounded sums."""
+    return _FIRST.index(condition) if condition in _FIRST else len(_FIRST), condition
