@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import TypeAlias
 
@@ -49,8 +49,7 @@ class GenerationBranch(nn.Module):
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that the branch takes beside the time."""
-        names = (name.removesuffix("_embedder") for name, _ in self.named_children() if name.endswith("_embedder"))
-        return tuple(name for name in names if name != "time")
+        return conditions_in(f"{name}." for name, _ in self.named_children())
 
     @property
     def guided(self) -> bool:
@@ -92,15 +91,13 @@ class GenerationBranch(nn.Module):
             raise ValueError(f"conditions of this branch: {wanted}; given: {', '.join(sorted(given)) or 'none'}")
         time = self.time_embedder(t)
         if conditions:
-            embedded = (self.embedder(name)(value) * (value != 0)[:, None] for name, value in self._ordered(conditions))
+            embedded = (
+                self.embedder(name)(conditions[name]) * (conditions[name] != 0)[:, None] for name in self.conditions
+            )
             time = time + reduce(torch.add, embedded)[:, None]
         x = self.vae2llm(tokens.to(self.vae2llm.weight.dtype))
         output: Tensor = x + time + self.latent_pos_embed(grid_ids).to(x.dtype)
         return output
-
-    def _ordered(self, conditions: Conditions) -> Iterator[tuple[str, Tensor]]:
-        """In the one order of `_rank`: sums are rounded."""
-        return ((name, conditions[name]) for name in sorted(self.conditions, key=_rank))
 
     def velocity_head(self, x: Tensor) -> Tensor:
         """Final norm and projection of the generation stream: (B, N, D) -> velocity (B, N, C) in float32."""
@@ -108,10 +105,10 @@ class GenerationBranch(nn.Module):
         return velocity.float() if velocity.dtype in (torch.bfloat16, torch.float16) else velocity
 
 
-def conditions_in(keys: Iterable[str]) -> list[str]:
-    """The conditions of a branch whose state dict, or file, has these keys."""
-    found = (match["condition"] for key in keys if (match := _EMBEDDER.match(key)))
-    return [name for name in dict.fromkeys(found) if name != "time"]
+def conditions_in(keys: Iterable[str]) -> tuple[str, ...]:
+    """The conditions of a branch whose state dict, or file, has these keys, in the order of all branches."""
+    found = {match["condition"] for key in keys if (match := _EMBEDDER.match(key))}
+    return tuple(sorted(found - {"time"}, key=_rank))
 
 
 def conditions_of(
@@ -128,5 +125,5 @@ def conditions_of(
 
 
 def _rank(condition: str) -> tuple[int, str]:
-    """For one order in all branches, new or from a file: norms of gradients are rounded sums."""
+    """For one order in all branches, new or from a file: what is summed over them is rounded."""
     return _FIRST.index(condition) if condition in _FIRST else len(_FIRST), condition

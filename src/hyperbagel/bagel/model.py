@@ -22,7 +22,7 @@ from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.layout_builder import build_layout
 from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, mot_forward
-from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, ViTSegment
+from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, holds_image
 from hyperbagel.bagel.understanding import UnderstandingStack
 from hyperbagel.bagel.vision import unpatchify
 
@@ -169,8 +169,8 @@ class Bagel(nn.Module):
             no_text = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position).compact()
         if image:
             no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents], branch=branch)
-        seen = [any(isinstance(s, ImageSegment | LatentSegment | ViTSegment) for s in d) for d in documents]
-        return GuidedContext(full, torch.tensor(seen, device=self.device), no_text, no_image)
+        has_image = torch.tensor([holds_image(document) for document in documents], device=self.device)
+        return GuidedContext(full, has_image, no_text, no_image)
 
     # Passes through the layers
 

@@ -94,6 +94,11 @@ Segment: TypeAlias = TextSegment | ViTSegment | ImageSegment | LatentSegment | D
 Document: TypeAlias = Sequence[Segment]
 
 
+def holds_image(document: Document) -> bool:
+    """Whether an image is in a document, for the autoencoder or for the understanding tower."""
+    return any(isinstance(segment, ImageSegment | LatentSegment | ViTSegment) for segment in document)
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentBatch:
     """What data modules hand to stages: one entry per document in each field.

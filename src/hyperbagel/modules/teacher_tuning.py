@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.trajectory import Velocity
 from hyperbagel.modules.reward_tuning import RewardTuning, RewardTuningMethod
 from hyperbagel.rewards.base import Reward
@@ -11,6 +10,7 @@ from hyperbagel.training.distillation import DistillationSettings
 from hyperbagel.training.episode import Episode
 from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.networks import Training
+from hyperbagel.training.stage import Stage
 
 
 class TeacherTuning(RewardTuning):
@@ -30,6 +30,7 @@ class TeacherTuning(RewardTuning):
 
     conditions = ()
     asks_teacher = True
+    sampler, editing_sampler = Stage.sampler, Stage.editing_sampler  # guided as the settings say, in many steps
 
     def __init__(
         self,
@@ -52,16 +53,6 @@ class TeacherTuning(RewardTuning):
     def nfe(self) -> int:
         """Made for no number of evaluations."""
         return 0
-
-    @property
-    def sampler(self) -> Sampler:
-        """How the model makes pictures from text."""
-        return self.settings.samplers.generation
-
-    @property
-    def editing_sampler(self) -> Sampler:
-        """How the model edits pictures."""
-        return self.settings.samplers.editing
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """As a branch's, with all guidance passes, and their contexts stacked."""

@@ -62,7 +62,7 @@ class DistillationStage(Stage):
     """Base of stages that distil: a student branch over a frozen model.
 
     conditions: what the student takes beside the time; asks_teacher: whether its updates ask the teacher, which may
-    need contexts of guidance variants.
+    need contexts of guidance variants; batches_seen counts training batches.
 
     Args:
         model: folder of the original model.
@@ -75,11 +75,13 @@ class DistillationStage(Stage):
     asks_teacher = True
     learns_from: tuple[LearnsFrom, ...] | None = ("image",)
     settings: DistillationSettings
+    batches_seen: Tensor
 
     def __init__(self, model: str, init_from: str | None, student: Training, settings: DistillationSettings) -> None:
         super().__init__(model, settings)
         self._init_from = init_from
         self._sharded = False
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.model.requires_grad_(False)
         self.base, self.context = base_hash(self.model), context_hash(self.model)
         self.leave_out("model")

@@ -13,7 +13,7 @@ from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, Generat
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, LatentSegment, Segment, ViTSegment
+from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, LatentSegment, Segment, holds_image
 from hyperbagel.bagel.vision import patchify
 from hyperbagel.critics.latent import JudgedBatch
 from hyperbagel.flow.guidance import Guidance, GuidedPass
@@ -75,12 +75,9 @@ class Episode:
         """Standard normal latent tokens (B, n, C), others than `noise`."""
         return torch.randn(self.noise.shape, generator=self.generator).to(self.noise.device)
 
-    @torch.no_grad()
     def read_by(self, branch: GenerationBranch) -> Episode:
         """The same with contexts that another branch has read, which matters where they hold images."""
-        documents = [context_of(document) for document in self.batch.documents]
-        image = self.contexts.no_image is not None
-        contexts = self.model.prefill_guided(documents, text=self.variants, image=image, branch=branch)
+        contexts = read(self.model, self.batch.documents, variants=self.variants, branch=branch)
         return replace(self, contexts=contexts)
 
     def step(
@@ -147,11 +144,14 @@ def target_sizes(batch: DocumentBatch) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def read(model: Bagel, documents: Sequence[Document], *, variants: bool) -> GuidedContext:
-    """Prefill documents on the original weights. variants: with the contexts that guidance passes need."""
+def read(
+    model: Bagel, documents: Sequence[Document], *, variants: bool, branch: GenerationBranch | None = None
+) -> GuidedContext:
+    """Prefill documents. variants: with the contexts that guidance passes need; branch: what reads clean latents, the
+    original by default."""
     contexts = [context_of(document) for document in documents]
-    images = any(isinstance(s, ImageSegment | LatentSegment | ViTSegment) for context in contexts for s in context)
-    return model.prefill_guided(contexts, text=variants, image=variants and images)
+    image = variants and any(holds_image(context) for context in contexts)
+    return model.prefill_guided(contexts, text=variants, image=image, branch=branch)
 
 
 @dataclass(frozen=True)

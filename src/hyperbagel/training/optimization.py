@@ -23,15 +23,13 @@ _PASSES = "backward_passes"
 class Optimization(PartialCheckpoint):
     """A module of networks, each with its own optimizer, the student among them, and of loss terms.
 
-    student_step counts the student's updates and is the x-axis of everything logged here; batches_seen counts training
-    batches.
+    student_step counts the student's updates and is the x-axis of everything logged here.
 
     Args:
         max_updates: student updates after which training stops, None for no limit.
     """
 
     student_step: Tensor
-    batches_seen: Tensor
 
     def __init__(self, max_updates: int | None = None) -> None:
         super().__init__()
@@ -45,7 +43,6 @@ class Optimization(PartialCheckpoint):
         self._started = self._worked_until = self._ended = 0.0
         self.terms = nn.ModuleList()
         self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
-        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
 
     # Set-up
 
