@@ -26,7 +26,7 @@ from hyperbagel.bagel.images import to_pixels
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.cli.loading import Device, load_model
+from hyperbagel.pipeline.loading import Device, load_model
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sample, Sampler

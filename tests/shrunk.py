@@ -49,7 +49,7 @@ def shrink(settings: Any, drawing: bool = False) -> Any:
     small = {
         key: min(value, _SMALL[key])
         if key in _SMALL and isinstance(value, int)
-        else shrink(value, drawing or key == "samplers")
+        else shrink(value, drawing or key in ("samplers", "rows"))
         for key, value in settings.items()
     }
     if drawing and small.get("steps", 0) > 6:

@@ -97,6 +97,15 @@ def test_quick_commands_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     assert len(ran) >= 6
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/use.md"])
+def test_python_of_the_documents_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name, "exec"), {})
+
+
 class Shell:
     """Runs commands with the package of a folder: those of `hyperbagel` by a server that has imported it already.
 

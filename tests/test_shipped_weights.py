@@ -13,7 +13,8 @@ from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.evaluation.geneval.scene_parser import parse_scene
-from hyperbagel.evaluation.inference import Painter, answer
+from hyperbagel.pipeline.answers import answer
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.flow.guidance import GENERATION
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.scenes import sample

@@ -21,7 +21,7 @@ from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks import Fidelity, GEdit, GenEval, ImageGrid, Provenance, Report, Understanding
-from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.callbacks.fidelity import _generated_pictures
 from hyperbagel.callbacks.gedit import GEditData, GEditRun
 from hyperbagel.callbacks.geneval import GenEvalPrompts, GenEvalSettings
@@ -72,7 +72,7 @@ class Shares:
 
 def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretraining, tmp_path: Path, capsys):
     callbacks = [
-        geneval(samplers={"teacher": None, "naive-1": Sampler(1)}),
+        geneval(rows={"teacher": None, "naive-1": Row(1, guidance=None)}),
         GEdit(SceneJudge(), GEditData(per_kind=1, shown=2), settings=GEditRun(batch_size=8)),
         Understanding(SceneSource("test", 6, weights={"caption": 1.0, "yes_no": 1.0}), max_tokens=4),
         ImageGrid(number=2),
@@ -311,9 +311,19 @@ def test_rows_tell_what_their_branch_was_not_made_for(
     save_branch(branch, info, tmp_path / "one.safetensors")
     first, second = Shares(stage, 2).runs
     guidance = Guidance(image_scale=3.0)
-    first.painter(BranchSampler(1, guidance=GUIDED, branch=str(tmp_path / "one.safetensors")))
-    second.painter(BranchSampler(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
+    first.painter(Row(1, guidance=GUIDED, branch=str(tmp_path / "one.safetensors")), Sampler())
+    second.painter(Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")), Sampler())
     assert not caplog.records  # one process tells it
-    first.painter(BranchSampler(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
+    first.painter(Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")), Sampler())
     assert "made for 1 step, which 6 is not" in caplog.text
     assert "made for image scales 2 to 2, which 3 is not" in caplog.text
+
+
+def test_a_row_is_the_stages_sampler_but_for_what_it_says():
+    own = Sampler(50, 2.0, GUIDED)
+    assert Row().sampler(own) == own
+    assert Row(6).sampler(own) == Sampler(6, 2.0, GUIDED)
+    assert Row(shift=1.0, guidance=None).sampler(own) == Sampler(50, 1.0, None)
+    assert Row(guidance=Guidance(2.0)).sampler(own) == Sampler(50, 2.0, Guidance(2.0))
+    with pytest.raises(ValueError, match="steps >= 1"):
+        Row(0)

@@ -13,7 +13,7 @@ from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks import AddLoss, GEdit, GenEval, ImageGrid
-from hyperbagel.callbacks.evaluation import BranchSampler
+from hyperbagel.callbacks.evaluation import Row
 from hyperbagel.callbacks.fidelity import Fidelity
 from hyperbagel.callbacks.gedit import GEditData
 from hyperbagel.callbacks.geneval import GenEvalPrompts
@@ -37,12 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def geneval(*branches: str, **options: Any) -> GenEval:
-    rows = {f"row {i}": BranchSampler(1, branch=branch) for i, branch in enumerate(branches)}
-    return GenEval(SceneDetector(), prompts=GenEvalPrompts(limit=6), samplers={"teacher": None, **rows}, **options)
+    rows = {f"row {i}": Row(1, branch=branch) for i, branch in enumerate(branches)}
+    return GenEval(SceneDetector(), prompts=GenEvalPrompts(limit=6), rows={"teacher": None, **rows}, **options)
 
 
 def gedit(*branches: str) -> GEdit:
-    rows = {f"row {i}": BranchSampler(1, branch=branch) for i, branch in enumerate(branches)}
+    rows = {f"row {i}": Row(1, branch=branch) for i, branch in enumerate(branches)}
     return GEdit(SceneJudge(), GEditData(per_kind=1), {"teacher": None, **rows})
 
 

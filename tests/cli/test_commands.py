@@ -19,7 +19,7 @@ from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
 from hyperbagel.cli.commands import with_short_device, with_underscores
-from hyperbagel.cli.loading import Device
+from hyperbagel.pipeline.loading import Device
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.checkpoint import read_config as model_config
 from hyperbagel.cli import configs, main
 from hyperbagel.cli.bases import content
-from hyperbagel.cli.trainer import read_config
+from hyperbagel.cli.trainer import read_arguments, read_config
 from tests.wheel import unpack_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -77,21 +78,30 @@ def test_folders_and_code_are_copied_too(elsewhere: Path) -> None:
     assert Path("configs/bagel7b/lora/cfg.yaml").is_file()
 
 
-@pytest.mark.parametrize("folder", ["scenes/chain", "demo"])
-def test_what_is_laid_over_a_recipe_may_name_it_or_not(folder: str) -> None:
-    """Both `--config scenes/dmdo1 --config scenes/chain/dmdo1` and the latter alone."""
-    laid, alone = read_config(["scenes/dmdo1", f"{folder}/dmdo1"]), read_config([f"{folder}/dmdo1"])
+@pytest.mark.parametrize("config", ["demo/dmdo1", "bagel7b/lora/dmdo"])
+def test_what_is_laid_over_a_recipe_may_name_it_or_not(config: str) -> None:
+    """Both `--config scenes/dmdo1 --config demo/dmdo1` and the latter alone."""
+    recipe = {"demo/dmdo1": "scenes/dmdo1", "bagel7b/lora/dmdo": "bagel7b/dmdo"}[config]
+    laid, alone = read_config([recipe, config]), read_config([config])
     del laid["config"], alone["config"]
     assert laid == alone
 
 
-def test_a_chain_changes_only_where_a_recipe_starts() -> None:
-    recipe, chain = (read_config([name]) for name in ("scenes/dmdo1", "scenes/chain/dmdo1"))
-    for config, branch in (recipe, "scenes/nfe6"), (chain, "runs/scenes/branches/nfe6.safetensors"):
-        assert config.callbacks.added_loss.init_args.term.init_args.pop("branch") == branch
-        config.model.init_args.pop("init_from")
-        config.pop("config")
-    assert recipe == chain
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "stages"), [("pretrain", 5), ("distill", 8)])
+def test_stages_that_make_runs_start_from_what_those_before_them_leave(target: str, stages: int) -> None:
+    """All but the first, which starts from what the package has."""
+    shown = subprocess.run(["make", "-n", "-C", CONFIGS.parent, target], capture_output=True, text=True, check=True)
+    commands = [line.split()[1:] for line in shown.stdout.splitlines() if " fit --config " in line]
+    made = {"fresh/scenes", "scenes"}
+    for command in commands:
+        settings = read_arguments(command)
+        model, named = settings.model.init_args, settings.callbacks
+        branches = [model.get(key) for key in ("model", "init_from", "settings.teacher", "method.fake_from")]
+        branches.append(named.get("added_loss.init_args.term.init_args.branch"))
+        assert made.issuperset(filter(None, branches)), command
+        made.add(named.export.init_args.folder if named.export else model.settings.export)
+    assert len(commands) == stages and len(made) == stages + 2
 
 
 @pytest.mark.parametrize("path", (CONFIGS / "scenes").glob("*.yaml"), ids=lambda path: path.stem)

@@ -118,7 +118,7 @@ def test_a_missing_branch_of_a_row_is_told_before_data_is_read(folder: Path, mon
     monkeypatch.chdir(folder)
     rows = {"teacher": None, "student": {"branch": "student.safetensors"}}
     detector = {"class_path": "hyperbagel.evaluation.geneval.scene_detector.SceneDetector"}
-    init = {"detector": detector, "prompts": {"limit": 6}, "samplers": rows}
+    init = {"detector": detector, "prompts": {"limit": 6}, "rows": rows}
     callbacks = [{"class_path": "hyperbagel.callbacks.GenEval", "init_args": init}]
     (folder / "test.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     monkeypatch.setattr(InterleavedDataModule, "prepare_data", None)
@@ -127,7 +127,7 @@ def test_a_missing_branch_of_a_row_is_told_before_data_is_read(folder: Path, mon
 
 
 def test_commands_that_a_stage_has_nothing_for() -> None:
-    with pytest.raises(ValueError, match=r"CFGDistillation has no `test_step`.*Pretraining with a sampler"):
+    with pytest.raises(ValueError, match=r"CFGDistillation has no `test_step`.*Pretraining with a row"):
         refuse_command("test", "hyperbagel.modules.CFGDistillation")
     with pytest.raises(ValueError, match=r"Pretraining has no `predict_step`.*hyperbagel generate"):
         refuse_command("predict", "hyperbagel.modules.pretraining.Pretraining")

@@ -113,3 +113,23 @@ def test_options_of_the_command_line() -> None:
     found, former = FormerNames().in_arguments(given)
     assert found == expected and len(former) == 4
     assert FormerNames().in_arguments(expected) == (expected, {})
+
+
+def test_rows_that_said_nothing_were_of_fifty_steps_without_guidance() -> None:
+    rows = {"teacher": None, "naive": {"steps": 6}, "guided": {"guidance": {"text_scale": 2}}}
+    evaluation = {
+        "class_path": "hyperbagel.callbacks.GenEval",
+        "init_args": {"samplers": rows, "prompts": {"limit": 6}},
+    }
+    settings, found = FormerNames().in_settings({"trainer": {"callbacks": [evaluation]}})
+    (moved,) = settings["trainer"]["callbacks"]
+    assert list(found) == ["samplers of hyperbagel.callbacks.GenEval"]
+    assert moved["init_args"] == {
+        "prompts": {"limit": 6},
+        "rows": {
+            "teacher": None,
+            "naive": {"steps": 6, "shift": 3.0, "guidance": None},
+            "guided": {"steps": 50, "shift": 3.0, "guidance": {"text_scale": 2}},
+        },
+    }
+    assert FormerNames().in_settings(settings) == (settings, {})

@@ -21,8 +21,8 @@ from tests.distillation import adam
 from tests.runs import nano_folder
 
 BAGEL7B = Path(__file__).parents[2] / "configs" / "bagel7b"
-STAGES = sorted(path.stem for path in BAGEL7B.glob("*.yaml"))
-ADAPTED = sorted(path.stem for path in (BAGEL7B / "lora").glob("*.yaml"))
+STAGES = sorted(path.stem for path in BAGEL7B.glob("[!_]*.yaml"))
+ADAPTED = sorted(path.stem for path in (BAGEL7B / "lora").glob("[!_]*.yaml"))
 DOCUMENT = Workload(side=32, text=5)
 
 

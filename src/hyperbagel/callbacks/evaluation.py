@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import lightning as L
 import torch
@@ -24,7 +24,8 @@ from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
-from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
+from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
+from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.training.stage import Stage, evaluated, student_updates
 
@@ -45,11 +46,28 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class BranchSampler(Sampler):
-    """A row to be measured: sampler settings, and what denoises."""
+class Row:
+    """What one row measures: the stage's own sampler and branch, or what is said to differ from them."""
 
+    steps: int | None = None
+    """True steps; None: the sampler's."""
+    shift: float | None = None
+    """Timestep shift; None: the sampler's."""
+    guidance: Guidance | Literal["own"] | None = "own"
+    """Classifier-free guidance; own: the sampler's, null: none, one pass per step."""
     branch: str | None = None
     """File of the distilled branch that denoises; None: the stage's."""
+
+    def __post_init__(self) -> None:
+        self.sampler(Sampler())  # raises for what no sampler can do
+
+    def sampler(self, own: Sampler) -> Sampler:
+        """The sampler of the row. own: the stage's. Raises ValueError for impossible settings."""
+        return Sampler(
+            own.steps if self.steps is None else self.steps,
+            own.shift if self.shift is None else self.shift,
+            own.guidance if self.guidance == "own" else self.guidance,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,13 +79,17 @@ class Run:
     rank: int
     world: int
 
-    def painter(self, sampler: Sampler) -> Painter:
-        """Draws with the sampler's branch, or with the stage's. Raises CheckpointError for an unusable branch file."""
-        branch = self.stage.branch
-        if isinstance(sampler, BranchSampler) and sampler.branch is not None:
-            branch, info = load_branch(sampler.branch, self.stage.model)
+    def painter(self, row: Row | None, own: Sampler) -> Painter:
+        """Draws what a row says, None for the stage's own. own: the stage's sampler.
+
+        Raises CheckpointError for an unusable branch file.
+        """
+        row = row or Row()
+        sampler, branch = row.sampler(own), self.stage.branch
+        if row.branch is not None:
+            branch, info = load_branch(row.branch, self.stage.model)
             if self.rank == 0:
-                warn_of_misfits(sampler.branch, info, sampler)
+                warn_of_misfits(row.branch, info, sampler)
         return Painter(self.stage.model, self.tokenizer, sampler, branch)
 
     def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
@@ -95,13 +117,13 @@ class Evaluation(Callback, ABC):
     Metrics are logged against student updates: those of the first row under their plain names, those of others as
     `<row>/<metric>`. `findings` keeps the last results for reports.
 
-    samplers: settings of the rows, by name, where there are several; None for the stage's own.
+    rows: what is measured, by name, where there are several; None for the stage's own.
 
     Args:
         every_n_updates: student updates between two runs in `fit`; 0 for none.
     """
 
-    samplers: Mapping[str, Sampler | None] = MappingProxyType({})
+    rows: Mapping[str, Row | None] = MappingProxyType({})
 
     def __init__(self, every_n_updates: int = 0) -> None:
         if every_n_updates < 0:
@@ -121,9 +143,9 @@ class Evaluation(Callback, ABC):
         """
         model = evaluated(stage, by=type(self).__name__).model
         if command != "fit" or self.every_n_updates:
-            for sampler in self.samplers.values():
-                if isinstance(sampler, BranchSampler) and sampler.branch is not None:
-                    yield partial(require_branch, sampler.branch, model)
+            for row in self.rows.values():
+                if row is not None and row.branch is not None:
+                    yield partial(require_branch, row.branch, model)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse, before anything runs, what lacks something that this or another callback needs."""

@@ -12,12 +12,12 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from hyperbagel.bagel.appearance import as_seen
-from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
 from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
-from hyperbagel.evaluation.inference import Cost, Painter
+from hyperbagel.pipeline.painter import Cost, Painter
 from hyperbagel.evaluation.reports import OWN
 
 
@@ -68,8 +68,8 @@ class GEdit(Evaluation):
     Args:
         judge: scores edits; figures of different judges must not be compared.
         data: what is to be edited.
-        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own,
-            and one may name a distilled branch to measure instead of the stage's.
+        rows: what to measure, by name: the stage's own sampler (null), or what differs from it in a row, and the
+            distilled branch to measure instead of the stage's.
         settings: batch size, threads of the judge, seed.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
     """
@@ -78,7 +78,7 @@ class GEdit(Evaluation):
         self,
         judge: Judge | ExactJudge,
         data: GEditData = _DATA,
-        samplers: dict[str, BranchSampler | None] | None = None,
+        rows: dict[str, Row | None] | None = None,
         settings: GEditRun = _SETTINGS,
         every_n_updates: int = 0,
     ) -> None:
@@ -86,18 +86,18 @@ class GEdit(Evaluation):
         self.judge, self.shown = judge, data.shown
         self.samples, categories = data.read()
         self.settings = GEditSettings(categories, settings.seed, settings.batch_size, settings.judge_workers)
-        self.samplers = samplers or {OWN: None}
+        self.rows = rows or {OWN: None}
 
     def evaluate(self, run: Run) -> Findings:
-        """One row a sampler."""
+        """Every row."""
         findings = Findings()
-        for row, sampler in self.samplers.items():
-            painter = run.painter(sampler or run.stage.editing_sampler)
-            rows = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
-            result = report(rows, self.judge, self.settings)
-            findings.rows[row] = result.metrics() | run.gather_cost(painter.cost)
-            findings.details[row] = result.to_dict()
-            findings.pictures[f"gedit/{row}"] = self._grid(replace(painter, cost=Cost()))
+        for name, row in self.rows.items():
+            painter = run.painter(row, run.stage.editing_sampler)
+            scored = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
+            result = report(scored, self.judge, self.settings)
+            findings.rows[name] = result.metrics() | run.gather_cost(painter.cost)
+            findings.details[name] = result.to_dict()
+            findings.pictures[f"gedit/{name}"] = self._grid(replace(painter, cost=Cost()))
         return findings
 
     def _share(self, run: Run) -> list[EditSample]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from hyperbagel.callbacks.evaluation import BranchSampler, Evaluation, Findings, Run
+from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.callbacks.fidelity import Fidelity, ImageKey
 from hyperbagel.evaluation.geneval import (
     ColorClassifier,
@@ -27,7 +27,8 @@ from hyperbagel.evaluation.geneval import (
 )
 from hyperbagel.evaluation.geneval.report import ImageResult
 from hyperbagel.evaluation.geneval.runner import Job
-from hyperbagel.evaluation.inference import Painter, batches_of_equals
+from hyperbagel.evaluation.batches import batches_of_equals
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.evaluation.reports import OWN
 from hyperbagel.scenes.prompts import geneval_prompts
 
@@ -81,8 +82,8 @@ class GenEval(Evaluation):
         detector: finds objects in pictures.
         color_classifier: names their colours; not needed where the detector does.
         prompts: what is asked for.
-        samplers: settings to measure, by name of the row; None for the stage's own. A null sampler is the stage's own,
-            and one may name a distilled branch to measure instead of the stage's.
+        rows: what to measure, by name: the stage's own sampler (null), or what differs from it in a row, and the
+            distilled branch to measure instead of the stage's.
         settings: pictures per prompt, batch size, seed.
         fidelity: also measure distances of the pictures to others, and diversity.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
@@ -93,7 +94,7 @@ class GenEval(Evaluation):
         detector: Detector,
         color_classifier: ColorClassifier | None = None,
         prompts: GenEvalPrompts = _PROMPTS,
-        samplers: dict[str, BranchSampler | None] | None = None,
+        rows: dict[str, Row | None] | None = None,
         settings: GenEvalSettings = _SETTINGS,
         fidelity: Fidelity | None = None,
         every_n_updates: int = 0,
@@ -105,7 +106,7 @@ class GenEval(Evaluation):
         self.scorer.check(self.prompts.prompts)
         self.size, self.shown = prompts.size, prompts.shown
         self.fidelity = fidelity
-        self.samplers = samplers or {OWN: None}
+        self.rows = rows or {OWN: None}
 
     def requirements(self, stage: L.LightningModule, command: str) -> Iterator[Callable[[], object]]:
         """Of the rows, and the teacher's features."""
@@ -114,21 +115,21 @@ class GenEval(Evaluation):
             yield self.fidelity.check
 
     def evaluate(self, run: Run) -> Findings:
-        """One row a sampler."""
+        """Every row."""
         findings = Findings()
-        for row, sampler in self.samplers.items():
-            painter = run.painter(sampler or run.stage.sampler)
+        for name, row in self.rows.items():
+            painter = run.painter(row, run.stage.sampler)
             drawing = _Drawing(self, run, painter)
-            results = run.gather(drawing.judged(f"GenEval {row}"))
+            results = run.gather(drawing.judged(f"GenEval {name}"))
             report = build_report(results, run_info(self.prompts, self.settings), self.settings.intervals)
             metrics = report.metrics() | run.gather_cost(painter.cost)
             if self.fidelity is not None:
                 features = dict(run.gather(list(drawing.features.items())))
-                metrics |= self.fidelity.compare(row, features, run)
+                metrics |= self.fidelity.compare(name, features, run)
             shown = dict(run.gather(list(drawing.shown.items())))
-            findings.rows[row] = metrics
-            findings.details[row] = report.to_dict() | {"interval": str(report.overall)}
-            findings.pictures[f"geneval/{row}"] = make_grid([shown[key] for key in sorted(shown)], nrow=4)
+            findings.rows[name] = metrics
+            findings.details[name] = report.to_dict() | {"interval": str(report.overall)}
+            findings.pictures[f"geneval/{name}"] = make_grid([shown[key] for key in sorted(shown)], nrow=4)
         return findings
 
 

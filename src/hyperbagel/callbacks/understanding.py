@@ -11,7 +11,8 @@ from tqdm import tqdm
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.datamodules.pipeline import member_picture
 from hyperbagel.datamodules.scenes import SceneSource
-from hyperbagel.evaluation.inference import answer, batches_of_equals
+from hyperbagel.evaluation.batches import batches_of_equals
+from hyperbagel.pipeline.answers import answer
 from hyperbagel.evaluation.reports import OWN
 from hyperbagel.evaluation.understanding import UnderstandingSample, document_samples, evaluate_understanding
 

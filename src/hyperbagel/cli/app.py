@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hyperbagel.cli.loading import Device, check_files, load_model, model_folder
+from hyperbagel.pipeline.loading import Device, check_files, load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.cli.studio import Studio

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperbagel.cli.loading import DType
+from hyperbagel.pipeline.loading import DType
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperbagel.cli.loading import DType
+from hyperbagel.pipeline.loading import DType
 
 
 def split(checkpoint: Path, folder: Path, weights: DType = "float32", others: DType = "float32") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbagel.cli.loading import Device, load_model, model_folder
+from hyperbagel.pipeline.loading import Device, load_model, model_folder
 from hyperbagel.datamodules.convert import (
     convert_folder,
     convert_journeydb,

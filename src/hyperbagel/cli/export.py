@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperbagel.cli.loading import Device, DType, check_files, load_model
+from hyperbagel.pipeline.loading import Device, DType, check_files, load_model
 from hyperbagel.files import check_folder
 
 

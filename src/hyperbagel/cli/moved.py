@@ -42,6 +42,10 @@ SETTINGS = {
 OF_TRAINER = {"gradient_clip_val": "student.clip", "accumulate_grad_batches": "student.accumulate"}
 """Option of the trainer -> argument of the stages that Lightning optimised."""
 
+_WITH_ROWS = ("hyperbagel.callbacks.GenEval", "hyperbagel.callbacks.GEdit")
+_FORMER_ROW = {"steps": 50, "shift": 3.0, "guidance": None}
+"""What a row was where it said nothing; now it is as the stage's sampler there."""
+
 _BY_LIGHTNING = ("AutoencoderTraining", "DraftTraining", "Pretraining")
 
 
@@ -104,12 +108,24 @@ class FormerNames:
 
 def _with_classes(value: Any, found: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _with_classes(item, found) for key, item in value.items()}
+        inner = {key: _with_classes(item, found) for key, item in value.items()}
+        return _with_rows(inner, found) if inner.get("class_path") in _WITH_ROWS else inner
     if isinstance(value, list):
         return [_with_classes(item, found) for item in value]
     if isinstance(value, str) and value in CLASSES:
         found[value] = value = CLASSES[value]
     return value
+
+
+def _with_rows(callback: dict[str, Any], found: dict[str, str]) -> dict[str, Any]:
+    """The settings of an evaluation, whose rows were `samplers`."""
+    arguments = _mapping(callback.get("init_args"))
+    former = arguments.pop("samplers", None)
+    if former is None:
+        return callback
+    found[f"samplers of {callback['class_path']}"] = "rows"
+    rows = {name: row and _FORMER_ROW | row for name, row in former.items()}
+    return callback | {"init_args": arguments | {"rows": rows}}
 
 
 def _take_over(trainer: dict[str, Any], arguments: dict[str, Any], found: dict[str, str]) -> None:

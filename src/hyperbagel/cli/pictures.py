@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbagel.cli.loading import Device, check_files, load_model, load_sampler
-from hyperbagel.files import check_picture, write_picture
+from hyperbagel.files import check_picture
+from hyperbagel.pipeline.loading import Device, check_files, load_model
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hyperbagel.bagel.absent import Part
-    from hyperbagel.evaluation.inference import Painter
     from hyperbagel.flow.guidance import Guidance
     from hyperbagel.flow.trajectory import Progress
+    from hyperbagel.pipeline.pipeline import Picture, Pipeline
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,21 @@ def generate(options: Generate) -> None:
     """Picture from a prompt."""
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
-    guidance = _checked(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
+    _check(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
     # The prompt is read by the understanding experts alone, so with a branch nothing asks the model's own.
-    painter = _painter(options, guidance, () if options.branch is None else ("generation",), options.prompt)
-    height, width = painter.size
+    pipeline = _pipeline(options, options.prompt, () if options.branch is None else ("generation",))
+    height, width = pipeline.size
     size = (options.height or height, options.width or width)
-    with _progress(painter) as show:
-        (drawn,) = painter.generate([options.prompt], [options.seed], size, show)
-    _write(options.out, drawn, painter)
+    with _progress() as show:
+        picture = pipeline.generate(
+            options.prompt,
+            steps=options.steps,
+            text_scale=options.text_scale,
+            seed=options.seed,
+            size=size,
+            progress=show,
+        )
+    _write(options.out, picture)
 
 
 def edit(options: Edit) -> None:
@@ -99,48 +104,53 @@ def edit(options: Edit) -> None:
     from hyperbagel.bagel.images import load_image
     from hyperbagel.flow.guidance import PAPER_EDITING
 
-    scaled = replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale)
-    guidance = _checked(options, scaled)
+    _check(options, replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale))
     source = load_image(options.image)
-    painter = _painter(options, guidance, (), options.instruction)
-    with _progress(painter) as show:
-        (drawn,) = painter.edit([source], [options.instruction], [options.seed], show)
-    _write(options.out, drawn, painter)
+    pipeline = _pipeline(options, options.instruction, ())
+    with _progress() as show:
+        picture = pipeline.edit(
+            source,
+            options.instruction,
+            steps=options.steps,
+            text_scale=options.text_scale,
+            image_scale=options.image_scale,
+            seed=options.seed,
+            progress=show,
+        )
+    _write(options.out, picture)
 
 
-def _checked(options: Generate | Edit, guidance: Guidance) -> Guidance:
-    """`guidance`, once it is known that the picture can be made and written as asked for: before a model is loaded."""
+def _check(options: Generate | Edit, guidance: Guidance) -> None:
+    """Raises, before a model is loaded, what tells that the picture cannot be made or written as asked for."""
     from hyperbagel.flow.sampler import Sampler
 
     check_picture(options.out)
     check_files(options.branch)
     Sampler(1 if options.steps is None else options.steps, guidance=guidance)
-    return guidance
 
 
-def _painter(options: Generate | Edit, guidance: Guidance, without: tuple[Part, ...], text: str) -> Painter:
-    from hyperbagel.evaluation.inference import Painter
+def _pipeline(options: Generate | Edit, text: str, without: tuple[Part, ...]) -> Pipeline:
+    from hyperbagel.pipeline.pipeline import Pipeline
 
-    bagel, tokenizer = load_model(options.model, options.device, without, text)
-    branch, sampler = load_sampler(bagel, options.branch, options.steps, guidance)
-    return Painter(bagel, tokenizer, sampler, branch)
+    return Pipeline(*load_model(options.model, options.device, without, text), options.branch)
 
 
 @contextmanager
-def _progress(painter: Painter) -> Iterator[Progress]:
+def _progress() -> Iterator[Progress]:
     """A progress bar over the steps of denoising."""
-    import torch
     from tqdm import tqdm
 
-    with torch.inference_mode(), tqdm(total=painter.sampler.steps, desc="denoising", unit="step") as bar:
-        yield lambda done, steps: bar.update(done - bar.n)
+    with tqdm(desc="denoising", unit="step") as bar:
+
+        def show(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        yield show
 
 
-def _write(out: Path, drawn: Tensor, painter: Painter) -> None:
-    """Write a picture (3, H, W) uint8, and tell what it cost."""
-    from PIL import Image
-
-    picture = Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
-    write_picture(out, picture)
-    cost = painter.cost
-    print(f"{out}: {picture.width}x{picture.height} pixels, {cost.nfe} NFE, {cost.seconds:.2f} s")
+def _write(out: Path, picture: Picture) -> None:
+    """Write a picture, and tell what it cost."""
+    picture.save(out)
+    width, height = picture.image.size
+    print(f"{out}: {width}x{height} pixels, {picture.nfe} NFE, {picture.seconds:.2f} s")

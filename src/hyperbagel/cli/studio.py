@@ -18,14 +18,14 @@ from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.cli.text import TextStream, question_document
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
-from hyperbagel.evaluation.inference import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.answers import TextStream, question_document
+from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
 
 TEACHER = "teacher"
 """Name of the original branch among the networks."""

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from hyperbagel.callbacks.requirements import check_requirements
 from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
@@ -21,13 +22,14 @@ from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
 from hyperbagel.cli.moved import FormerNames
 from hyperbagel.cli.named_callbacks import add_named_callbacks, in_order
+from hyperbagel.cli.precision import in_arguments, with_precision
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 from hyperbagel.cli.saved_config import WholeConfig
 
 _STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
 _INSTEAD = {
     "predict": "draw with `hyperbagel generate` and `edit`, answer with `hyperbagel chat`, measure with `test`",
-    "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretraining.Pretraining with a sampler "
+    "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretraining.Pretraining with a row "
     "whose `branch` is that file",
 }
 _INSTEAD["validate"] = _INSTEAD["test"]
@@ -74,9 +76,12 @@ class TrainerCLI(LightningCLI):
         check_requirements(self.trainer.callbacks, self.model, str(self.subcommand))  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer. Raises ValueError for devices that are not there."""
+        """The trainer, whose own folder is its logger's unless it is set. Raises ValueError for devices that are not
+        there."""
         made = self.config_init[self.subcommand]
         made.trainer.callbacks = in_order(made.callbacks, made.trainer.callbacks)
+        if made.trainer.default_root_dir is None and isinstance(made.trainer.logger, TensorBoardLogger | CSVLogger):
+            made.trainer.default_root_dir = made.trainer.logger.root_dir
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
@@ -110,15 +115,15 @@ def refuse_command(command: str, class_path: str) -> None:
 
 
 def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
-    arguments = with_bases(with_found_configs(arguments))
+    arguments = in_arguments(with_bases(with_found_configs(arguments)))
     names = FormerNames(stage_of(arguments))
     arguments, found = names.in_arguments(arguments)
     _warn_of_former_names(found, "command line")
     warned: set[str] = set()
 
     def of_file(settings: Any, file: str) -> Any:
-        """The settings of a file without its bases, which are laid under it, and by present names."""
-        settings, former = names.in_settings(settings)
+        """The settings of a file without its bases, which are laid under it, and by present names and values."""
+        settings, former = names.in_settings(with_precision(settings))
         if file not in warned:
             _warn_of_former_names(former, file)
             warned.add(file)
@@ -174,6 +179,10 @@ def predict(arguments: Sequence[str]) -> None:
 
 def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:
     """The checked settings of YAML files or names, later ones overriding earlier ones: `model`, `data`, ..."""
-    options = [option for file in files for option in ("--config", str(file))]
-    settings: Namespace = _start(ConfigReader, [command, *options]).config[command]
+    return read_arguments([command, *(option for file in files for option in ("--config", str(file)))])
+
+
+def read_arguments(arguments: Sequence[str]) -> Namespace:
+    """The checked settings of a trainer command, such as ["fit", "--config", "nano/cfg"]: `model`, `data`, ..."""
+    settings: Namespace = _start(ConfigReader, arguments).config[arguments[0]]
     return settings

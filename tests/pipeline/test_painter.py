@@ -10,7 +10,9 @@ from PIL import Image
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.evaluation.gedit.questions import prepare_images
-from hyperbagel.evaluation.inference import Painter, answer, batches_of_equals
+from hyperbagel.evaluation.batches import batches_of_equals
+from hyperbagel.pipeline.answers import answer
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.scenes.vocabulary import tokenizer_folder

@@ -1,11 +1,11 @@
-"""Models, branches and devices as named on the command line."""
+"""Models, branches and devices by their names: those of files, and those that come with the package."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from hyperbagel.bagel.shipped import resolve, shipped_models
 
@@ -13,15 +13,10 @@ if TYPE_CHECKING:
     import torch
 
     from hyperbagel.bagel.absent import Part
-    from hyperbagel.bagel.branch import GenerationBranch
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
-    from hyperbagel.flow.guidance import Guidance
-    from hyperbagel.flow.sampler import Sampler
 
 DType = Literal["float32", "bfloat16"]
-STEPS: Final = 50
-"""Denoising steps of a teacher, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +109,3 @@ def check_files(*branches: str | Path | None, draft: str | Path | None = None) -
             read_info(resolve(branch, ".safetensors"))
     if draft is not None:
         read_settings(resolve(draft, ".safetensors"))
-
-
-def load_sampler(
-    model: Bagel, branch: str | None, steps: int | None, guidance: Guidance
-) -> tuple[GenerationBranch | None, Sampler]:
-    """The generation branch of a file or name, None for the model's own, and the sampler for it.
-
-    steps: None takes as many as the branch was made for, and else `STEPS`. Warns of steps and scales that it was not
-    made for. Raises CheckpointError as `load_branch`.
-    """
-    from hyperbagel.bagel.branch_checkpoint import load_branch
-    from hyperbagel.evaluation.inference import warn_of_misfits
-    from hyperbagel.flow.sampler import Sampler
-
-    if branch is None:
-        return None, Sampler(STEPS if steps is None else steps, model.config.timestep_shift, guidance)
-    loaded, info = load_branch(branch, model)
-    sampler = Sampler(info.nfe or STEPS if steps is None else steps, info.shift, guidance)
-    warn_of_misfits(branch, info, sampler)
-    return loaded, sampler

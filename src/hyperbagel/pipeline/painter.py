@@ -1,11 +1,10 @@
-"""A model as benchmarks see it: prompts and seeds in, pictures or answers out, in batches."""
+"""Pictures from prompts, or from pictures and instructions, in batches: the one way of drawing."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo
+from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.images import to_pixels, to_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.trajectory import Progress
 
@@ -64,9 +63,7 @@ class Painter:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels of a generated picture unless others are asked for: the model's largest square."""
-        config = self.model.config
-        side = min(config.vae_transform.max_size, config.max_latent_size * config.latent_stride)
-        return side, side
+        return largest_square(self.model.config)
 
     def generate(
         self,
@@ -125,6 +122,12 @@ class Painter:
         return pictures
 
 
+def largest_square(config: BagelConfig) -> tuple[int, int]:
+    """Height and width in pixels of the largest square picture that a model draws."""
+    side = min(config.vae_transform.max_size, config.max_latent_size * config.latent_stride)
+    return side, side
+
+
 def seeded_noise(grid: LatentGrid, seeds: Sequence[int], channels: int) -> Tensor:
     """Standard normal tokens (B, n, C), each picture's from its own seed, zero at padding."""
     rows = [
@@ -136,28 +139,3 @@ def seeded_noise(grid: LatentGrid, seeds: Sequence[int], channels: int) -> Tenso
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def answer(
-    model: Bagel, tokenizer: Tokenizer, questions: Sequence[tuple[Image.Image, str]], max_tokens: int = 256
-) -> list[str]:
-    """Greedy answers to questions about pictures, in one batch."""
-    documents: list[Document] = [
-        [
-            ViTSegment(model.config.vit_transform(as_seen(picture)).to(model.device)),
-            TextSegment(tokenizer.prompt(question)),
-        ]
-        for picture, question in questions
-    ]
-    with torch.inference_mode():
-        answers = decode_text(model, model.prefill(documents), DecodingSettings(max_tokens))
-    return [tokenizer.decode(ids) for ids in answers]
-
-
-def batches_of_equals(keys: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches whose entries have equal keys (such as text lengths: no padding), in order of the keys."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        groups[key].append(index)
-    for _, group in sorted(groups.items()):
-        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
