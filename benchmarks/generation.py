@@ -26,10 +26,10 @@ from hyperbagel.bagel.images import to_pixels
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.pipeline.loading import Device, load_model
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sample, Sampler
+from hyperbagel.pipeline.loading import Device, load_model
 from hyperbagel.scenes.prompts import geneval_prompts
 
 PARTS = ("prefill", "denoise", "decode")

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.callbacks.geneval import GenEvalPrompts
-from hyperbagel.pipeline.loading import Device, load_model
 from hyperbagel.evaluation.gedit.runner import sample_seed
 from hyperbagel.evaluation.gedit.samples import EditSample
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.evaluation.geneval import RunSettings, evaluate
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
-from hyperbagel.pipeline.painter import Painter
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.loading import Device, load_model
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import Edit
 from hyperbagel.scenes.world import Scene

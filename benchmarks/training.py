@@ -5,7 +5,7 @@
 
 Each row is a run of a recipe of the scenes size by `hyperbagel fit`, without evaluations, in a process of its own. The
 first updates warm up: layers are compiled there. The rows of one stage are to be compared, as they ran one after the
-other on the same machine. What a setting of a recipe costs is measured by `--set data.init_args.batching.batch_size=64`.
+other on the same machine. `--set data.init_args.batching.batch_size=64` measures a recipe with another setting.
 """
 
 from __future__ import annotations

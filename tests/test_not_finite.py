@@ -33,10 +33,10 @@ from hyperbagel.draft.head import DraftHead
 from hyperbagel.evaluation.fidelity import extract_features, frechet_distance
 from hyperbagel.evaluation.gedit.samples import Rating
 from hyperbagel.evaluation.geneval.protocol import ClassDetections
-from hyperbagel.pipeline.answers import answer
-from hyperbagel.pipeline.painter import Painter
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.answers import answer
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.rewards.base import Reward, scored
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel

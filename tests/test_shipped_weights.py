@@ -13,10 +13,10 @@ from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.evaluation.geneval.scene_parser import parse_scene
-from hyperbagel.pipeline.answers import answer
-from hyperbagel.pipeline.painter import Painter
 from hyperbagel.flow.guidance import GENERATION
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.answers import answer
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.scenes import sample
 from hyperbagel.scenes.captions import caption_facts, parse_caption
 from hyperbagel.scenes.documents import CAPTION_PROMPT

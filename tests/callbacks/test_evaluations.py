@@ -311,10 +311,10 @@ def test_rows_tell_what_their_branch_was_not_made_for(
     save_branch(branch, info, tmp_path / "one.safetensors")
     first, second = Shares(stage, 2).runs
     guidance = Guidance(image_scale=3.0)
-    first.painter(Row(1, guidance=GUIDED, branch=str(tmp_path / "one.safetensors")), Sampler())
-    second.painter(Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")), Sampler())
+    first.painter(Sampler(), Row(1, guidance=GUIDED, branch=str(tmp_path / "one.safetensors")))
+    second.painter(Sampler(), Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
     assert not caplog.records  # one process tells it
-    first.painter(Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")), Sampler())
+    first.painter(Sampler(), Row(6, guidance=guidance, branch=str(tmp_path / "one.safetensors")))
     assert "made for 1 step, which 6 is not" in caplog.text
     assert "made for image scales 2 to 2, which 3 is not" in caplog.text
 

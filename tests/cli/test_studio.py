@@ -13,11 +13,11 @@ from PIL import Image
 from hyperbagel.bagel.images import ImageError
 from hyperbagel.cli import main
 from hyperbagel.cli.app import App, launch_settings, load_studio
-from hyperbagel.pipeline.loading import Device, load_model
 from hyperbagel.cli.studio import Origin, Reply, Studio, load_network
-from hyperbagel.pipeline.answers import TextStream
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
+from hyperbagel.pipeline.answers import TextStream
+from hyperbagel.pipeline.loading import Device, load_model
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from PIL import Image
 
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.evaluation.gedit.questions import prepare_images
 from hyperbagel.evaluation.batches import batches_of_equals
-from hyperbagel.pipeline.answers import answer
-from hyperbagel.pipeline.painter import Painter
+from hyperbagel.evaluation.gedit.questions import prepare_images
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.answers import answer
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel
 

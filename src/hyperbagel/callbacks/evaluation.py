@@ -24,9 +24,9 @@ from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
-from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
 from hyperbagel.training.stage import Stage, evaluated, student_updates
 
 _Item = TypeVar("_Item")
@@ -79,8 +79,8 @@ class Run:
     rank: int
     world: int
 
-    def painter(self, row: Row | None, own: Sampler) -> Painter:
-        """Draws what a row says, None for the stage's own. own: the stage's sampler.
+    def painter(self, own: Sampler, row: Row | None = None) -> Painter:
+        """Draws what a row says. own: the stage's sampler, which is taken as it is without a row.
 
         Raises CheckpointError for an unusable branch file.
         """

@@ -17,8 +17,8 @@ from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
 from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
-from hyperbagel.pipeline.painter import Cost, Painter
 from hyperbagel.evaluation.reports import OWN
+from hyperbagel.pipeline.painter import Cost, Painter
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class GEdit(Evaluation):
         """Every row."""
         findings = Findings()
         for name, row in self.rows.items():
-            painter = run.painter(row, run.stage.editing_sampler)
+            painter = run.painter(run.stage.editing_sampler, row)
             scored = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
             result = report(scored, self.judge, self.settings)
             findings.rows[name] = result.metrics() | run.gather_cost(painter.cost)

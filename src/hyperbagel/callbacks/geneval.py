@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.callbacks.fidelity import Fidelity, ImageKey
+from hyperbagel.evaluation.batches import batches_of_equals
 from hyperbagel.evaluation.geneval import (
     ColorClassifier,
     Detector,
@@ -27,9 +28,8 @@ from hyperbagel.evaluation.geneval import (
 )
 from hyperbagel.evaluation.geneval.report import ImageResult
 from hyperbagel.evaluation.geneval.runner import Job
-from hyperbagel.evaluation.batches import batches_of_equals
-from hyperbagel.pipeline.painter import Painter
 from hyperbagel.evaluation.reports import OWN
+from hyperbagel.pipeline.painter import Painter
 from hyperbagel.scenes.prompts import geneval_prompts
 
 
@@ -118,7 +118,7 @@ class GenEval(Evaluation):
         """Every row."""
         findings = Findings()
         for name, row in self.rows.items():
-            painter = run.painter(row, run.stage.sampler)
+            painter = run.painter(run.stage.sampler, row)
             drawing = _Drawing(self, run, painter)
             results = run.gather(drawing.judged(f"GenEval {name}"))
             report = build_report(results, run_info(self.prompts, self.settings), self.settings.intervals)

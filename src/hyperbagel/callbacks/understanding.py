@@ -12,9 +12,9 @@ from hyperbagel.callbacks.evaluation import Evaluation, Findings, Run
 from hyperbagel.datamodules.pipeline import member_picture
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.evaluation.batches import batches_of_equals
-from hyperbagel.pipeline.answers import answer
 from hyperbagel.evaluation.reports import OWN
 from hyperbagel.evaluation.understanding import UnderstandingSample, document_samples, evaluate_understanding
+from hyperbagel.pipeline.answers import answer
 
 SCENE_KINDS = {"caption": 1.0, "question": 1.0, "yes_no": 1.0}
 

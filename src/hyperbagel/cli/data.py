@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbagel.pipeline.loading import Device, load_model, model_folder
 from hyperbagel.datamodules.convert import (
     convert_folder,
     convert_journeydb,
@@ -17,6 +16,7 @@ from hyperbagel.datamodules.inspect import inspect_shards
 from hyperbagel.datamodules.scenes import write_scenes
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.files import check_file, check_folder
+from hyperbagel.pipeline.loading import Device, load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperbagel.pipeline.loading import Device, DType, check_files, load_model
 from hyperbagel.files import check_folder
+from hyperbagel.pipeline.loading import Device, DType, check_files, load_model
 
 
 def draft(

@@ -10,7 +10,7 @@ _OPTION = "--trainer.precision"
 
 
 def fastest_precision() -> str:
-    """`bf16-mixed` where matrices are multiplied faster in bfloat16, a GPU or CPU that has units for it; else `32-true`.
+    """`bf16-mixed` on a GPU or CPU with units that multiply matrices in bfloat16, else `32-true`.
 
     Processors that only convert to bfloat16 and back are ten times as slow in it.
     """

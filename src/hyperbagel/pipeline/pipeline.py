@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from hyperbagel.bagel.absent import Part
-from hyperbagel.bagel.branch_checkpoint import load_branch
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
 from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
@@ -53,9 +54,8 @@ class Picture:
         """Open it in the viewer of the system; a notebook shows it by itself."""
         self.image.show()
 
-    def _repr_png_(self) -> bytes:
-        shown: bytes = self.image._repr_png_()
-        return shown
+    def _repr_png_(self) -> bytes | None:
+        return self.image._repr_png_()
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ class Pipeline:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._name = None if branch is None else str(branch)
-        self._branch, self._info = (None, None) if branch is None else load_branch(branch, model)
+        self._branch: GenerationBranch | None = None
+        self._info: BranchInfo | None = None
+        if branch is not None:
+            self._branch, self._info = load_branch(branch, model)
         self._draft = None if draft is None else load_draft(draft, model)
 
     @property
