@@ -56,7 +56,7 @@ endef
 
 demo: setup ## Train all stages of acceleration briefly, and measure them (resumes where it stopped)
 	$(call answers,runs/demo,2000,scenes)
-	for stage in draft cfg tscd dmdo tuning adp dmdo1 refl; do \
+	for stage in draft_head cfg_distillation tscd dmdo reward_tuning adp dmdo1 refl; do \
 		$(BIN)/hyperbagel fit --config scenes/$$stage --config demo/$$stage \
 			--ckpt_path last || exit 1; done
 	$(BIN)/hyperbagel test --config scenes/speculation --config demo/speculation
@@ -81,10 +81,10 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 
 # The branch of stage 1 teaches stage 2: its 48 steps are nearly the teacher's, at half the cost.
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
-	$(call fit,cfg,$(TEACHER))
+	$(call fit,cfg_distillation,$(TEACHER))
 	$(call fit,tscd,$(TEACHER),$(call from,cfg) $(call by,cfg))
 	$(call fit,tscd_on_policy,$(TEACHER),$(call from,tscd) $(call by,cfg))
-	$(call fit,tuning,$(TEACHER),$(call from,tscd_on_policy))
+	$(call fit,reward_tuning,$(TEACHER),$(call from,tscd_on_policy))
 	$(call fit,dmdo,$(TEACHER),$(call from,nfe6) --model.init_args.method.fake_from $(BRANCHES)/nfe6.safetensors)
 	$(call fit,adp,$(TEACHER),$(call from,nfe6))
 	$(call fit,dmdo1,$(TEACHER),$(call from,adp) \
@@ -94,7 +94,7 @@ distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes 
 reproduce: TEACHER := runs/scenes/teacher
 reproduce: pretrain distill ## Train all stages in full (many hours), test and report them
 	$(call answers,runs/scenes,10000,$(TEACHER))
-	$(call fit,draft,$(TEACHER))
+	$(call fit,draft_head,$(TEACHER))
 	$(BIN)/hyperbagel test --config scenes/speculation --model.init_args.model $(TEACHER) \
 		--model.init_args.init_from runs/scenes/draft/draft.safetensors
 	for tested in pretrain nfe6 nfe1; do \

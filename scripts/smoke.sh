@@ -33,6 +33,6 @@ done
 run fit --config nano/pretrain --config "$root/scripts/smoke.yaml"
 run test --config nano/pretrain
 grep -rq --include=report.json geneval/overall runs/nano/pretrain
-run fit --config nano/draft
-run test --config nano/draft --model.init_args.init_from runs/nano/draft/draft.safetensors
+run fit --config nano/draft_head
+run test --config nano/draft_head --model.init_args.init_from runs/nano/draft/draft.safetensors
 echo "The wheel works on $(python --version)"

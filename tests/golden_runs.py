@@ -33,11 +33,11 @@ from tests.runs import nano_folder
 
 MODEL = ("--model.init_args.model", "nano")
 """A model without zeros, in whose weights every part shows."""
-ALONE = ("autoencoder", "understanding", "generation", "draft")
-"""Stages that Lightning optimises; the others optimise by hand, and go on from one another's branches in this order."""
-CHAIN = ("teacher_tuning", "cfg", "tscd", "dmdo", "tuning", "adp", "refl")
+ALONE = ("autoencoder", "understanding", "generation", "draft_head")
+"""Stages that start from the model alone; the others go on from one another's branches, in this order."""
+CHAIN = ("teacher_tuning", "cfg_distillation", "tscd", "dmdo", "reward_tuning", "adp", "refl")
 SIX_UPDATES = ("--trainer.max_steps", "6"), ("--model.init_args.settings.max_updates", "6")
-ADAPTERS = {stage: ("student",) for stage in ("cfg", "tuning", "refl")}
+ADAPTERS = {stage: ("student",) for stage in ("cfg_distillation", "reward_tuning", "refl")}
 ADAPTERS |= {"tscd": ("student", "critic"), "dmdo": ("student", "fake"), "adp": ("student", "critic")}
 """Stage -> its networks that can be adapters."""
 IGNORED = ("time/", "data/", "epoch")

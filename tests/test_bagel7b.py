@@ -94,12 +94,12 @@ def test_adapters_train(stage: str, distilled: Path, monkeypatch: pytest.MonkeyP
     path.with_suffix(".full").replace(path)
 
 
-@pytest.mark.parametrize("stage", ["draft", "generation"])
+@pytest.mark.parametrize("stage", ["draft_head", "generation"])
 def test_the_other_trainings_run(stage: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
     run(stage, work)
 
 
 def test_every_configuration_is_covered() -> None:
-    assert {path.stem for path in CONFIGS.glob("[!_]*.yaml")} == {*BRANCHES, "draft", "generation"}
+    assert {path.stem for path in CONFIGS.glob("[!_]*.yaml")} == {*BRANCHES, "draft_head", "generation"}
     assert {path.stem for path in (CONFIGS / "lora").glob("[!_]*.yaml")} == set(BRANCHES)

@@ -63,17 +63,17 @@ def test_the_nano_draft_head_is_measured(fresh: str, monkeypatch: pytest.MonkeyP
     root = Path(fresh).parents[1]
     monkeypatch.chdir(root)
     if not (root / "runs" / "nano" / "draft" / "draft.safetensors").is_file():
-        fit("draft")
+        fit("draft_head")
     eagle3 = [
         "--model.init_args.method.draft",
         "{kind: eagle3, layers: 1}",
         "--trainer.logger.init_args.name",
         "eagle3",
     ]
-    fit("draft", *eagle3, "--trainer.limit_val_batches", "0")
+    fit("draft_head", *eagle3, "--trainer.limit_val_batches", "0")
     for name in ("draft", "eagle3"):
         head = f"runs/nano/{name}/draft.safetensors"
-        main(["test", "--config", str(CONFIGS / "nano" / "draft.yaml"), "--model.init_args.init_from", head])
+        main(["test", "--config", str(CONFIGS / "nano" / "draft_head.yaml"), "--model.init_args.init_from", head])
         rows = read_report(root / "runs" / "nano" / "draft")["results"]["speculation"]["rows"]
         assert {"chain", "tree"} <= set(rows) and any(row.startswith("chain, ") for row in rows)
         assert rows["chain"]["speculation/differing_answers"] == rows["tree"]["speculation/differing_answers"] == 0
@@ -116,8 +116,8 @@ def test_the_nano_stages_of_distillation_follow_each_other(distilled: Path, monk
         assert branch.guided
         found[stage] = (info.stage, info.nfe)
     assert found == {
-        "cfg": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), "tuning": ("RewardTuning", 6),
-        "adp": ("ADP", 1), "refl": ("ReFL", 1),
+        "cfg_distillation": ("CFGDistillation", 0), "tscd": ("TSCD", 6), "dmdo": ("DMDO", 6), 
+        "reward_tuning": ("RewardTuning", 6), "adp": ("ADP", 1), "refl": ("ReFL", 1),
     }  # fmt: skip
 
 
@@ -178,8 +178,8 @@ def test_a_finished_stage_has_nothing_left_to_do(distilled: Path, monkeypatch: p
 """
     overlay.write_text(overlay.read_text() + saver)
     options = ("--config", str(overlay), "--model.init_args.settings.export", "again.safetensors")
-    fit("cfg", *options, "--ckpt_path", "last")
+    fit("cfg_distillation", *options, "--ckpt_path", "last")
     first = (distilled / "again.safetensors").read_bytes()
     (distilled / "again.safetensors").unlink()
-    fit("cfg", *options, "--ckpt_path", "last")
+    fit("cfg_distillation", *options, "--ckpt_path", "last")
     assert (distilled / "again.safetensors").read_bytes() == first

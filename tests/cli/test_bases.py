@@ -30,10 +30,12 @@ def test_bases_lie_under_the_file_each_once(tmp_path: Path) -> None:
 
 
 def test_a_base_may_be_a_shipped_configuration(tmp_path: Path) -> None:
-    write(tmp_path, mine="bases: [nano/cfg]\nmodel: {init_args: {method: {timestep_shift: 1}}}")
+    write(tmp_path, mine="bases: [nano/cfg_distillation]\nmodel: {init_args: {method: {timestep_shift: 1}}}")
     config = read_config([tmp_path / "mine.yaml"])
     assert config.model.init_args.method.timestep_shift == 1
-    assert config.model.init_args.settings == read_config([find_config("nano/cfg")]).model.init_args.settings
+    assert (
+        config.model.init_args.settings == read_config([find_config("nano/cfg_distillation")]).model.init_args.settings
+    )
     assert stage_of(with_bases(["--config", str(tmp_path / "mine.yaml")])) == config.model.class_path
 
 
@@ -41,7 +43,10 @@ def test_a_base_may_be_a_shipped_configuration(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("bases: [nowhere]", r"top\.yaml: bases: nowhere: no such file, and no configuration of that name"),
-        ("bases: [nano/cgf]", r"top\.yaml: bases: nano/cgf: .*did you mean nano/cfg\?"),
+        (
+            "bases: [nano/cfg_distilation]",
+            r"top\.yaml: bases: nano/cfg_distilation: .*did you mean nano/cfg_distillation\?",
+        ),
         ("bases: [between.yaml]", r"between\.yaml: bases: .*top\.yaml -> .*top\.yaml: a file cannot lie under itself"),
         ("bases: {a: 1}", r"top\.yaml: bases: give a list of files or names"),
     ],

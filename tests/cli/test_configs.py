@@ -29,23 +29,33 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_configuration_is_found_by_its_name(elsewhere: Path) -> None:
     """Also as the repository calls its file, with or without the suffix; a file of the user's goes first."""
-    expected = CONFIGS / "scenes" / "cfg.yaml"
-    for name in ("scenes/cfg", "scenes/cfg.yaml", "configs/scenes/cfg.yaml"):
+    expected = CONFIGS / "scenes" / "cfg_distillation.yaml"
+    for name in ("scenes/cfg_distillation", "scenes/cfg_distillation.yaml", "configs/scenes/cfg_distillation.yaml"):
         assert configs.find_config(name).samefile(expected)
     assert configs.find_config("examples/drift.yaml").samefile(ROOT / "examples" / "drift.yaml")
     (elsewhere / "scenes").mkdir()
-    (elsewhere / "scenes" / "cfg").write_text("seed_everything: 1")
-    assert configs.find_config("scenes/cfg") == Path("scenes/cfg")
+    (elsewhere / "scenes" / "cfg_distillation").write_text("seed_everything: 1")
+    assert configs.find_config("scenes/cfg_distillation") == Path("scenes/cfg_distillation")
 
 
 def test_an_unknown_name_is_told_what_is_near(elsewhere: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"scenes/cgf: no such file.*did you mean scenes/cfg.*hyperbagel confi"):
-        configs.find_config("scenes/cgf")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"scenes/cfg_distilation: no such file.*did you mean scenes/cfg_distillation.*hyperbagel confi",
+    ):
+        configs.find_config("scenes/cfg_distilation")
 
 
 def test_names_are_replaced_where_they_are_configurations_only(elsewhere: Path) -> None:
-    cfg, draft = configs.find_config("scenes/cfg"), configs.find_config("demo/draft")
-    given = ["fit", "--config", "scenes/cfg", "--config=demo/draft", "--model.init_args.init_from", "scenes/nfe6"]
+    cfg, draft = configs.find_config("scenes/cfg_distillation"), configs.find_config("demo/draft_head")
+    given = [
+        "fit",
+        "--config",
+        "scenes/cfg_distillation",
+        "--config=demo/draft_head",
+        "--model.init_args.init_from",
+        "scenes/nfe6",
+    ]
     expected = ["fit", "--config", str(cfg), f"--config={draft}", "--model.init_args.init_from", "scenes/nfe6"]
     assert configs.with_found_configs(given) == expected
 
@@ -54,19 +64,32 @@ def test_every_configuration_is_listed_with_what_it_is(capsys: pytest.CaptureFix
     main(["configs"])
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert len(lines) == len([*CONFIGS.rglob("[!_]*.yaml"), *(ROOT / "examples").glob("*.yaml")])
-    assert lines["scenes/cfg"].strip().startswith("Stage 1, CFG distillation: the guided teacher in one pass")
+    assert (
+        lines["scenes/cfg_distillation"].strip().startswith("Stage 1, CFG distillation: the guided teacher in one pass")
+    )
     for name, what in lines.items():
         assert len(what.split()) >= 4 and "hyperbagel " not in what, name
 
 
 def test_a_copy_lies_as_in_the_repository(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["configs", "copy", "scenes/cfg"])
-    assert capsys.readouterr().out.split() == ["configs/scenes/cfg.yaml"]
-    assert Path("configs/scenes/cfg.yaml").read_bytes() == (CONFIGS / "scenes" / "cfg.yaml").read_bytes()
-    with pytest.raises(SystemExit, match=r"configs/scenes/cfg.yaml: already exists; name another place"):
-        main(["configs", "copy", "scenes/cfg"])
-    main(["configs", "copy", "scenes/cfg", "mine.yaml"])
+    main(["configs", "copy", "scenes/cfg_distillation"])
+    assert capsys.readouterr().out.split() == ["configs/scenes/cfg_distillation.yaml"]
+    assert (
+        Path("configs/scenes/cfg_distillation.yaml").read_bytes()
+        == (CONFIGS / "scenes" / "cfg_distillation.yaml").read_bytes()
+    )
+    with pytest.raises(SystemExit, match=r"configs/scenes/cfg_distillation.yaml: already exists; name another place"):
+        main(["configs", "copy", "scenes/cfg_distillation"])
+    main(["configs", "copy", "scenes/cfg_distillation", "mine.yaml"])
     assert Path("mine.yaml").is_file()
+
+
+@pytest.mark.parametrize("former", ["scenes/cfg", "nano/tuning.yaml", "configs/bagel7b/lora/cfg.yaml", "demo/draft"])
+def test_former_names_are_found_with_a_warning(former: str, elsewhere: Path) -> None:
+    with pytest.warns(FutureWarning, match=f"configuration {former} is now "):
+        found = configs.find_config(former)
+    now = {"cfg": "cfg_distillation", "tuning": "reward_tuning", "draft": "draft_head"}[Path(former).stem]
+    assert found.is_file() and (found.parent.name, found.stem) == (Path(former).parent.name, now)
 
 
 def test_folders_and_code_are_copied_too(elsewhere: Path) -> None:
@@ -75,7 +98,7 @@ def test_folders_and_code_are_copied_too(elsewhere: Path) -> None:
     main(["configs", "copy", "examples"])
     assert Path("examples/instructions.py").is_file() and Path("examples/prompts.jsonl").is_file()
     main(["configs", "copy", "bagel7b"])
-    assert Path("configs/bagel7b/lora/cfg.yaml").is_file()
+    assert Path("configs/bagel7b/lora/cfg_distillation.yaml").is_file()
 
 
 @pytest.mark.parametrize("config", ["demo/dmdo1", "bagel7b/lora/dmdo"])
@@ -129,7 +152,7 @@ def test_a_fresh_model_is_made_once_when_it_is_asked_for(elsewhere: Path, monkey
 def test_the_wheel_has_them(tmp_path: Path) -> None:
     """As built and unpacked, away from the repository."""
     unpack_wheel(tmp_path / "site")
-    script = "from hyperbagel.cli import configs, main; main(['configs']); print(configs.find_config('scenes/cfg'))"
+    script = "from hyperbagel.cli import configs, main; main(['configs']); print(configs.find_config('scenes/tscd'))"
     shown = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -140,4 +163,4 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
     ).stdout.splitlines()
     assert len(shown) == len([name for name in configs.shipped_configs() if "/_" not in name]) + 1
     assert (tmp_path / "site/hyperbagel/configs/scenes/_distillation.yaml").is_file()
-    assert Path(shown[-1]) == tmp_path / "site" / "hyperbagel" / "configs" / "scenes" / "cfg.yaml"
+    assert Path(shown[-1]) == tmp_path / "site" / "hyperbagel" / "configs" / "scenes" / "tscd.yaml"

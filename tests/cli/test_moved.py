@@ -56,7 +56,7 @@ def test_no_stage_has_an_argument_of_a_former_name(former: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "now"), [("draft", "smollm2/draft"), ("tscd", "nano/tscd"), ("generation", "bagel7b/generation")]
+    ("name", "now"), [("draft", "smollm2/draft_head"), ("tscd", "nano/tscd"), ("generation", "bagel7b/generation")]
 )
 def test_a_former_file_means_what_the_one_of_now_does(name: str, now: str) -> None:
     with pytest.warns(FutureWarning, match=rf"^{name}\.yaml: .* is now ") as warned:

@@ -141,8 +141,8 @@ def test_the_configuration_gives_way_to_options() -> None:
 
 
 def test_the_command_prints_a_table_or_one_line_of_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = str(BAGEL7B / "cfg.yaml")
-    adapted = str(BAGEL7B / "lora" / "cfg.yaml")
+    cfg = str(BAGEL7B / "cfg_distillation.yaml")
+    adapted = str(BAGEL7B / "lora" / "cfg_distillation.yaml")
     main(["plan", "--config", cfg, "--config", adapted, "--memory", "24"])
     shown = capsys.readouterr().out
     assert shown.startswith("CFGDistillation, on each of 1 device; GiB a device")

@@ -57,7 +57,7 @@ def test_a_runs_folder_is_its_loggers_unless_it_is_set(
     seen: list[TrainerCLI] = []
     monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, subcommand: seen.append(self))
     Path("overlay.yaml").write_text(yaml.safe_dump({"trainer": {"default_root_dir": None} | trainer}))
-    run(["fit", "--config", str(CONFIGS / "nano" / "cfg.yaml"), "--config", "overlay.yaml"])
+    run(["fit", "--config", str(CONFIGS / "nano" / "cfg_distillation.yaml"), "--config", "overlay.yaml"])
     assert Path(seen[0].trainer.default_root_dir).resolve() == tmp_path / folder
 
 

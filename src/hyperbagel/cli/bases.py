@@ -80,7 +80,7 @@ def _chain(file: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise BaseError(f"{file}: {BASES}: give a list of files or names, such as [scenes/cfg]")
+        raise BaseError(f"{file}: {BASES}: give a list of files or names, such as [scenes/cfg_distillation]")
     for base in bases:
         yield from _chain(_found(base, file), (*above, file))
     yield file

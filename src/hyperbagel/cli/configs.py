@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from hyperbagel.cli.errors import OneLineParser
 from hyperbagel.cli.explanation import did_you_mean
+from hyperbagel.cli.moved import CONFIGS
 
 FOLDERS = ("configs", "examples")
 
@@ -20,7 +22,7 @@ def config_home() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name -> file of all configurations, such as `scenes/cfg`; those of examples are called `examples/drift`.
+    """Name -> file of all configurations, such as `scenes/tscd`; those of examples are called `examples/drift`.
 
     Those that begin with an underscore are what others share.
     """
@@ -30,7 +32,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def _name(place: str | Path) -> str:
-    """`scenes/cfg` for `configs/scenes/cfg.yaml`; `examples` stays."""
+    """`scenes/tscd` for `configs/scenes/tscd.yaml`; `examples` stays."""
     return Path(place).as_posix().removesuffix(".yaml").removeprefix("configs/")
 
 
@@ -45,6 +47,10 @@ def find_config(place: str | Path) -> Path:
 def _shipped(name: str | Path) -> Path:
     known = shipped_configs()
     if found := known.get(_name(name)):
+        return found
+    folder, slash, last = _name(name).rpartition("/")
+    if found := known.get(now := folder + slash + CONFIGS.get(last, "")):
+        warnings.warn(f"configuration {name} is now {now}; the next release knows that name only", FutureWarning, 2)
         return found
     raise FileNotFoundError(
         f"{name}: no such file, and no configuration of that name{did_you_mean(_name(name), known)} "
@@ -83,7 +89,7 @@ def copy_config(name: str, to: str | None = None) -> list[Path]:
     """Copy a configuration, with code beside it, or a folder of them to work on; returns what was written.
 
     to: folder, or of one configuration also the file; default the place that it has in the repository, such as
-    `configs/scenes/cfg.yaml`. Raises FileNotFoundError for an unknown name, FileExistsError before a file is replaced.
+    `configs/scenes/tscd.yaml`. Raises FileNotFoundError for an unknown name, FileExistsError before a file is replaced.
     """
     home, short = config_home(), _name(name)
     folder = home / short if short.split("/")[0] in FOLDERS else home / "configs" / short
@@ -113,7 +119,7 @@ def configs(arguments: Sequence[str]) -> None:
     parser = OneLineParser("hyperbagel configs", description="Configurations that come with the package.")
     commands = parser.add_subparsers(dest="command", metavar="copy")
     copy = commands.add_parser("copy", help="copy a configuration, or a folder of them, to work on")
-    copy.add_argument("name", metavar="NAME", help="such as scenes/cfg, scenes or examples")
+    copy.add_argument("name", metavar="NAME", help="such as scenes/cfg_distillation, scenes or examples")
     copy.add_argument("to", nargs="?", metavar="TO", help="folder or file; default as in the repository: configs/NAME")
     options = parser.parse_args(arguments)
     if options.command is not None:

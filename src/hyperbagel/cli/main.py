@@ -56,7 +56,7 @@ data (shards of interleaved documents)
   data inspect SHARDS
 
 train and measure (PyTorch Lightning; settings in YAML, a file or the name of one that is shipped)
-  {configs}:  hyperbagel configs copy scenes/cfg
+  {configs}:  hyperbagel configs copy scenes/cfg_distillation
   {fit}:  hyperbagel fit --config nano/generation
   {test}
   validate, predict

@@ -42,6 +42,9 @@ SETTINGS = {
 OF_TRAINER = {"gradient_clip_val": "student.clip", "accumulate_grad_batches": "student.accumulate"}
 """Option of the trainer -> argument of the stages that Lightning optimised."""
 
+CONFIGS = {"cfg": "cfg_distillation", "draft": "draft_head", "tuning": "reward_tuning"}
+"""Former name of a stage's configurations, without their folder -> the one of now, the stage's own."""
+
 _WITH_ROWS = ("hyperbagel.callbacks.GenEval", "hyperbagel.callbacks.GEdit")
 _FORMER_ROW = {"steps": 50, "shift": 3.0, "guidance": None}
 """What a row was where it said nothing; now it is as the stage's sampler there."""

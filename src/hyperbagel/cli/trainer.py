@@ -153,7 +153,7 @@ def _warn_of_former_names(found: Mapping[str, str], place: str) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run one trainer command, such as ["fit", "--config", "stage.yaml"] or ["fit", "--config", "nano/cfg"]."""
+    """Run one trainer command, such as ["fit", "--config", "stage.yaml"] or ["fit", "--config", "nano/tscd"]."""
     _start(TrainerCLI, arguments)
 
 
@@ -183,6 +183,6 @@ def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:
 
 
 def read_arguments(arguments: Sequence[str]) -> Namespace:
-    """The checked settings of a trainer command, such as ["fit", "--config", "nano/cfg"]: `model`, `data`, ..."""
+    """The checked settings of a trainer command, such as ["fit", "--config", "nano/tscd"]: `model`, `data`, ..."""
     settings: Namespace = _start(ConfigReader, arguments).config[arguments[0]]
     return settings
