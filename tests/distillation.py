@@ -138,7 +138,8 @@ def episode_of(
 ) -> Episode:
     """A batch in flight. scales: (B,) guidance inputs for text and source picture; noise: (B, n, C)."""
     grid = model.latent_grid(target_sizes(batch))
-    contexts = read(model, batch.documents, variants=variants)
+    with torch.no_grad():
+        contexts = read(model, batch.documents, variants=variants)
     text, image = (torch.ones(len(batch)),) * 2 if scales is None else scales
     generator = torch.Generator().manual_seed(0)
     if noise is None:

@@ -12,6 +12,8 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from tests.runs import nano_folder
 
+NFE6 = Path("tiny", "branches", "nfe6.safetensors")
+
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -24,7 +26,7 @@ def test_models_and_branches_load_by_name(weights: Path) -> None:
     nano_folder(weights / "tiny")
     model = Bagel.from_pretrained("tiny")
     assert Tokenizer.from_pretrained("tiny").size
-    save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / "tiny" / "nfe6.safetensors")
+    save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / NFE6)
     assert load_branch("tiny/nfe6", model)[1].nfe == 6
     assert shipped.shipped_models() == ["tiny"]
 
@@ -34,7 +36,7 @@ def test_a_shipped_branch_belongs_to_the_model_beside_it(
 ) -> None:
     nano_folder(weights / "tiny")
     model = Bagel.from_pretrained("tiny")
-    save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / "tiny" / "nfe6.safetensors")
+    save_branch(model.generation, BranchInfo("cfg", 6, base_hash(model)), weights / NFE6)
     assert load_branch("tiny/nfe6", model)[1].context == context_hash(model)
     assert not caplog.records
     with torch.no_grad():

@@ -188,7 +188,7 @@ def test_fidelity_compares_features_with_real_and_saved_ones(stage: Pretraining,
     with pytest.raises(FileNotFoundError, match="no features of the teacher"):
         Fidelity(teacher=str(tmp_path / "nothing")).check()
     with pytest.raises(CheckpointError, match="no features of a teacher"):
-        Fidelity(teacher=str(WEIGHTS / "scenes" / "nfe1.safetensors")).check()
+        Fidelity(teacher=str(WEIGHTS / "scenes" / "branches" / "nfe1.safetensors")).check()
 
 
 def test_bf16_mixed_precision_is_used_in_evaluation(stage: Pretraining, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A nano model's folder with branches and a draft head beside it."""
+"""A nano model's folder with branches and a draft head."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def studio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     for nfe in (6, 1):
         info = BranchInfo("DMDO", nfe, base_hash(model), context=context_hash(model))
-        save_branch(branch, info, folder / f"nfe{nfe}.safetensors")
+        save_branch(branch, info, folder / "branches" / f"nfe{nfe}.safetensors")
     # Not trained, but it starts as the target's last layers: greedy choices agree often enough.
-    save_draft(DraftHead.from_target(DraftConfig(), model), model, folder / "draft.safetensors")
+    save_draft(DraftHead.from_target(DraftConfig(), model), model, folder / "branches" / "draft.safetensors")
     return folder

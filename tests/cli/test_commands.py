@@ -81,7 +81,7 @@ def test_average_of_a_shipped_branch(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "new" / "mean.safetensors"
     main(["average", str(out), "{scenes/nfe1: 2}", "--dtype", "bfloat16"])
     assert "mean of 1 branches, NFE 1, bfloat16" in capsys.readouterr().out
-    shipped, mean = load_file(WEIGHTS / "scenes/nfe1.safetensors"), load_file(out)
+    shipped, mean = load_file(WEIGHTS / "scenes/branches/nfe1.safetensors"), load_file(out)
     assert mean.keys() == shipped.keys() and all(torch.equal(mean[key], shipped[key]) for key in mean)
     with pytest.raises(SystemExit, match=r"ae\.safetensors: not a generation branch"):
         main(["average", str(out), f"{{{WEIGHTS / 'scenes/ae.safetensors'}: 1}}"])
@@ -269,7 +269,7 @@ def test_commands_load_what_they_use(
     places = {
         "BRANCH": branches["two"],
         "PICTURE": str(tmp_path / "a.png"),
-        "DRAFT": str(studio_folder / "draft.safetensors"),
+        "DRAFT": str(studio_folder / "branches" / "draft.safetensors"),
         "OUT": str(tmp_path / "out"),
     }
     picture = ["--steps", "2", "--out", str(tmp_path / "b.png")] if command[0] in ("generate", "edit") else []

@@ -36,8 +36,8 @@ def picture(tmp_path: Path) -> Path:
 def test_files_of_the_usual_names_make_the_networks(studio: Studio, studio_folder: Path, tmp_path: Path) -> None:
     assert list(studio.networks) == ["teacher", "6 NFE", "1 NFE"]
     assert studio.live == "1 NFE"
-    shutil.copytree(studio_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("nfe*", "draft*"))
-    bare = load_studio(App(model=str(tmp_path / "bare"), nfe6=str(studio_folder / "nfe6.safetensors")))
+    shutil.copytree(studio_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("branches"))
+    bare = load_studio(App(model=str(tmp_path / "bare"), nfe6=str(studio_folder / "branches" / "nfe6.safetensors")))
     assert list(bare.networks) == ["teacher", "6 NFE"]
     assert bare.live is None
 
@@ -67,7 +67,7 @@ def test_everything_works_in_bfloat16(studio_folder: Path, picture: Path) -> Non
 def test_answers_are_those_of_plain_decoding_and_marked(studio: Studio, studio_folder: Path, picture: Path) -> None:
     """Every pass ends with one token of the model's own, so what is drafted is the rest."""
     bagel, tokenizer = load_model(str(studio_folder), Device())
-    draft = load_draft(studio_folder / "draft.safetensors", bagel)
+    draft = load_draft(studio_folder / "branches" / "draft.safetensors", bagel)
     replies = list(Studio(bagel, tokenizer, draft=draft).ask(None, "what is this?", max_tokens=24))
     last = replies[-1]
     assert isinstance(last, Reply)
@@ -104,7 +104,7 @@ def test_what_the_user_can_mend_is_said_without_places(studio: Studio, picture: 
         studio.edit(picture, "remove it", "teacher")
     assert "secret-place" not in str(raised.value)
     with pytest.raises(ValueError, match="made for 1 evaluations, give one for 6"):
-        load_network(studio_folder / "nfe1.safetensors", studio.model, 6)
+        load_network(studio_folder / "branches" / "nfe1.safetensors", studio.model, 6)
 
 
 def test_characters_of_several_tokens_appear_whole() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.draft.config import DraftConfig
-from hyperbagel.draft.export import export_eagle3
+from hyperbagel.draft.export import export_eagle3, feature_layers
 from hyperbagel.draft.head import DraftHead
 from tests.nano import nano_bagel
 
@@ -34,7 +34,7 @@ def test_an_eagle3_head_computes_the_same_from_its_checkpoint(tmp_path: Path) ->
     tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
     assert set(tensors) == KEYS
     assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["draft_vocab_size"] == 19
-    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [2, 3, 3]
+    assert config.items() >= feature_layers([2, 3, 3]).items()
     assert tensors["d2t"][:3].tolist() == [3, 4, 5] and int(tensors["t2d"].sum()) == 19 and bool(tensors["t2d"][5])
 
     torch.manual_seed(0)
@@ -57,6 +57,28 @@ def test_an_eagle3_head_computes_the_same_from_its_checkpoint(tmp_path: Path) ->
     torch.testing.assert_close(head.features({2: low, 3: middle}, rope, mask), feature, atol=1e-5, rtol=1e-4)
     own = head(embedded, feature, rope, mask)
     torch.testing.assert_close(head.logits(own), logits, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "entering", "leaving"), [(94, [2, 47, 91], [1, 46, 90]), (28, [2, 14, 25], [1, 13, 24])]
+)
+def test_each_engine_is_told_the_features_as_it_counts(layers: int, entering: list[int], leaving: list[int]) -> None:
+    """vLLM: id j of the top-level list is the stream that enters layer j. SGLang: it adds 1 to the nested list, whose
+    ids are of outputs; published heads for a target of 94 layers have [1, 46, 90] there."""
+    llm = dataclasses.replace(NANO.llm, num_hidden_layers=layers)
+    told = feature_layers(DraftConfig(kind="eagle3", layers=1).level_entries(llm))
+    assert told["eagle_aux_hidden_state_layer_ids"] == entering
+    assert told["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == leaving
+    assert [layer + 1 for layer in leaving] == entering
+
+
+def test_levels_that_engines_do_not_capture_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nano_bagel(dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, num_hidden_layers=8)))
+    for levels, told in (((2, 4, 5), False), ((0, 4, 5), True), ((2, 2, 5), True), ((2, 4, 8), True)):
+        caplog.clear()
+        config = DraftConfig(kind="eagle3", layers=1, levels=levels)
+        export_eagle3(DraftHead.from_target(config, model), model, tmp_path)
+        assert ("capture the streams that enter layers 1 to 7" in caplog.text) == told
 
 
 def test_a_hyper_bagel_head_keeps_all_its_tensors(tmp_path: Path) -> None:

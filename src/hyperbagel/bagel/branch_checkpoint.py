@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,23 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Absent
+from hyperbagel.bagel.adapters import file_in, load_adapters, merged
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch, conditions_in
+from hyperbagel.bagel.branch_info import ADAPTERS, BRANCH, info_in, metadata_of
+from hyperbagel.bagel.branch_info import BranchInfo as BranchInfo
 from hyperbagel.bagel.checkpoint import (
     CheckpointError,
     check_keys,
+    generation_keys,
     official_key,
+    official_names,
     part_digests,
+    read_config,
     shapes_only,
 )
+from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.fingerprint import digest, joined
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.shipped import is_shipped, resolve, shipped_files
+from hyperbagel.bagel.shipped import is_shipped, model_of, resolve, shipped_files
+from hyperbagel.bagel.stored import stored_weights
 from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
-
-_METADATA = "hyperbagel_branch"
 
 
 def base_hash(model: Bagel) -> str:
@@ -52,44 +57,34 @@ def context_hash(model: Bagel) -> str:
 
 
 @dataclass(frozen=True)
-class BranchInfo:
-    """What a branch file says about itself.
+class Fingerprints:
+    """By which a model is known: `base_hash`, `context_hash`, and its folder for messages."""
 
-    stage: training stage that made it; nfe: evaluations per image it was made for (0: as many as the sampler takes);
-    base: `base_hash` of its model; shift: timestep shift; text_scale, image_scale: ranges of the guidance inputs;
-    context: `context_hash` of its model, None in files from before there was one.
-    """
-
-    stage: str
-    nfe: int
     base: str
-    shift: float = 3.0
-    text_scale: tuple[float, float] | None = None
-    image_scale: tuple[float, float] | None = None
-    context: str | None = None
+    context: str
+    place: str
 
-    def __post_init__(self) -> None:
-        """JSON has lists for ranges."""
-        for name in ("text_scale", "image_scale"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+    @classmethod
+    def of(cls, model: Bagel) -> Fingerprints:
+        """Those of a loaded model."""
+        return cls(base_hash(model), context_hash(model), model.source or "this model")
 
-    def misfits(self, steps: int, text_scale: float | None, image_scale: float | None = None) -> list[str]:
-        """What of these the branch was not made for, in words; scales that are not used are None."""
-        problems = []
-        if self.nfe and steps != self.nfe:
-            problems.append(f"made for {self.nfe} step{'s' * (self.nfe > 1)}, which {steps} is not")
-        scales = (("text", text_scale, self.text_scale), ("image", image_scale, self.image_scale))
-        for kind, scale, limits in scales:
-            if scale is not None and limits is not None and not limits[0] <= scale <= limits[1]:
-                problems.append(f"made for {kind} scales {limits[0]:g} to {limits[1]:g}, which {scale:g} is not")
-        return problems
+    @classmethod
+    def of_folder(cls, folder: Path) -> Fingerprints:
+        """The same from a folder's files, of which little is read. Raises CheckpointError for unusable ones."""
+        config = read_config(folder)
+        with torch.device("meta"):
+            names = official_names(Bagel(config))
+        own = {official: name for name, official in names.items() if name.startswith("understanding.")}
+        tensors = stored_weights(folder, config).named()
+        base = digest((own[name].removeprefix("understanding."), value) for name, value in tensors if name in own)
+        return cls(base, joined(part_digests(folder)), str(folder))
 
 
 def save_branch(branch: nn.Module, info: BranchInfo, path: str | Path) -> None:
     """Write a generation branch: official names (plus those of the embedders of conditions), `info` as metadata."""
     tensors = {official_key(f"generation.{name}"): value for name, value in branch.state_dict().items()}
-    write_tensors(tensors, Path(path), {_METADATA: json.dumps(asdict(info))})
+    write_tensors(tensors, Path(path), info.metadata())
 
 
 def read_info(path: Path) -> BranchInfo:
@@ -100,28 +95,24 @@ def read_info(path: Path) -> BranchInfo:
     if not path.is_file():
         known = ", ".join(shipped_branches()) or "none"
         raise CheckpointError(f"{path}: no such file; give a branch file; branches in the package: {known}")
-    metadata = _metadata(path)
-    if _METADATA not in metadata:
+    metadata = metadata_of(path)
+    info = info_in(metadata, path) or info_in(metadata, path, ADAPTERS)
+    if info is None:
         raise CheckpointError(f"{path}: not a generation branch (no 'hyperbagel_branch' metadata); pass a branch file")
-    try:
-        info = BranchInfo(**json.loads(metadata[_METADATA]))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: broken 'hyperbagel_branch' metadata ({error}); save the branch again"
-        ) from error
     if info.context is None and is_shipped(path):
-        return replace(info, context=joined(part_digests(path.parent)))
+        folder = model_of(path)
+        return replace(info, context=joined(part_digests(folder)), model=folder.name)
     return info
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    with open_tensors(path) as file:
-        return file.metadata() or {}
+def branch_file(place: str | Path) -> Path:
+    """The file of a branch that a name, a path, or a folder of adapters stands for."""
+    return file_in(resolve(place, ".safetensors"))
 
 
 def shipped_branches() -> list[str]:
     """Names of the branches in the package."""
-    return [name for name, path in shipped_files().items() if _METADATA in _metadata(path)]
+    return [name for name, path in shipped_files().items() if BRANCH in metadata_of(path)]
 
 
 def check_branch(path: str | Path, model: Bagel) -> BranchInfo:
@@ -129,26 +120,33 @@ def check_branch(path: str | Path, model: Bagel) -> BranchInfo:
 
     Raises CheckpointError when the file is missing, broken, not a branch, or belongs to another base model.
     """
-    path = resolve(path, ".safetensors")
+    path = branch_file(path)
     info = read_info(path)
-    _require_belonging(path, info, model)
-    with open_tensors(path) as file:
-        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
-    expected = _without_weights(model, shapes).state_dict()
-    check_keys(str(path), {official_key(f"generation.{k}"): v.shape for k, v in expected.items()}, shapes)
+    require_belonging(path, info, Fingerprints.of(model))
+    if not has_adapters(path):
+        _check_shapes(path, model.config)
     return info
 
 
-def _without_weights(model: Bagel, keys: Iterable[str]) -> GenerationBranch:
+def _check_shapes(path: Path, config: BagelConfig) -> None:
+    with open_tensors(path) as file:
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
+    expected = _without_weights(config, shapes).state_dict()
+    check_keys(str(path), {official_key(f"generation.{k}"): v.shape for k, v in expected.items()}, shapes)
+
+
+def _without_weights(config: BagelConfig, keys: Iterable[str]) -> GenerationBranch:
     """A branch such as the one in a file with these keys, on the meta device."""
     with torch.device("meta"):
-        branch = GenerationBranch(model.config)
+        branch = GenerationBranch(config)
         branch.add_condition(*conditions_in(keys))
     return branch
 
 
-def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, BranchInfo]:
+def load_branch(path: str | Path, model: Bagel, *, whole: bool = False) -> tuple[GenerationBranch, BranchInfo]:
     """A branch for `model` from a file or a name (such as `scenes/nfe6`), in the model's dtype and on its device.
+
+    One of adapters shares the weights of the model's own branch, unless the branch is to be whole.
 
     With the meta device as default no file is read. Raises CheckpointError as `check_branch`.
     """
@@ -157,25 +155,70 @@ def load_branch(path: str | Path, model: Bagel) -> tuple[GenerationBranch, Branc
         shapes.add_condition(TEXT_SCALE, IMAGE_SCALE)
         return shapes, BranchInfo("", 0, base_hash(model), context=context_hash(model))
     info = check_branch(path, model)
-    tensors = read_tensors(resolve(path, ".safetensors"), model.dtype, model.device)
-    branch = _without_weights(model, tensors)
-    branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
-    return branch, info
+    file = branch_file(path)
+    if has_adapters(file):
+        branch = load_adapters(file, model.generation)
+        return merged(branch) if whole else branch, info
+    return branch_in(file, model.config, model.dtype, model.device), info
 
 
-def _require_belonging(path: Path, info: BranchInfo, model: Bagel) -> None:
-    """Raises CheckpointError for a branch of another model; warns where its file is too old to tell."""
-    place, remedy = model.source or "this model", "load the model it was distilled from"
-    if info.base != (own := base_hash(model)):
+def has_adapters(file: Path) -> bool:
+    """Whether a branch file holds adapters."""
+    return ADAPTERS in metadata_of(file)
+
+
+def branch_of_folder(folder: Path, model: Bagel) -> GenerationBranch:
+    """The generation branch of another model's folder, in the dtype of `model` and on its device.
+
+    Raises CheckpointError unless it is over the same understanding stack.
+    """
+    config, theirs, own = read_config(folder), Fingerprints.of_folder(folder), base_hash(model)
+    if theirs.base != own or config.max_latent_size != model.config.max_latent_size:
         raise CheckpointError(
-            f"{path}: made for another base model (fingerprint {info.base}, {place} has {own}); {remedy}"
+            f"{folder}: has another understanding stack (fingerprint {theirs.base}, {model.source or 'this model'} has "
+            f"{own}); start from a folder that was exported over the same model"
+        )
+    return own_branch(folder, config, model.dtype, model.device)
+
+
+def own_branch(
+    folder: Path, config: BagelConfig, dtype: torch.dtype, device: torch.device | None = None
+) -> GenerationBranch:
+    """The generation branch of a model's folder, of which the rest is not kept."""
+    stored = stored_weights(folder, config)
+    shapes = stored.shapes()
+    generation = set(generation_keys(shapes))
+    tensors = stored.read(dtype, device, left_out=shapes.keys() - generation)
+    branch = _without_weights(config, ())
+    branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
+    return branch
+
+
+def branch_in(
+    path: Path, config: BagelConfig, dtype: torch.dtype, device: torch.device | None = None
+) -> GenerationBranch:
+    """The branch in a file, whatever model it is of. Raises CheckpointError for one of other sizes."""
+    _check_shapes(path, config)
+    tensors = read_tensors(path, dtype, device)
+    branch = _without_weights(config, tensors)
+    branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
+    return branch
+
+
+def require_belonging(path: Path, info: BranchInfo, model: Fingerprints) -> None:
+    """Raises CheckpointError for a branch of another model; warns where its file is too old to tell."""
+    theirs = f"{info.model}, fingerprint" if info.model else "fingerprint"
+    remedy = "load the model it was distilled from"
+    if info.base != model.base:
+        raise CheckpointError(
+            f"{path}: made for another base model ({theirs} {info.base}, {model.place} has {model.base}); {remedy}"
         )
     if info.context is None:
         _warn_of_age(path)
-    elif info.context != (own := context_hash(model)):
+    elif info.context != model.context:
         raise CheckpointError(
-            f"{path}: made for another generation branch or autoencoder over the same understanding stack (fingerprint "
-            f"{info.context}, {place} has {own}); {remedy}"
+            f"{path}: made for another generation branch or autoencoder over the same understanding stack ({theirs} "
+            f"{info.context}, {model.place} has {model.context}); {remedy}"
         )
 
 
@@ -190,6 +233,8 @@ def _warn_of_age(path: Path) -> None:
 
 
 def _finite_tensors(path: Path) -> dict[str, Tensor]:
+    if has_adapters(path):
+        raise CheckpointError(f"{path}: holds adapters, whose matrices have no mean; average whole branches")
     tensors = read_tensors(path, torch.float32)
     for key, value in tensors.items():
         require_finite(value, f"{path}: {key}")
@@ -207,14 +252,14 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
     if not shares or min(shares.values()) <= 0:
         raise ValueError(f"shares must be above 0, of one branch or more: {dict(shares)}")
     total = sum(shares.values())
-    paths = {resolve(name, ".safetensors").resolve(): share / total for name, share in shares.items()}
+    paths = {branch_file(name).resolve(): share / total for name, share in shares.items()}
     if len(paths) < len(shares):
         raise ValueError(f"{', '.join(shares)}: two of them are one file; name each branch once")
     first, *others = paths
     info = read_info(first)
     mean = {key: value * paths[first] for key, value in _finite_tensors(first).items()}
     for path in others:
-        other = replace(read_info(path), stage=info.stage)
+        other = replace(read_info(path), stage=info.stage, model=info.model)
         if None in (info.context, other.context):  # what one of them cannot tell, their mean cannot
             info, other = replace(info, context=None), replace(other, context=None)
         if other != info:
@@ -223,5 +268,5 @@ def average_branches(shares: Mapping[str, float], out: Path, dtype: torch.dtype 
         check_keys(str(path), {k: v.shape for k, v in mean.items()}, {k: v.shape for k, v in tensors.items()})
         for key, value in tensors.items():
             mean[key] += value * paths[path]
-    write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, {_METADATA: json.dumps(asdict(info))})
+    write_tensors({k: v.to(dtype) for k, v in mean.items()}, out, info.metadata())
     return info

@@ -8,7 +8,6 @@ safetensors only.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,20 +20,28 @@ from torch import Tensor
 from hyperbagel.bagel.absent import Absent, NotLoadedError, Part
 from hyperbagel.bagel.autoencoder import AutoencoderConfig
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_info import MERGED, BranchInfo, info_in, metadata_of
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.shipped import resolve
+from hyperbagel.bagel.stored import (
+    AUTOENCODER,
+    WEIGHTS,
+    latent_side,
+    read_json,
+    stored_weights,
+    warn_of_strays,
+    weight_files,
+)
 from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
-from hyperbagel.bagel.tensors import named_tensors, read_tensors, tensor_shapes, write_tensors
+from hyperbagel.bagel.tensors import named_tensors, read_tensors, write_tensors
 from hyperbagel.files import write_json
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
 
-WEIGHTS = "ema.safetensors"
-AUTOENCODER = "ae.safetensors"
 EXTRAS = "hyperbagel.json"
 
 _Model = TypeVar("_Model", bound="Bagel")
@@ -106,33 +113,11 @@ def official_shapes(model: Bagel) -> dict[str, torch.Size]:
 def part_digests(folder: Path) -> dict[str, str]:
     """Fingerprints of a folder's understanding stack, generation branch and autoencoder, of which little is read."""
     digests = {"autoencoder": digest(named_tensors([folder / AUTOENCODER]))}
-    files = _weight_files(folder)
-    generation = set(generation_keys(tensor_shapes(files)))
-    digests["generation"] = digest((name, value) for name, value in named_tensors(files) if name in generation)
-    digests["understanding"] = digest((name, value) for name, value in named_tensors(files) if name not in generation)
+    stored = stored_weights(folder, read_config(folder))
+    generation = set(generation_keys(stored.shapes()))
+    digests["generation"] = digest((name, value) for name, value in stored.named() if name in generation)
+    digests["understanding"] = digest((name, value) for name, value in stored.named() if name not in generation)
     return digests
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        return [folder / WEIGHTS]
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: has no 'weight_map' from tensors to files; download or save it again")
-    return [folder / name for name in sorted(set(weight_map.values()))]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; is {path.parent} a BAGEL checkpoint folder?")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
 
 
 _Config = TypeVar("_Config")
@@ -149,11 +134,13 @@ def read_config(folder: str | Path) -> BagelConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a BAGEL checkpoint folder")
-    llm, vit = _read_json(folder / "llm_config.json"), _read_json(folder / "vit_config.json")
+    llm, vit = read_json(folder / "llm_config.json"), read_json(folder / "vit_config.json")
     if not isinstance(vit.get("num_hidden_layers"), int):
         raise CheckpointError(f"{folder / 'vit_config.json'}: num_hidden_layers must be a number")
     vit["num_hidden_layers"] -= 1  # the public code drops SigLIP's last layer
-    extras = _read_json(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+    extras = read_json(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+    if "max_latent_size" not in extras and (side := latent_side(folder)) is not None:
+        extras["max_latent_size"] = side  # fine-tunes on larger pictures have larger grids, and no file that tells so
     nested = {
         "autoencoder": AutoencoderConfig,
         "tokens": SpecialTokens,
@@ -186,6 +173,12 @@ def check_keys(what: str, expected: Mapping[str, torch.Size], found: Mapping[str
         raise CheckpointError(f"{what} does not fit this model: {'; '.join(problems)}")
 
 
+def merged_info(folder: Path) -> BranchInfo | None:
+    """What the weights of a folder say of the branch that was merged into them; None for any other folder."""
+    first = weight_files(folder)[0]
+    return info_in(metadata_of(first), first, MERGED)
+
+
 def shapes_only() -> bool:
     """Whether models are made without weights, as for planning: the default device is "meta"."""
     return torch.get_default_device().type == "meta"
@@ -214,8 +207,8 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
         return _left_out(cls(config).to(dtype).eval(), dict.fromkeys(without, ""))
     with torch.device("meta"):
         model = cls(config)
-    files = _weight_files(folder)
-    check_keys(str(folder), official_shapes(model), tensor_shapes(files))  # before gigabytes are read
+    stored = stored_weights(folder, config)
+    check_keys(str(folder), official_shapes(model), stored.shapes())  # before gigabytes are read
     place = torch.device("meta") if "autoencoder" in without else device
     autoencoder = read_tensors(folder / AUTOENCODER, dtype, place)
     try:
@@ -223,11 +216,9 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
     except ValueError as error:
         raise CheckpointError(f"{folder / AUTOENCODER}: {error}") from error
     left_out = set(generation_keys(official_shapes(model))) if "generation" in without else set()
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        tensors |= read_tensors(path, dtype, device, left_out)
-    load_official(model, tensors, str(folder))
-    model.source = str(folder)
+    load_official(model, stored.read(dtype, device, left_out), str(folder))
+    model.source, model.merged = str(folder), merged_info(folder)
+    warn_of_strays(folder)
     digests = part_digests(folder) if without else {}
     return _left_out(model.eval(), {part: digests[part] for part in without})
 

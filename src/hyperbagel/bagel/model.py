@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hyperbagel.bagel.absent import Part
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.branch import Conditions, GenerationBranch
+from hyperbagel.bagel.branch_info import BranchInfo
 from hyperbagel.bagel.checkpoint import Placement, load_bagel, save_bagel
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
@@ -40,7 +41,8 @@ class TrainingOutput:
 class Bagel(nn.Module):
     """BAGEL with official semantics. `generation` is the original branch; others are passed where they are used.
 
-    checkpointing, compiled: of the layers, see `mot.mot_forward`; source: the folder it was loaded from, for messages.
+    checkpointing, compiled: of the layers, see `mot.mot_forward`; source: the folder it was loaded from, for messages;
+    merged: what the branch says of itself that was merged into its generation weights, None where none was.
     """
 
     def __init__(self, config: BagelConfig) -> None:
@@ -52,6 +54,7 @@ class Bagel(nn.Module):
         self.checkpointing = False
         self.compiled = False
         self.source: str | None = None
+        self.merged: BranchInfo | None = None
 
     @classmethod
     def from_pretrained(
@@ -126,28 +129,34 @@ class Bagel(nn.Module):
         layout: Layout,
         past: Context | None = None,
         branch: GenerationBranch | None = None,
+        conditions: Conditions | None = None,
         *,
         record_layers: bool = False,
     ) -> MoTOutput:
         """The understanding stack and a generation branch (default: the original) over clean documents.
 
-        Every latent is taken as clean (t = 0). With record_layers the result holds the residual streams that enter
-        each layer and that leave the last one. Raises ValueError if the documents contain images to be generated.
+        Every latent is taken as clean (t = 0). `conditions`: those that the branch takes. With record_layers the result
+        holds the residual streams that enter each layer and that leave the last one. Raises ValueError if the documents
+        contain images to be generated.
         """
         if bool(layout.image_loss.any()):
             raise ValueError("a context must not contain images to be generated (loss=True)")
         t = torch.zeros_like(layout.image, dtype=torch.float32)
-        return self._forward(layout, layout.latents, t, past, branch, record_layers=record_layers)
+        return self._forward(layout, layout.latents, t, past, branch, conditions, record_layers=record_layers)
 
     def prefill(
-        self, documents: Sequence[Document], past: Context | None = None, branch: GenerationBranch | None = None
+        self,
+        documents: Sequence[Document],
+        past: Context | None = None,
+        branch: GenerationBranch | None = None,
+        conditions: Conditions | None = None,
     ) -> Context:
         """Key-value cache of documents (images are encoded on the way), appended to `past` where given.
 
-        branch: what reads clean latents, the original by default.
+        branch: what reads clean latents, the original by default; conditions: those that it takes.
         """
         layout = self.layout(self.encode_documents(documents), None if past is None else past.next_position)
-        return Context.of(layout, self.run(layout, past, branch), past)
+        return Context.of(layout, self.run(layout, past, branch, conditions), past)
 
     def prefill_guided(
         self,
@@ -156,19 +165,21 @@ class Bagel(nn.Module):
         text: bool = True,
         image: bool = False,
         branch: GenerationBranch | None = None,
+        conditions: Conditions | None = None,
     ) -> GuidedContext:
         """Cache with the guidance variants that are asked for: without the last prompt, without images.
 
         The state before the last prompt is a restriction of the full cache, since nothing earlier depends on it.
+        branch, conditions: as in `prefill`.
         """
         layout = self.layout(self.encode_documents(documents))
-        full = Context.of(layout, self.run(layout, branch=branch))
+        full = Context.of(layout, self.run(layout, branch=branch, conditions=conditions))
         no_text = no_image = None
         if text:
             blocks = torch.cat([layout.und.block, layout.gen.block], 1)
             no_text = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position).compact()
         if image:
-            no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents], branch=branch)
+            no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])
         has_image = torch.tensor([holds_image(document) for document in documents], device=self.device)
         return GuidedContext(full, has_image, no_text, no_image)
 
@@ -264,6 +275,7 @@ class Bagel(nn.Module):
         t: Tensor,
         past: Context | None = None,
         branch: GenerationBranch | None = None,
+        conditions: Conditions | None = None,
         *,
         record_layers: bool = False,
     ) -> MoTOutput:
@@ -273,7 +285,7 @@ class Bagel(nn.Module):
             und = und.flatten(0, 1).index_copy(0, layout.vit.slots, vit).view_as(und)
         gen, branch = und[:, :0], (branch or self.generation) if layout.grid_ids.shape[1] else None
         if branch is not None:
-            gen = branch.embed(latents, t, layout.grid_ids)
+            gen = branch.embed(latents, t, layout.grid_ids, conditions)
         order = layout.und.cat(layout.gen)
         mask = order.mask()
         if past is not None and past.length:

@@ -9,7 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 WEIGHTS = Path(str(files("hyperbagel"))) / "weights"
-"""Where they are: a folder for each model, with its branches and draft head inside."""
+"""Where they are: a folder for each model."""
+
+BRANCHES = "branches"
+"""Folder inside of a model's, for branches and draft heads. Not beside the weights, where serving programs that read
+every safetensors file would take a branch for a part of the model."""
 
 
 def resolve(place: str | Path, suffix: str = "") -> Path:
@@ -22,7 +26,8 @@ def resolve(place: str | Path, suffix: str = "") -> Path:
     path = Path(place)
     if path.exists() or path.is_absolute():
         return path
-    if (shipped := WEIGHTS / f"{place}{suffix}").exists():
+    shipped = WEIGHTS / path if not suffix else WEIGHTS / path.parent / BRANCHES / f"{path.name}{suffix}"
+    if shipped.exists():
         return shipped
     if fresh := re.fullmatch(r"fresh/(nano|small|scenes)", str(place)):
         from hyperbagel.bagel.presets import preset_folder  # reads this module, and most names need no torch
@@ -36,10 +41,15 @@ def is_shipped(path: Path) -> bool:
     return path.resolve().is_relative_to(WEIGHTS.resolve())
 
 
+def model_of(path: Path) -> Path:
+    """The folder of the model that a file in its `branches` belongs to."""
+    return path.parent.parent
+
+
 def shipped_files() -> dict[str, Path]:
-    """Weight files inside of the models in the package, by the name that `resolve` takes (such as `scenes/nfe6`)."""
-    files = sorted(WEIGHTS.glob("*/*.safetensors"))
-    return {f"{path.parent.name}/{path.stem}": path for path in files}
+    """Branches and draft heads in the package, by the name that `resolve` takes (such as `scenes/nfe6`)."""
+    files = sorted(WEIGHTS.glob(f"*/{BRANCHES}/*.safetensors"))
+    return {f"{model_of(path).name}/{path.stem}": path for path in files}
 
 
 def shipped_models() -> list[str]:

@@ -63,11 +63,6 @@ def named_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
             yield from ((key, file.get_tensor(key)) for key in file.keys())
 
 
-def tensor_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
-    """Name -> shape of all tensors in some files."""
-    return {name: value.shape for name, value in named_tensors(paths)}
-
-
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, so that a crash leaves either the old file or the new one.
 

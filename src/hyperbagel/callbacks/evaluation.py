@@ -25,7 +25,7 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.flow.guidance import Guidance
-from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
 from hyperbagel.training.stage import Stage, evaluated, student_updates
 
@@ -57,6 +57,8 @@ class Row:
     """Classifier-free guidance; own: the sampler's, null: none, one pass per step."""
     branch: str | None = None
     """File of the distilled branch that denoises; None: the stage's."""
+    context: Reader | None = None
+    """Which branch reads source pictures, the original or the student that denoises; None: as the sampler says."""
 
     def __post_init__(self) -> None:
         self.sampler(Sampler())  # raises for what no sampler can do
@@ -67,6 +69,7 @@ class Row:
             own.steps if self.steps is None else self.steps,
             own.shift if self.shift is None else self.shift,
             own.guidance if self.guidance == "own" else self.guidance,
+            self.context or own.context,
         )
 
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from hyperbagel.bagel.branch_checkpoint import check_branch
+from hyperbagel.bagel.branch_checkpoint import branch_file, check_branch
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.shipped import resolve
 from hyperbagel.files import require_all
 
 
@@ -31,6 +30,6 @@ def check_requirements(callbacks: Iterable[Callback], stage: L.LightningModule, 
 
 def require_branch(path: str, model: Bagel) -> None:
     """Raises FileNotFoundError, or CheckpointError for a file that is no branch for the model. Reads no tensors."""
-    if not resolve(path, ".safetensors").is_file():
+    if not branch_file(path).is_file():
         raise FileNotFoundError(errno.ENOENT, "no such branch file", path)
     check_branch(path, model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hyperbagel.bagel.shipped import BRANCHES
 from hyperbagel.pipeline.loading import Device, check_files, load_model, model_folder
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ class App:
 
     Args:
         model: checkpoint folder, or the name of a model that comes with the package.
-        nfe6: branch file for 6 network evaluations; default nfe6.safetensors of the model's folder, if it is there.
-        nfe1: branch file for 1 evaluation, which also draws while a prompt is typed; default likewise nfe1.safetensors.
-        draft: file of a draft head, which speeds answers up; default likewise draft.safetensors.
+        nfe6: branch file for 6 network evaluations; default branches/nfe6.safetensors of the model's folder, if
+            it is there.
+        nfe1: branch file for 1 evaluation, which also draws while a prompt is typed; default likewise
+            branches/nfe1.safetensors.
+        draft: file of a draft head, which speeds answers up; default likewise branches/draft.safetensors.
         steps: denoising steps of the teacher; with guidance each costs two or three evaluations.
         port: of the page.
         max_upload_mb: largest picture file that is taken, in megabytes.
@@ -58,9 +61,9 @@ def load_studio(options: App) -> Studio:
     from hyperbagel.cli.studio import Studio, load_network
     from hyperbagel.draft.checkpoint import load_draft
 
-    folder = model_folder(options.model)
-    files = {6: _file(options.nfe6, folder / "nfe6.safetensors"), 1: _file(options.nfe1, folder / "nfe1.safetensors")}
-    draft = _file(options.draft, folder / "draft.safetensors")
+    usual = model_folder(options.model) / BRANCHES
+    files = {6: _file(options.nfe6, usual / "nfe6.safetensors"), 1: _file(options.nfe1, usual / "nfe1.safetensors")}
+    draft = _file(options.draft, usual / "draft.safetensors")
     check_files(*files.values(), draft=draft)
     bagel, tokenizer = load_model(options.model, options.device)
     networks = [load_network(file, bagel, nfe) for nfe, file in files.items() if file is not None]

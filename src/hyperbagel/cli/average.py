@@ -30,7 +30,9 @@ def average(options: Average) -> None:
 
     from hyperbagel.bagel.branch_checkpoint import average_branches
     from hyperbagel.files import check_file
+    from hyperbagel.pipeline.loading import refuse_model_folder
 
+    refuse_model_folder(options.out.parent)
     check_file(options.out)
     info = average_branches(options.branches, options.out, getattr(torch, options.dtype))
     print(f"{options.out}: mean of {len(options.branches)} branches, NFE {info.nfe}, {options.dtype}")

@@ -21,6 +21,7 @@ COMMANDS = {
     "init": "hyperbagel.cli.assembly:init",
     "average": "hyperbagel.cli.average:average",
     "export": "hyperbagel.cli.export:EXPORT_COMMANDS",
+    "inspect": "hyperbagel.cli.inspection:inspect",
     "checkpoint": "hyperbagel.cli.checkpoint:CHECKPOINT_COMMANDS",
     "data": "hyperbagel.cli.data:DATA_COMMANDS",
     "configs": "hyperbagel.cli.configs:configs",
@@ -45,7 +46,8 @@ use a model
   {app}
   {init}
   {average}
-  {export}:  hyperbagel export draft DRAFT OUT
+  {export}:  hyperbagel export model OUT --branch scenes/nfe6 --text-scale 4
+  {inspect}
 
 data (shards of interleaved documents)
   data llava-onevision | journeydb | seed-data-edit | folder SRC OUT

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hyperbagel.files import check_picture
 from hyperbagel.pipeline.loading import Device, check_files, load_model
@@ -56,11 +56,12 @@ class Edit:
         image: picture file to start from.
         instruction: what should change.
         model: checkpoint folder, or the name of a model that comes with the package.
-        branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
+        branch: file of a distilled generation branch, for denoising.
         steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
             costs up to three evaluations of the network (one on a distilled branch).
         text_scale: strength of the text guidance, 1 switches all guidance off.
         image_scale: strength of the guidance by the source picture, 1 switches it off.
+        context: which branch reads the source picture, original or student; default what the branch was made for.
         seed: of the noise; equal seeds give equal pictures.
         out: picture file to write.
         device: where and how to compute.
@@ -73,6 +74,7 @@ class Edit:
     steps: int | None = None
     text_scale: float = 4.0
     image_scale: float = 2.0
+    context: Literal["original", "student"] | None = None
     seed: int = 0
     out: Path = Path("out.png")
     device: Device = field(default_factory=Device)
@@ -83,8 +85,8 @@ def generate(options: Generate) -> None:
     from hyperbagel.flow.guidance import PAPER_GENERATION
 
     _check(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
-    # The prompt is read by the understanding experts alone, so with a branch nothing asks the model's own.
-    pipeline = _pipeline(options, options.prompt, () if options.branch is None else ("generation",))
+    # The prompt is read by the understanding experts alone, so with a whole branch nothing asks the model's own.
+    pipeline = _pipeline(options, options.prompt, ("generation",) if _is_whole(options.branch) else ())
     height, width = pipeline.size
     size = (options.height or height, options.width or width)
     with _progress() as show:
@@ -132,7 +134,15 @@ def _check(options: Generate | Edit, guidance: Guidance) -> None:
 def _pipeline(options: Generate | Edit, text: str, without: tuple[Part, ...]) -> Pipeline:
     from hyperbagel.pipeline.pipeline import Pipeline
 
-    return Pipeline(*load_model(options.model, options.device, without, text), options.branch)
+    context = options.context if isinstance(options, Edit) else None
+    return Pipeline(*load_model(options.model, options.device, without, text), options.branch, context=context)
+
+
+def _is_whole(branch: str | None) -> bool:
+    """Whether a branch needs nothing of the model's own."""
+    from hyperbagel.bagel.branch_checkpoint import branch_file, has_adapters
+
+    return branch is not None and not has_adapters(branch_file(branch))
 
 
 @contextmanager

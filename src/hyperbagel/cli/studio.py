@@ -23,26 +23,28 @@ from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
-from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.pipeline.answers import TextStream, question_document
 from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
 
-TEACHER = "teacher"
-"""Name of the original branch among the networks."""
+TEACHER, MERGED = "teacher", "merged"
+"""Names of a model's own branch among the networks: of an original, and of one that a distilled one was merged into."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A branch that denoises (None: the model's own), in how many steps and with which timestep shift."""
+    """A branch that denoises (None: the model's own), in how many steps, with which shift; reader: of sources."""
 
     name: str
     branch: GenerationBranch | None
     steps: int
     shift: float
+    reader: Reader = "original"
 
     def painter(self, model: Bagel, tokenizer: Tokenizer, guidance: Guidance) -> Painter:
         """Draws with this network and counts what that costs."""
-        return Painter(model, tokenizer, Sampler(self.steps, self.shift, guidance), self.branch, Cost())
+        guides = None if self.branch is None and model.merged is not None else guidance  # merged weights have it inside
+        return Painter(model, tokenizer, Sampler(self.steps, self.shift, guides, self.reader), self.branch, Cost())
 
 
 def load_network(path: str | Path, model: Bagel, nfe: int) -> Network:
@@ -54,7 +56,7 @@ def load_network(path: str | Path, model: Bagel, nfe: int) -> Network:
     if info.nfe not in (0, nfe):
         raise ValueError(f"{path}: this branch was made for {info.nfe} evaluations, give one for {nfe}")
     warn_of_misfits(str(path), info, Sampler(nfe, info.shift, PAPER_EDITING))
-    return Network(f"{nfe} NFE", branch, nfe, info.shift)
+    return Network(f"{nfe} NFE", branch, nfe, info.shift, info.reader)
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,11 @@ class Studio:
         steps: int = 50,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        teacher = Network(TEACHER, None, steps, model.config.timestep_shift)
-        self.networks = {network.name: network for network in (teacher, *networks)}
+        if model.merged is None:
+            own = Network(TEACHER, None, steps, model.config.timestep_shift)
+        else:
+            own = Network(MERGED, None, model.merged.nfe or steps, model.merged.shift)
+        self.networks = {network.name: network for network in (own, *networks)}
         self.speculator = Speculator(model, draft)
         self._lock = threading.Lock()
 

@@ -16,17 +16,20 @@ from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
-_METADATA = "hyperbagel_draft"
+DRAFT = "hyperbagel_draft"
+"""Key of safetensors metadata of a draft head's file."""
 
 
 def save_draft(head: DraftHead, model: Bagel, path: str | Path) -> None:
     """Write a draft head of `model`; its settings and the model's fingerprint become metadata."""
-    content = {"config": dataclasses.asdict(head.config), "base": base_hash(model)}
-    write_tensors(head.state_dict(), Path(path), {_METADATA: json.dumps(content)})
+    name = "" if model.source is None else Path(model.source).name
+    content = {"config": dataclasses.asdict(head.config), "base": base_hash(model), "model": name}
+    write_tensors(head.state_dict(), Path(path), {DRAFT: json.dumps(content)})
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a draft head's file says about itself: `config`, and `base`, the fingerprint of its target.
+    """What a draft head's file says about itself: `config`, `base`, the fingerprint of its target, and of
+    newer files `model`, the name of the target's folder.
 
     Raises CheckpointError for a file that is missing, broken or no draft head.
     """
@@ -34,9 +37,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
     with open_tensors(path) as file:
         metadata = file.metadata() or {}
-    if _METADATA not in metadata:
-        raise CheckpointError(f"{path}: not a draft head (no {_METADATA!r} metadata); pass a file of a draft training")
-    content: dict[str, Any] = json.loads(metadata[_METADATA])
+    if DRAFT not in metadata:
+        raise CheckpointError(f"{path}: not a draft head (no {DRAFT!r} metadata); pass a file of a draft training")
+    content: dict[str, Any] = json.loads(metadata[DRAFT])
     return content
 
 
@@ -48,9 +51,10 @@ def load_draft(path: str | Path, model: Bagel) -> DraftHead:
     """
     path = resolve(path, ".safetensors")
     content = read_settings(path)
-    if content["base"] != base_hash(model):
+    if content["base"] != (own := base_hash(model)):
+        theirs = ", ".join(filter(None, [content.get("model"), f"fingerprint {content['base']}"]))
         raise CheckpointError(
-            f"{path}: made for another target (fingerprint {content['base']}, this model has {base_hash(model)}); "
+            f"{path}: made for another target ({theirs}; {model.source or 'this model'} has {own}); "
             "load the model it was trained for"
         )
     tensors = read_tensors(path, model.dtype, model.device)

@@ -1,6 +1,6 @@
 """Draft heads for serving engines: the checkpoint layout of EAGLE-3 that vLLM and SGLang load.
 
-An EAGLE-3 head (`kind: eagle3`, one layer) becomes a checkpoint that these engines read as it is:
+An EAGLE-3 head (`kind: eagle3`, one layer) becomes a checkpoint in the layout that these engines read:
 
     fc.weight                                    (D, 3 D) low, middle, high level -> feature (fc1)
     midlayer.{input_layernorm,hidden_norm}       norms of the token embedding and of the feature
@@ -20,6 +20,8 @@ A Hyper-Bagel head has the same keys where it has the same parts (norm, head, vo
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +33,23 @@ from hyperbagel.bagel.tensors import write_tensors
 from hyperbagel.draft.head import DraftHead
 from hyperbagel.files import write_json
 
+log = logging.getLogger(__name__)
+
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 
 
 def export_eagle3(head: DraftHead, model: Bagel, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into a folder (see the module's text for their content).
 
-    Raises ValueError for an EAGLE-3 head of several layers, or of other features than three levels, which the engines
-    do not load.
+    Raises ValueError for an EAGLE-3 head of several layers, of which the further ones are of the target's kind, or of
+    other features than three levels: the engines do not load them. Warns of levels that they do not capture.
     """
     config = head.config
     if config.kind == "eagle3" and (config.layers != 1 or config.queries != 3):
         raise ValueError(
             f"serving engines load EAGLE-3 heads of 1 layer over 3 levels, not of {config.layers} over {config.queries}"
         )
+    _warn_of_levels(config.level_entries(head.llm), head.llm.num_hidden_layers)
     tensors = {_key(name, head): value for name, value in head.state_dict().items() if name != "vocabulary"}
     embedding = model.understanding.embed_tokens.weight
     tensors |= _vocabulary(head) | {"embed_tokens.weight": embedding}
@@ -76,6 +81,29 @@ def _layer_key(name: str) -> str:
     return f"{module}.{kind}" if module.endswith("norm") else f"mlp.{module}.{kind}"
 
 
+def feature_layers(levels: Sequence[int]) -> dict[str, Any]:
+    """Residual streams, each told as that which enters a layer, in the configuration's terms for either engine."""
+    return {
+        "eagle_aux_hidden_state_layer_ids": list(levels),
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [level - 1 for level in levels],
+        },
+    }
+
+
+def _warn_of_levels(levels: tuple[int, ...], layers: int) -> None:
+    """Engines walk through the layers once and keep each stream that is asked for as it enters one."""
+    if list(levels) != sorted(set(levels)) or not 0 < levels[0] <= levels[-1] < layers:
+        log.warning(
+            "levels %s of a target of %d layers: serving engines capture the streams that enter layers 1 to %d, "
+            "ascending and each once, so they will not feed this head what it was trained on",
+            levels,
+            layers,
+            layers - 1,
+        )
+
+
 def _vocabulary(head: DraftHead) -> dict[str, Tensor]:
     size = head.llm.vocab_size
     ids = torch.arange(size) if head.vocabulary is None else head.vocabulary.cpu()
@@ -99,7 +127,7 @@ def _config(head: DraftHead, model: Bagel) -> dict[str, Any]:
         "bos_token_id": model.config.tokens.bos,
         "eos_token_id": model.config.tokens.eos,
         "torch_dtype": str(head.lm_head.weight.dtype).removeprefix("torch."),
-        "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": list(levels)},
+        **feature_layers(levels),
     }
     for name in (
         "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,12 +14,16 @@ from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, Generat
 from hyperbagel.bagel.checkpoint import not_finite
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
+from hyperbagel.bagel.segments import Document, holds_image
 from hyperbagel.flow.guidance import Guidance, GuidedPass
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.flow.trajectory import Progress, trajectory
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
+
+Reader: TypeAlias = Literal["original", "student"]
+"""Which branch reads source pictures: the model's own, or the distilled one, as in programs that load only one."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,33 @@ class Sampler:
     """Timestep shift."""
     guidance: Guidance | None = None
     """Classifier-free guidance, None for one pass per step."""
+    context: Reader = "original"
+    """Which branch reads source pictures: the original, or the student that denoises, at the same scales."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.shift < math.inf:
             raise ValueError(f"sampling needs steps >= 1 and shift > 0, got steps {self.steps}, shift {self.shift}")
+
+    def read(
+        self, model: Bagel, documents: Sequence[Document], branch: GenerationBranch | None = None
+    ) -> GuidedContext:
+        """The contexts that `sample` needs of documents. branch: what will denoise, the original by default."""
+        guided = (branch or model.generation).guided
+        # A CFG-distilled branch makes one pass per step, without guidance variants.
+        guidance = None if guided else self.guidance
+        images = torch.tensor([holds_image(document) for document in documents], device=model.device)
+        conditions: Conditions | None = None
+        reader = branch if self.context == "student" and bool(images.any()) else None
+        if reader is not None:
+            scales = _scales(self.guidance, images.float()) if guided else {}
+            conditions = conditions_of(reader, scales, torch.zeros_like(images, dtype=torch.float32))
+        return model.prefill_guided(
+            documents,
+            text=guidance is not None,
+            image=guidance is not None and guidance.uses_image and bool(images.any()),
+            branch=reader,
+            conditions=conditions,
+        )
 
     def sample(
         self,
@@ -91,7 +119,7 @@ class _Evaluated:
         self, sampler: Sampler, model: Bagel, contexts: GuidedContext, grid: LatentGrid, branch: GenerationBranch
     ) -> None:
         self.model, self.contexts, self.grid, self.branch = model, contexts, grid, branch
-        self.scales = _scales(sampler.guidance, contexts) if branch.guided else {}
+        self.scales = _scales(sampler.guidance, contexts.has_image.float()) if branch.guided else {}
         self.guidance = None if branch.guided else sampler.guidance
         self.guided = None if self.guidance is None else GuidedPass.of(contexts, grid, self.guidance)
         self.nfe = 0
@@ -105,10 +133,9 @@ class _Evaluated:
         return self.model.velocity(x_t, t, self.contexts.full, self.grid, self.branch, conditions)
 
 
-def _scales(guidance: Guidance | None, contexts: GuidedContext) -> Conditions:
-    """Guidance as conditions of a CFG-distilled branch; the image scale only where the context has images."""
+def _scales(guidance: Guidance | None, has_image: Tensor) -> Conditions:
+    """Guidance as conditions of a CFG-distilled branch; the image scale only where has_image (B,) is 1, and not 0."""
     if guidance is None:
         raise ValueError("a CFG-distilled branch takes guidance scales as inputs: give the sampler a Guidance")
     image = guidance.image_scale if guidance.uses_image else 0.0
-    shape = contexts.has_image.float()
-    return {TEXT_SCALE: torch.full_like(shape, guidance.text_scale), IMAGE_SCALE: image * shape}
+    return {TEXT_SCALE: torch.full_like(has_image, guidance.text_scale), IMAGE_SCALE: image * has_image}

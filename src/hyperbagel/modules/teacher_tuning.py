@@ -46,6 +46,8 @@ class TeacherTuning(RewardTuning):
                 f"settings.teacher is {settings.teacher}: TeacherTuning tunes the model's own weights under classifier-"
                 "free guidance, a CFG-distilled branch is tuned by RewardTuning"
             )
+        if settings.context != "original":
+            raise ValueError("settings.context: TeacherTuning tunes the original, which reads contexts; leave it out")
         super().__init__(model=model, reward=reward, method=method, student=student, settings=settings)
         self.model.generation = self.ema
 

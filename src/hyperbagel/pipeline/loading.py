@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hyperbagel.bagel.shipped import resolve, shipped_models
+from hyperbagel.bagel.shipped import BRANCHES, resolve, shipped_models
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,17 @@ def model_folder(model: str) -> Path:
     )
 
 
+def refuse_model_folder(folder: Path) -> None:
+    """Raises FileExistsError for the folder of a model, beside whose weights nothing else may lie."""
+    from hyperbagel.bagel.stored import holds_model
+
+    if holds_model(folder):
+        raise FileExistsError(
+            f"{folder}: holds a model, and programs take every safetensors file there for its weights; "
+            f"write to {folder / BRANCHES} instead"
+        )
+
+
 def load_model(model: str, device: Device, without: Collection[Part] = (), prompt: str = "") -> tuple[Bagel, Tokenizer]:
     """A model with its tokenizer, ready to use. without: parts that are not needed; prompt: what it is to read.
 
@@ -101,11 +112,11 @@ def check_files(*branches: str | Path | None, draft: str | Path | None = None) -
 
     None stands for no file.
     """
-    from hyperbagel.bagel.branch_checkpoint import read_info
+    from hyperbagel.bagel.branch_checkpoint import branch_file, read_info
     from hyperbagel.draft.checkpoint import read_settings
 
     for branch in branches:
         if branch is not None:
-            read_info(resolve(branch, ".safetensors"))
+            read_info(branch_file(branch))
     if draft is not None:
         read_settings(resolve(draft, ".safetensors"))

@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass
 class Painter:
-    """Draws and edits pictures. branch: what denoises (None: the model's own); contexts are prefilled on the model."""
+    """Draws and edits pictures. branch: what denoises (None: the model's own); the sampler says what reads sources."""
 
     model: Bagel
     tokenizer: Tokenizer
@@ -107,12 +107,8 @@ class Painter:
         progress: Progress | None = None,
     ) -> list[Tensor]:
         started = time.perf_counter()
-        guidance = self.sampler.guidance
         grid = self.model.latent_grid(sizes)
-        # A CFG-distilled branch makes one pass per step, without guidance variants.
-        passes = guidance is not None and not (self.branch or self.model.generation).guided
-        image = guidance is not None and guidance.uses_image and any(len(document) > 1 for document in documents)
-        contexts = self.model.prefill_guided(documents, text=passes, image=passes and image)
+        contexts = self.sampler.read(self.model, documents, self.branch)
         noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
         sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch, progress)
         pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]

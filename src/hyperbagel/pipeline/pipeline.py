@@ -25,7 +25,7 @@ from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.files import write_picture
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
-from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.trajectory import Progress
 from hyperbagel.pipeline.answers import TextStream, question_document
 from hyperbagel.pipeline.loading import Device, check_files, load_model
@@ -91,6 +91,7 @@ class Pipeline:
         tokenizer: the model's.
         branch: file or name of a distilled branch.
         draft: file or name of a draft head.
+        context: which branch reads the source pictures of edits; None: as the branch was made for.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Pipeline:
         tokenizer: Tokenizer,
         branch: str | Path | None = None,
         draft: str | Path | None = None,
+        context: Reader | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._name = None if branch is None else str(branch)
@@ -107,6 +109,7 @@ class Pipeline:
         if branch is not None:
             self._branch, self._info = load_branch(branch, model)
         self._draft = None if draft is None else load_draft(draft, model)
+        self._context = context
 
     @property
     def size(self) -> tuple[int, int]:
@@ -255,12 +258,20 @@ class Pipeline:
 
         steps: as in `generate`. Raises ValueError for impossible settings.
         """
-        if self._info is None or self._name is None:
-            sampler = Sampler(STEPS if steps is None else steps, self.model.config.timestep_shift, guidance)
-        else:
-            sampler = Sampler(self._info.nfe or STEPS if steps is None else steps, self._info.shift, guidance)
-            warn_of_misfits(self._name, self._info, sampler)
-        return Painter(self.model, self.tokenizer, sampler, self._branch)
+        model, info = self.model, self._info or self.model.merged
+        if info is None:
+            sampler = Sampler(STEPS if steps is None else steps, model.config.timestep_shift, guidance)
+            return Painter(model, self.tokenizer, sampler)
+        steps = (info.nfe or STEPS) if steps is None else steps
+        sampler = Sampler(steps, info.shift, guidance, self._context or info.reader)
+        unguided = replace(sampler, guidance=None)
+        merged = self._branch is None  # weights that have the scales inside, for which guidance is to be off
+        warn_of_misfits(
+            self._name or str(model.source), info, unguided if merged and guidance.text_scale <= 1 else sampler
+        )
+        if merged:
+            sampler = unguided
+        return Painter(model, self.tokenizer, sampler, self._branch)
 
     @cached_property
     def speculator(self) -> Speculator:
@@ -275,12 +286,13 @@ def load(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     without: Collection[Part] = (),
+    context: Reader | None = None,
 ) -> Pipeline:
     """A model, ready to draw, edit and answer.
 
     model: checkpoint folder, or the name of a model that comes with the package, as `scenes`; branch, draft: files of a
     distilled branch and of a draft head, or names such as `scenes/nfe6` and `scenes/draft`; device, dtype: as in
-    `Device`; without: parts of the model that are not needed, for memory.
+    `Device`; without: parts of the model that are not needed, for memory; context: as of `Pipeline`.
     Raises FileNotFoundError, CheckpointError or ValueError with the file and the remedy.
 
         pipeline = load("scenes", branch="scenes/nfe6", draft="scenes/draft")
@@ -288,7 +300,7 @@ def load(
         print(pipeline.ask("What color is the circle?", picture.image))
     """
     check_files(branch, draft=draft)
-    return Pipeline(*load_model(str(model), Device(device, dtype), without), branch, draft)
+    return Pipeline(*load_model(str(model), Device(device, dtype), without), branch, draft, context)
 
 
 def _each(seed: int | Sequence[int], number: int) -> list[int]:

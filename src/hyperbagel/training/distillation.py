@@ -13,17 +13,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperbagel.bagel.adapters import save_adapters
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch
-from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, load_branch, save_branch
+from hyperbagel.bagel.branch_checkpoint import (
+    BranchInfo,
+    base_hash,
+    branch_of_folder,
+    context_hash,
+    load_branch,
+    save_branch,
+)
+from hyperbagel.bagel.checkpoint import shapes_only
 from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.shipped import resolve
+from hyperbagel.bagel.stored import holds_model
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.randomness import step_generator
-from hyperbagel.flow.sampler import Sampler
+from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.base import LossTerm
+from hyperbagel.pipeline.loading import refuse_model_folder
 from hyperbagel.training.episode import Episode, Teacher, read, target_sizes
 from hyperbagel.training.memory import DocumentCost
-from hyperbagel.training.networks import Training, merged, trainable_branch
+from hyperbagel.training.networks import Training, adapters_in, merged, trainable_branch
 from hyperbagel.training.sharding import gathered, shard
 from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
@@ -47,6 +59,10 @@ class DistillationSettings(StageSettings):
     """How the teacher is guided in generation, and the scales of evaluation."""
     editing: Guidance = PAPER_EDITING
     """How the teacher is guided in editing, and the scales of evaluation."""
+    context: Reader = "original"
+    """Which branch reads source pictures for the student: the original, or the student itself, which then learns that
+    too, as in programs that load one branch alone (`hyperbagel export model`). Teachers and critics keep to the
+    original."""
     teacher: str | None = None
     """File of a CFG-distilled branch to aim at, which costs one pass where the guided original (None) costs two or
     three."""
@@ -66,7 +82,8 @@ class DistillationStage(Stage):
 
     Args:
         model: folder of the original model.
-        init_from: branch file of the stage before; None starts from the original branch.
+        init_from: branch file of the stage before, or a folder of adapters or of an exported model; None starts from
+            the original branch.
         student: how the student is trained.
         settings: what all distillation stages have in common.
     """
@@ -79,7 +96,12 @@ class DistillationStage(Stage):
 
     def __init__(self, model: str, init_from: str | None, student: Training, settings: DistillationSettings) -> None:
         super().__init__(model, settings)
+        if settings.export is not None:
+            refuse_model_folder(Path(settings.export).parent)
         self._init_from = init_from
+        self._lora = student.lora
+        if self._lora is not None and not self._lora.merge and init_from is not None:
+            raise ValueError("student.lora.merge: false exports adapters over the original, so leave init_from out")
         self._sharded = False
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.model.requires_grad_(False)
@@ -87,13 +109,21 @@ class DistillationStage(Stage):
         self.leave_out("model")
         self.teacher_branch: GenerationBranch | None = None
         if settings.teacher is not None:
-            self.teacher_branch = load_branch(settings.teacher, self.model)[0].requires_grad_(False)
+            self.teacher_branch = self._read_branch(settings.teacher).requires_grad_(False)
             self.leave_out("teacher_branch")
         self.student = trainable_branch(self.initial_branch(), student, self.conditions)
         self.add_network("student", student)
 
     def configure_model(self) -> None:
-        """Under ModelParallelStrategy, shard the understanding layers and every network."""
+        """Under ModelParallelStrategy, shard the understanding layers and every network.
+
+        Raises ValueError for a student that reads source pictures, of which not every process has some.
+        """
+        if self.device_mesh is not None and self.settings.context == "student":
+            raise ValueError(
+                "settings.context is student: sharded branches must run alike in all processes, but only edits have "
+                "source pictures to read; train on one GPU, or with adapters (`student.lora`)"
+            )
         if self.device_mesh is not None and not self._sharded:
             plugin = self.trainer.precision_plugin
             gathered_dtype = torch.bfloat16 if plugin.precision == "bf16-mixed" else None
@@ -115,12 +145,12 @@ class DistillationStage(Stage):
     @property
     def sampler(self) -> Sampler:
         """How `branch` makes pictures from text."""
-        return Sampler(self.settings.steps, self.settings.shift, self.settings.generation)
+        return Sampler(self.settings.steps, self.settings.shift, self.settings.generation, self.settings.context)
 
     @property
     def editing_sampler(self) -> Sampler:
         """How `branch` edits pictures."""
-        return Sampler(self.settings.steps, self.settings.shift, self.settings.editing)
+        return Sampler(self.settings.steps, self.settings.shift, self.settings.editing, self.settings.context)
 
     @property
     def grid_t(self) -> Tensor:
@@ -132,7 +162,9 @@ class DistillationStage(Stage):
         caches = 1
         if self.asks_teacher and self.teacher.needs_variants:
             caches += 2 + 2 * cost.workload.editing  # without text, without picture, and the stacked variants
-        return {"activations: student": cost.graph, "key-value caches": caches * cost.cache}
+        read = cost.reading if self.settings.context == "student" else 0
+        caches += bool(read)
+        return {"activations: student": cost.graph + read, "key-value caches": caches * cost.cache}
 
     def add_loss(self, term: LossTerm) -> None:  # type: ignore[override]
         """Add a loss term, before optimizers are built. Raises ValueError for a taken name or a missing critic."""
@@ -140,7 +172,8 @@ class DistillationStage(Stage):
         term.attach(self.model, self.folder)
 
     def export_branch(self, path: str | Path, branch: GenerationBranch | None = None) -> None:
-        """Write a branch (default: `branch`) with its provenance; adapters are merged into its weights.
+        """Write a branch (default: `branch`) with its provenance; adapters are merged into its weights, or go into a
+        folder called as the file without its ending.
 
         All processes must call it, since sharded weights are gathered; the first one writes.
         """
@@ -153,9 +186,15 @@ class DistillationStage(Stage):
             text_scale=settings.text_scale,
             image_scale=settings.image_scale,
             context=self.context,
+            reader=settings.context,
+            model=Path(self.folder).name,
         )
         whole = gathered(branch or self.branch, self.model.config)
-        if self.global_rank == 0:
+        if self.global_rank != 0:
+            return
+        if self._lora is not None and not self._lora.merge:
+            save_adapters(*adapters_in(whole, self._lora), info, Path(path).with_suffix(""))
+        else:
             save_branch(merged(whole), info, path)
 
     def on_train_end(self) -> None:
@@ -179,13 +218,20 @@ class DistillationStage(Stage):
     def initial_branch(self, file: str | None = None) -> GenerationBranch:
         """The frozen branch that the student starts as, or another file's, read anew; the original is not copied."""
         file = file or self._init_from
-        branch = self.model.generation if file is None else load_branch(file, self.model)[0]
-        return branch.requires_grad_(False)
+        return self._read_branch(file).requires_grad_(False)
+
+    def _read_branch(self, file: str | None) -> GenerationBranch:
+        """The branch of a file or a name; of the folder of a model over the same understanding stack, its own."""
+        if file is None:
+            return self.model.generation
+        if holds_model(folder := resolve(file)) and not shapes_only():
+            return branch_of_folder(folder, self.model)
+        return load_branch(file, self.model, whole=True)[0]
 
     def branch_like_teacher(self, training: Training, file: str | None = None) -> GenerationBranch:
         """A branch to be trained that starts as the teacher, or as a file: a critic's backbone, the fake branch."""
         if file is not None:
-            return trainable_branch(load_branch(file, self.model)[0], training)
+            return trainable_branch(self._read_branch(file), training)
         return trainable_branch(self.teacher_branch or self.model.generation, training)
 
     @property
@@ -202,7 +248,7 @@ class DistillationStage(Stage):
         self.batches_seen += 1
         variants = self.asks_teacher and self.teacher.needs_variants
         grid = self.model.latent_grid(target_sizes(batch))
-        with self.timed("prefill"):
+        with self.timed("prefill"), torch.no_grad():
             contexts = read(self.model, batch.documents, variants=variants)
         shape = (*grid.position_ids.shape, self.model.config.latent_token_dim)
         return Episode(
@@ -216,6 +262,7 @@ class DistillationStage(Stage):
             generator=generator,
             student=self.student,
             student_step=int(self.student_step),
+            readers=(self.student, self.branch) if self.settings.context == "student" else (),
         )
 
     def draw_conditions(self, has_image: Tensor, generator: torch.Generator) -> Conditions:

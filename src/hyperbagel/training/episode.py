@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, Conditions, GenerationBranch, conditions_of
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
@@ -28,6 +28,7 @@ class Episode:
 
     variants: whether with those of guidance; noise: (B, n, C) standard normal latent tokens; conditions: drawn for each
     image; generator: of all further draws of the update; student, student_step: what trains, and its updates so far.
+    readers: branches that go on what they have read of source pictures themselves, where others go on `contexts`.
     """
 
     model: Bagel
@@ -40,6 +41,7 @@ class Episode:
     generator: torch.Generator
     student: GenerationBranch
     student_step: int
+    readers: tuple[GenerationBranch, ...] = ()
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -64,8 +66,23 @@ class Episode:
         return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
 
     def velocity(self, branch: GenerationBranch) -> Velocity:
-        """One pass of a branch over the batch, with gradients where they are enabled."""
-        return branch_velocity(self.model, self.contexts, self.grid, branch, self.conditions)
+        """One pass of a branch over the batch, with gradients where they are enabled.
+
+        One of `readers` reads the batch when the velocity is first asked for, and once more where gradients are, which
+        then go through the reading too.
+        """
+        if not any(branch is reader for reader in self.readers) or not bool(self.has_image.any()):
+            return branch_velocity(self.model, self.contexts, self.grid, branch, self.conditions)
+
+        @cache
+        def bound(learns: bool) -> Velocity:
+            episode = self.read_by(branch)
+            return branch_velocity(self.model, episode.contexts, self.grid, branch, self.conditions)
+
+        def velocity(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+            return bound(torch.is_grad_enabled())(x_t, t, s)
+
+        return velocity
 
     def uniform(self, limits: tuple[float, float] = (0.0, 1.0)) -> Tensor:
         """(B,) uniform draws."""
@@ -76,8 +93,13 @@ class Episode:
         return torch.randn(self.noise.shape, generator=self.generator).to(self.noise.device)
 
     def read_by(self, branch: GenerationBranch) -> Episode:
-        """The same with contexts that another branch has read, which matters where they hold images."""
-        contexts = read(self.model, self.batch.documents, variants=self.variants, branch=branch)
+        """The same with contexts that another branch has read, which matters where they hold images.
+
+        With gradients where they are enabled.
+        """
+        clean = torch.zeros(len(self), device=self.noise.device)
+        conditions = conditions_of(branch, self.conditions, clean)
+        contexts = read(self.model, self.batch.documents, variants=self.variants, branch=branch, conditions=conditions)
         return replace(self, contexts=contexts)
 
     def step(
@@ -143,15 +165,22 @@ def target_sizes(batch: DocumentBatch) -> list[tuple[int, int]]:
     return [(target.shape[1], target.shape[2]) for target in targets if target is not None]
 
 
-@torch.no_grad()
 def read(
-    model: Bagel, documents: Sequence[Document], *, variants: bool, branch: GenerationBranch | None = None
+    model: Bagel,
+    documents: Sequence[Document],
+    *,
+    variants: bool,
+    branch: GenerationBranch | None = None,
+    conditions: Conditions | None = None,
 ) -> GuidedContext:
-    """Prefill documents. variants: with the contexts that guidance passes need; branch: what reads clean latents, the
-    original by default."""
+    """Prefill documents, with gradients where they are enabled.
+
+    variants: with the contexts that guidance passes need; branch: what reads clean latents, the original by default;
+    conditions: those that it takes.
+    """
     contexts = [context_of(document) for document in documents]
     image = variants and any(holds_image(context) for context in contexts)
-    return model.prefill_guided(contexts, text=variants, image=image, branch=branch)
+    return model.prefill_guided(contexts, text=variants, image=image, branch=branch, conditions=conditions)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ class DocumentCost:
         tokens = self.workload.context_tokens(config) + self.workload.image_tokens(config)
         return expert_activations(config, tokens, 0, config.llm.num_hidden_layers, self.model.checkpointing)
 
+    @property
+    def reading(self) -> int:
+        """Activations of both sides over what is before the picture, with a gradient; none where no picture is."""
+        if not self.workload.editing:
+            return 0
+        config, tokens = self.model.config, self.workload.context_tokens(self.model.config)
+        return expert_activations(config, tokens, 0, config.llm.num_hidden_layers, self.model.checkpointing)
+
     def question(self, layers: int) -> int:
         """Activations of so many layers over a question on a picture."""
         config = self.model.config

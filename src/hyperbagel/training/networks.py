@@ -10,8 +10,10 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
+from hyperbagel.bagel.adapters import TARGETS
+from hyperbagel.bagel.adapters import merged as merged
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 
 
@@ -26,11 +28,14 @@ class LoRA:
     """Rank of the adapters."""
     alpha: int = 64
     """Scale of the adapters: what they add is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = TARGETS
     """Linear layers that get an adapter."""
     full: tuple[str, ...] = ("time_embedder", "vae2llm", "llm2vae")
     """Parts that train in full because they are small; embedders of conditions, which may start untrained, always
     do."""
+    merge: bool = True
+    """Whether the branch is exported with the adapters in its weights; else the export is a folder of adapters over the
+    original, for a student that starts as it."""
 
 
 @dataclass(frozen=True)
@@ -101,29 +106,31 @@ def _adapt(branch: GenerationBranch, lora: LoRA) -> None:
     except ImportError as error:
         raise ImportError("training with LoRA needs peft: pip install peft") from error
 
-    prefixes = (*lora.full, *(f"{condition}_embedder" for condition in branch.conditions))
-
-    def in_full(name: str) -> bool:
-        return name.startswith(prefixes)
-
+    prefixes = _in_full(branch, lora)
     for name, part in list(branch.named_parameters()):
-        if in_full(name):
+        if name.startswith(prefixes):
             owner = branch.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], nn.Parameter(part.detach().clone()))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
     inject_adapter_in_model(config, branch)
     for name, part in branch.named_parameters():
-        part.requires_grad_("lora_" in name or in_full(name))
+        part.requires_grad_("lora_" in name or name.startswith(prefixes))
 
 
-def merged(branch: GenerationBranch) -> GenerationBranch:
-    """The branch with adapters, if it has any, multiplied into its weights: a copy with the keys of a plain branch."""
-    result = branch.copy()
-    for name, module in list(result.named_modules()):
-        if hasattr(module, "base_layer") and hasattr(module, "merge"):
-            module.merge()
-            result.set_submodule(name, module.base_layer)
-    return result
+def _in_full(branch: GenerationBranch, lora: LoRA) -> tuple[str, ...]:
+    """Beginnings of the names of what trains in full beside adapters."""
+    return (*lora.full, *(f"{condition}_embedder" for condition in branch.conditions))
+
+
+def adapters_in(branch: GenerationBranch, lora: LoRA) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """The adapters of a branch and what trains in full beside them, as `bagel.adapters.save_adapters` writes them."""
+    low = {}
+    for name, module in branch.named_modules():
+        if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
+            down, up = (getattr(module, f"lora_{part}")["default"].weight.detach() for part in "AB")
+            low[name] = (down, up * module.scaling["default"])
+    prefixes = _in_full(branch, lora)
+    return low, {name: value.detach() for name, value in branch.named_parameters() if name.startswith(prefixes)}
 
 
 @contextmanager
