@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from hyperbagel.bagel.branch import DURATION, IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, base_hash, context_hash, load_branch, save_branch
@@ -195,6 +196,35 @@ def test_adapters_have_pefts_names_and_tell_their_error(
     merged = tmp_path / "merged"
     main(["export", "model", str(merged), "--branch", str(out), "--model", folder, "--text-scale", "4"])
     assert not Bagel.from_pretrained(merged).generation.conditions
+
+
+@torch.no_grad()
+def test_peft_puts_adapters_where_official_names_are(nano: tuple[str, str], tmp_path: Path) -> None:
+    """Into a model that has linear layers under these names, as the public code's has."""
+    peft = pytest.importorskip("peft")
+    folder, path = nano
+    main(["export", "lora", str(tmp_path / "lora"), "--branch", path, "--model", folder, "--rank", "4"])
+    model = Bagel.from_pretrained(folder)
+    adapted = load_branch(str(tmp_path / "lora"), model)[0]
+    public = torch.nn.Module()
+    for name, layer in model.generation.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            *places, last = official_key(f"generation.{name}.weight").removesuffix(".weight").split(".")
+            owner = public
+            for place in places:
+                if not hasattr(owner, place):
+                    owner.add_module(place, torch.nn.Module())
+                owner = owner.get_submodule(place)
+            owner.add_module(last, layer)
+    config = peft.LoraConfig.from_pretrained(tmp_path / "lora")
+    config.modules_to_save = None  # of which this stand-in has not all
+    wrapped = peft.PeftModel(public, config)
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    found = peft.set_peft_model_state_dict(wrapped, {key: value for key, value in tensors.items() if "lora_" in key})
+    assert not found.unexpected_keys
+    x = torch.randn(3, 64)
+    theirs = wrapped.get_submodule("base_model.model.language_model.model.layers.1.mlp_moe_gen.down_proj")
+    torch.testing.assert_close(theirs(x), adapted.get_submodule("layers.1.output.down_proj")(x))
 
 
 # What is refused
