@@ -41,6 +41,7 @@ ADAPTERS = {stage: ("student",) for stage in ("cfg_distillation", "reward_tuning
 ADAPTERS |= {"tscd": ("student", "critic"), "dmdo": ("student", "fake"), "adp": ("student", "critic")}
 """Stage -> its networks that can be adapters."""
 IGNORED = ("time/", "data/", "epoch")
+TIMED = ("tokens_per_second", "speedup")
 """Beginnings of the names of curves that say how fast a run was."""
 
 RECORDED = """
@@ -95,7 +96,11 @@ def tensor_hashes(value: Any) -> list[str]:
 def curves(folder: Path) -> dict[str, list[float]]:
     """The scalars of a run, but those that are times."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(IGNORED)]
+    tags = [
+        tag
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith(IGNORED) and not any(word in tag for word in TIMED)
+    ]
     return {tag: [event.value for event in events.Scalars(tag)] for tag in sorted(tags)}
 
 
@@ -122,7 +127,7 @@ def command(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     if arguments[0] == "test":
         (report,) = (folder / "runs" / arguments[2]).rglob("report.json")
         rows = {name: result["rows"] for name, result in json.loads(report.read_text())["results"].items()}
-        times = ("time/", "speculation/tokens_per_second", "speculation/speedup")
+        times = ("time/", *(f"speculation/{word}" for word in TIMED))
         return {
             f"{name}, {row}": {metric: value for metric, value in metrics.items() if not metric.startswith(times)}
             for name, found in rows.items()

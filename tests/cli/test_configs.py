@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,9 @@ def test_what_is_laid_over_a_recipe_may_name_it_or_not(config: str) -> None:
 @pytest.mark.parametrize(("target", "stages"), [("pretrain", 5), ("distill", 8)])
 def test_stages_that_make_runs_start_from_what_those_before_them_leave(target: str, stages: int) -> None:
     """All but the first, which starts from what the package has."""
-    shown = subprocess.run(["make", "-n", "-C", CONFIGS.parent, target], capture_output=True, text=True, check=True)
+    command = ["make", "-n", "-C", CONFIGS.parent, target]
+    # A `make` that these tests run under hands its settings on, as variables of any name.
+    shown = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
     commands = [line.split()[1:] for line in shown.stdout.splitlines() if " fit --config " in line]
     made = {"fresh/scenes", "scenes"}
     for command in commands:
