@@ -41,8 +41,9 @@ ADAPTERS = {stage: ("student",) for stage in ("cfg_distillation", "reward_tuning
 ADAPTERS |= {"tscd": ("student", "critic"), "dmdo": ("student", "fake"), "adp": ("student", "critic")}
 """Stage -> its networks that can be adapters."""
 IGNORED = ("time/", "data/", "epoch")
-TIMED = ("tokens_per_second", "speedup")
 """Beginnings of the names of curves that say how fast a run was."""
+TIMED = ("tokens_per_second", "speedup")
+"""Words in the names of others that do."""
 
 RECORDED = """
 trainer:
