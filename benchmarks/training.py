@@ -1,6 +1,6 @@
 """Speed of the training stages on the device at hand: samples per second, waiting for data, memory.
 
-    python benchmarks/training.py [--stages cfg adp ...] [--updates 10] [--precisions 32-true bf16-mixed] [--threads 2]
+    python benchmarks/training.py [--stages tscd adp ...] [--updates 10] [--precisions 32-true bf16-mixed] [--threads 2]
         [--set MODEL_OR_DATA_OPTION=VALUE ...] [--out training.json]
 
 Each row is a run of a recipe of the scenes size by `hyperbagel fit`, without evaluations, in a process of its own. The
@@ -27,20 +27,10 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 
 STAGES = (
-    "autoencoder",
-    "understanding",
-    "generation",
-    "joint",
-    "draft",
-    "cfg",
-    "tscd",
-    "dmdo",
-    "tuning",
-    "adp",
-    "refl",
+    "autoencoder understanding generation joint draft_head cfg_distillation tscd dmdo reward_tuning adp refl".split()
 )
 WARM_UP = 4
-COLUMNS = {"stage": 15, "precision": 12, "s/update": 10, "samples/s": 11, "waiting": 9, "memory, GiB": 13, "": 9}
+COLUMNS = {"stage": 17, "precision": 12, "s/update": 10, "samples/s": 11, "waiting": 9, "memory, GiB": 13, "": 9}
 
 
 class Meter(Callback):
@@ -152,7 +142,7 @@ def main() -> None:
             base = next(r for r in rows if r["stage"] == stage)
             ratio = row["samples_per_second"] / base["samples_per_second"]
             print(
-                f"{stage:>15}{precision:>12}{row['seconds_per_update']:10.3f}{row['samples_per_second']:11.1f}"
+                f"{stage:>17}{precision:>12}{row['seconds_per_update']:10.3f}{row['samples_per_second']:11.1f}"
                 f"{row['waiting']:9.1%}{row['memory_gib']:13.2f}{ratio:8.2f}x",
                 flush=True,
             )
