@@ -29,7 +29,8 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.evaluation.gedit.scene_world import scene_edit_samples
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sample, Sampler
-from hyperbagel.pipeline.loading import Device, load_model
+from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.loading import load_model
 from hyperbagel.scenes.prompts import geneval_prompts
 
 PARTS = ("prefill", "denoise", "decode")

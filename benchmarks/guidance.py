@@ -26,7 +26,8 @@ from hyperbagel.evaluation.geneval import RunSettings, evaluate
 from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.pipeline.loading import Device, load_model
+from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.loading import load_model
 from hyperbagel.pipeline.painter import Painter
 from hyperbagel.scenes.drawing import draw
 from hyperbagel.scenes.edits import Edit

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from hyperbagel.files import write_json, write_text
 from hyperbagel.scenes.documents import KINDS, sample
-from hyperbagel.scenes.vocabulary import SPECIAL_TOKENS, tokenizer_folder
+from hyperbagel.scenes.vocabulary import SPECIAL_TOKENS, knowledge, tokenizer_folder
 
 MAX_VOCABULARY: Final = 2000
 
@@ -68,6 +68,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         "additional_special_tokens": ["<|vision_start|>", "<|vision_end|>"],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 4096,
+        "knows": knowledge(),
     }
     write_json(folder / "tokenizer_config.json", config, indent=2)
 

@@ -77,7 +77,7 @@ def shrunk(arguments: list[str], folder: Path) -> list[str]:
     from hyperbagel.cli.bases import BASES, content, with_bases
     from hyperbagel.cli.configs import with_found_configs
 
-    training = arguments[0] in ("fit", "test")
+    training = arguments[0] in ("fit", "test", "predict")
     result = with_bases(with_found_configs(arguments)) if training else list(arguments)
     for i, argument in enumerate(result):
         option, _, file = argument.partition("=")

@@ -20,7 +20,10 @@ from hyperbagel.cli.configs import find_config
 from tests.wheel import unpack_wheel
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+}
 
 NOT_RUN = {
     r"make .*": "needs the network, hours or a person; that the targets exist is tested elsewhere",

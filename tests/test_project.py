@@ -17,8 +17,19 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHIPPED = ("src", "configs", "docs", "examples", "benchmarks", "scripts", "README.md", "CHANGELOG.md", "Makefile")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHIPPED = (
+    "src",
+    "configs",
+    "docs",
+    "examples",
+    "benchmarks",
+    "scripts",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "Makefile",
+)
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".html", ".js", ".sh", ""}
 
 

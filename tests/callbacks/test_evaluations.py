@@ -86,7 +86,11 @@ def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretrain
     assert metrics["naive-1/nfe"] == 1
     assert {"understanding/caption", "gedit/sc", "gedit/cn/o", "time/seconds_per_image"} <= metrics.keys()
     report = read_report(tmp_path / "run")
-    assert set(report["results"]) == {"geneval", "gedit", "understanding"}
+    assert set(report["results"]) == {"geneval", "gedit", "understanding", "loss"}
+    assert report["results"]["loss"]["rows"]["model"].keys() == {"image", "text"}
+    assert len(report["results"]["gedit"]["captions"]) == 2 and len(report["results"]["geneval"]["captions"]) == 4
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 2
     rows = report["results"]["geneval"]["rows"]
     assert rows["teacher"]["nfe"] == 4
     assert list(rows) == ["teacher", "naive-1"]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hyperbagel.cli.app import App, build_page, launch_settings, load_studio
+from hyperbagel.cli.app import build_page, launch_settings, load_studio
+from hyperbagel.cli.options import App
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")

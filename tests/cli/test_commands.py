@@ -19,7 +19,7 @@ from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
 from hyperbagel.cli.commands import with_short_device, with_underscores
-from hyperbagel.pipeline.loading import Device
+from hyperbagel.pipeline.device import Device
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ main(["report", {str(tmp_path)!r}])
 assert "lightning" not in sys.modules
 """
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "  generate    picture from a prompt\n" in shown
+    assert "  generate    pictures from prompts\n" in shown
     assert "| model |   0.500 |" in shown
 
 
@@ -148,7 +148,7 @@ def test_edits_too_and_warn_of_image_scales(
 ) -> None:
     source, out = tmp_path / "source.png", tmp_path / "a.png"
     Image.new("RGB", (16, 16), "red").save(source)
-    edit = ["edit", str(source), "Remove it.", "--model", str(studio_folder), "--branch", branches["two"]]
+    edit = ["edit", str(source), "Remove the circle.", "--model", str(studio_folder), "--branch", branches["two"]]
     main([*edit, "--out", str(out)])
     assert " 2 NFE" in capsys.readouterr().out and not caplog.records
     main([*edit, "--out", str(out), "--image-scale", "3"])

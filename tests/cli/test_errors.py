@@ -129,8 +129,9 @@ def test_a_missing_branch_of_a_row_is_told_before_data_is_read(folder: Path, mon
 def test_commands_that_a_stage_has_nothing_for() -> None:
     with pytest.raises(ValueError, match=r"CFGDistillation has no `test_step`.*Pretraining with a row"):
         refuse_command("test", "hyperbagel.modules.CFGDistillation")
-    with pytest.raises(ValueError, match=r"Pretraining has no `predict_step`.*hyperbagel generate"):
-        refuse_command("predict", "hyperbagel.modules.pretraining.Pretraining")
+    with pytest.raises(ValueError, match=r"LightningModule has no `predict_step`.*derive it from"):
+        refuse_command("predict", "lightning.LightningModule")
+    refuse_command("predict", "hyperbagel.modules.CFGDistillation")
     refuse_command("test", "hyperbagel.modules.pretraining.Pretraining")
     refuse_command("fit", "hyperbagel.modules.CFGDistillation")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
@@ -52,8 +52,8 @@ def test_every_option_is_explained() -> None:
     classes = list(reachable())
     names = {value.__name__ for value in classes}
     assert {"DMDO", "InterleavedDataModule", "GenEval", "CLIPReward", "MuonWithAdamW", "WarmupStableDecay"} <= names
-    found = [find(target) for target in COMMANDS.values()]
-    functions = [f for entry in found for f in (entry.values() if isinstance(entry, Mapping) else [entry])]
+    targets = [t for entry in COMMANDS.values() for t in ([entry] if isinstance(entry, str) else entry.values())]
+    functions = [find(target) for target in targets]
     parsed = [f for f in functions if list(inspect.signature(f).parameters) != ["arguments"]]
     commands = [*(options_of(function) for function in parsed), PlanOptions]
     missing = {component.__name__: unexplained(component) for component in (*classes, *commands)}

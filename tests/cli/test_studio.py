@@ -12,12 +12,14 @@ from PIL import Image
 
 from hyperbagel.bagel.images import ImageError
 from hyperbagel.cli import main
-from hyperbagel.cli.app import App, launch_settings, load_studio
+from hyperbagel.cli.app import launch_settings, load_studio
+from hyperbagel.cli.options import App
 from hyperbagel.cli.studio import Origin, Reply, Studio, load_network
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.pipeline.answers import TextStream
-from hyperbagel.pipeline.loading import Device, load_model
+from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.loading import load_model
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_pictures_and_edits_are_those_of_the_branch(
     source = Pipeline(*scenes, f"scenes/{name}", context="student")
     if scale:
         picture = Image.fromarray(sample("test", 1, 0, "editing").images["0.png"])
-        drawn, expected = (pipeline.edit(picture, "Make it blue.", seed=3) for pipeline in (merged, source))
+        drawn, expected = (pipeline.edit(picture, "Make the circle blue.", seed=3) for pipeline in (merged, source))
     else:
         drawn, expected = (pipeline.generate(PROMPT, seed=3) for pipeline in (merged, source))
     assert drawn.nfe == expected.nfe == int(name.removeprefix("nfe"))

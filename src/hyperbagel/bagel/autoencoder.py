@@ -1,4 +1,4 @@
-"""The FLUX autoencoder, on diffusers' `AutoencoderKL`, with the checkpoint names of the official `ae.safetensors`.
+"""The FLUX autoencoder, of the parts of diffusers' `AutoencoderKL`, with the names of the official `ae.safetensors`.
 
 Pictures are (B, 3, H, W) in [-1, 1]; a latent is `scale_factor * (u - shift_factor)` of a draw `u` of the posterior.
 """
@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+from hyperbagel.bagel.diffusers_blocks import blocks
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -88,7 +89,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or AutoencoderConfig()
-        self.network = _build_network(self.config)
+        self.network = _Network(self.config)
 
     @property
     def downsample(self) -> int:
@@ -106,8 +107,8 @@ class Autoencoder(nn.Module):
         if any(size == 0 or size % side for size in images.shape[2:]):
             raise ValueError(f"image height and width must be multiples of {side}, got {tuple(images.shape[2:])}")
         folded = F.pixel_unshuffle(images, self.config.pixel_unshuffle)
-        # `.parameters` are the encoder's raw outputs; diffusers' `.logvar` is clamped, the official one is not.
-        mean, logvar = self.network.encode(folded).latent_dist.parameters.chunk(2, dim=1)
+        # The raw outputs: in diffusers' `AutoencoderKL` the variance is clamped, in the official network it is not.
+        mean, logvar = self.network.encoder(folded).chunk(2, dim=1)
         return mean, logvar
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -123,7 +124,7 @@ class Autoencoder(nn.Module):
         """Images (B, 3, H, W), nominally in [-1, 1] but not clamped, of scaled latents (B, z, h, w)."""
         if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
             raise ValueError(f"latent must be (B, {self.config.z_channels}, h, w), got {tuple(latent.shape)}")
-        decoded = self.network.decode(latent / self.config.scale_factor + self.config.shift_factor).sample
+        decoded = self.network.decoder(latent / self.config.scale_factor + self.config.shift_factor)
         return F.pixel_shuffle(decoded, self.config.pixel_unshuffle)
 
     def official_state_dict(self) -> dict[str, Tensor]:
@@ -149,37 +150,54 @@ class Autoencoder(nn.Module):
         self.network.load_state_dict(renamed, assign=assign)
 
 
-def _build_network(config: AutoencoderConfig) -> AutoencoderKL:
-    """diffusers' network with the official widths."""
-    levels = len(config.ch_mult)
-    folded = config.pixel_unshuffle**2
-    network = AutoencoderKL(
-        in_channels=config.in_channels * folded,
-        out_channels=config.out_ch * folded,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(config.ch * factor for factor in config.ch_mult),
-        layers_per_block=config.num_res_blocks,
-        latent_channels=config.z_channels,
-        norm_num_groups=NORM_GROUPS,
-        sample_size=config.resolution,
-        scaling_factor=config.scale_factor,
-        shift_factor=config.shift_factor,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    if config.ch_mult[0] != 1:
-        # diffusers starts the encoder at the first level's width, the official network at the base width.
-        encoder = network.encoder
-        encoder.conv_in = nn.Conv2d(config.in_channels * folded, config.ch, kernel_size=3, padding=1)
-        encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
-            in_channels=config.ch,
-            out_channels=config.ch * config.ch_mult[0],
-            temb_channels=None,
-            groups=NORM_GROUPS,
-            eps=NORM_EPS,
+class _Network(nn.Module):
+    """diffusers' encoder and decoder with the official widths, under their names in its `AutoencoderKL`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        levels, folded = len(config.ch_mult), config.pixel_unshuffle**2
+        shape = {
+            "block_out_channels": tuple(config.ch * factor for factor in config.ch_mult),
+            "layers_per_block": config.num_res_blocks,
+            "norm_num_groups": NORM_GROUPS,
+            "act_fn": "silu",
+        }
+        self.encoder = blocks().Encoder(
+            in_channels=config.in_channels * folded,
+            out_channels=config.z_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            double_z=True,
+            **shape,
         )
-    return network
+        self.decoder = blocks().Decoder(
+            in_channels=config.z_channels,
+            out_channels=config.out_ch * folded,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            **shape,
+        )
+        if config.ch_mult[0] != 1:
+            # diffusers starts the encoder at the first level's width, the official network at the base width.
+            self.encoder.conv_in = nn.Conv2d(config.in_channels * folded, config.ch, kernel_size=3, padding=1)
+            self.encoder.down_blocks[0].resnets[0] = blocks().ResnetBlock2D(
+                in_channels=config.ch,
+                out_channels=config.ch * config.ch_mult[0],
+                temb_channels=None,
+                groups=NORM_GROUPS,
+                eps=NORM_EPS,
+            )
+
+
+def border_shapes(config: AutoencoderConfig) -> dict[str, torch.Size]:
+    """Shapes of the first and last layers by official name, by which a file is known that is of another network."""
+    folded, first, last = config.pixel_unshuffle**2, config.ch * config.ch_mult[0], config.ch * config.ch_mult[-1]
+    widths = {
+        "encoder.conv_in": (config.ch, config.in_channels * folded),
+        "encoder.conv_out": (2 * config.z_channels, last),
+        "decoder.conv_in": (last, config.z_channels),
+        "decoder.conv_out": (config.out_ch * folded, first),
+    }
+    weights = {f"{name}.weight": torch.Size((*width, 3, 3)) for name, width in widths.items()}
+    return weights | {f"{name}.bias": torch.Size(width[:1]) for name, width in widths.items()}
 
 
 def _official_name(key: str, levels: int) -> str:

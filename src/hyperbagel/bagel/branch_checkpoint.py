@@ -32,7 +32,7 @@ from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import is_shipped, model_of, resolve, shipped_files
 from hyperbagel.bagel.stored import stored_weights
-from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
+from hyperbagel.bagel.tensors import NotFilled, open_tensors, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _check_shapes(path: Path, config: BagelConfig) -> None:
 
 def _without_weights(config: BagelConfig, keys: Iterable[str]) -> GenerationBranch:
     """A branch such as the one in a file with these keys, on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), NotFilled():
         branch = GenerationBranch(config)
         branch.add_condition(*conditions_in(keys))
     return branch

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.absent import Absent, NotLoadedError, Part
-from hyperbagel.bagel.autoencoder import AutoencoderConfig
+from hyperbagel.bagel.autoencoder import AutoencoderConfig, border_shapes
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_info import MERGED, BranchInfo, info_in, metadata_of
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
@@ -36,7 +36,7 @@ from hyperbagel.bagel.stored import (
     weight_files,
 )
 from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
-from hyperbagel.bagel.tensors import named_tensors, read_tensors, write_tensors
+from hyperbagel.bagel.tensors import NotFilled, named_tensors, read_tensors, write_tensors
 from hyperbagel.files import write_json
 
 if TYPE_CHECKING:
@@ -198,23 +198,27 @@ def load_bagel(folder: str | Path, placement: Placement, cls: type[_Model]) -> _
 
     Weights go straight to their place, tensor by tensor. With the meta device as default only the folder's
     configuration is read, and the model has shapes but no weights. Raises CheckpointError for missing, broken, or
-    unfitting files, also of parts that are left out.
+    unfitting files, also of parts that are left out (of an autoencoder by its first and last layers).
     """
     folder = resolve(folder)
     config = read_config(folder)
     dtype, device, without = placement.dtype, placement.device, placement.without
     if shapes_only():
-        return _left_out(cls(config).to(dtype).eval(), dict.fromkeys(without, ""))
-    with torch.device("meta"):
-        model = cls(config)
+        return _left_out(cls(config, without).to(dtype).eval(), dict.fromkeys(without, ""))
+    with torch.device("meta"), NotFilled():
+        model = cls(config, without)
     stored = stored_weights(folder, config)
     check_keys(str(folder), official_shapes(model), stored.shapes())  # before gigabytes are read
-    place = torch.device("meta") if "autoencoder" in without else device
-    autoencoder = read_tensors(folder / AUTOENCODER, dtype, place)
-    try:
-        model.autoencoder.load_official_state_dict(autoencoder, assign=True)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / AUTOENCODER}: {error}") from error
+    if "autoencoder" in without:
+        expected = border_shapes(config.autoencoder)
+        found = {key: value.shape for key, value in named_tensors([folder / AUTOENCODER]) if key in expected}
+        check_keys(str(folder / AUTOENCODER), expected, found)
+    else:
+        autoencoder = read_tensors(folder / AUTOENCODER, dtype, device)
+        try:
+            model.autoencoder.load_official_state_dict(autoencoder, assign=True)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / AUTOENCODER}: {error}") from error
     left_out = set(generation_keys(official_shapes(model))) if "generation" in without else set()
     load_official(model, stored.read(dtype, device, left_out), str(folder))
     model.source, model.merged = str(folder), merged_info(folder)

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.bagel.absent import Part
+from hyperbagel.bagel.absent import Absent, Part
 from hyperbagel.bagel.autoencoder import Autoencoder
 from hyperbagel.bagel.branch import Conditions, GenerationBranch
 from hyperbagel.bagel.branch_info import BranchInfo
@@ -45,12 +45,15 @@ class Bagel(nn.Module):
     merged: what the branch says of itself that was merged into its generation weights, None where none was.
     """
 
-    def __init__(self, config: BagelConfig) -> None:
+    def __init__(self, config: BagelConfig, without: Collection[Part] = ()) -> None:
         super().__init__()
         self.config = config
         self.understanding = UnderstandingStack(config)
         self.generation = GenerationBranch(config)
-        self.autoencoder = Autoencoder(config.autoencoder)
+        # An autoencoder that nobody asks takes as long to import as all else together.
+        self.autoencoder: Autoencoder = (
+            Absent("autoencoder", "") if "autoencoder" in without else Autoencoder(config.autoencoder)  # type: ignore[assignment]
+        )
         self.checkpointing = False
         self.compiled = False
         self.source: str | None = None

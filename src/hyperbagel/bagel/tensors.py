@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.files import whole_file
@@ -21,6 +22,22 @@ _MAPPED = 2**26
 
 class CheckpointError(ValueError):
     """A checkpoint file that is missing, broken or made for another model; the message names file, keys and remedy."""
+
+
+class NotFilled(TorchFunctionMode):
+    """Parameters of modules that are made inside are not initialised, since they are replaced by what is read.
+
+    On "meta", filling is only time: PyTorch imports its compiler for it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """All functions but those that initialise."""
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" and "tensor" in given:
+            return given["tensor"]
+        return func(*args, **given)
 
 
 def open_tensors(path: Path) -> Any:

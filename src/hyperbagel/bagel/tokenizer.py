@@ -26,6 +26,12 @@ CONTEXT: Final = 32_768
 """Positions that BAGEL's language model was trained on; a tokenizer may name fewer (`model_max_length`)."""
 
 
+KNOWS: Final = "knows"
+"""Key of `tokenizer_config.json`: what a model of a small world knows, in words for people."""
+
+_WORD = re.compile(r"[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+")
+
+
 def as_plain(text: str, control: Iterable[str]) -> str:
     """A text for a foreign tokenizer that would take the writing of its control tokens for them: a blank within."""
     found = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True) if len(token) > 1)
@@ -39,7 +45,8 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A Hugging Face tokenizer that knows BAGEL's special tokens.
 
-    tokens: their ids; context: most tokens that the model reads. Build one with `Tokenizer.from_pretrained`.
+    tokens: their ids; context: most tokens that the model reads; knows: what words the model was taught, where it is
+    a small world's, "" for others. Build one with `Tokenizer.from_pretrained`.
     """
 
     def __init__(self, backend: Any, source: str) -> None:
@@ -52,6 +59,7 @@ class Tokenizer:
         self.tokens = SpecialTokens(**{name: vocabulary[text] for name, text in SPECIAL_TOKENS.items()})
         self.size = max(vocabulary.values()) + 1
         self.context = min(getattr(backend, "model_max_length", CONTEXT), CONTEXT)
+        self.knows = str(getattr(backend, "init_kwargs", {}).get(KNOWS, ""))
         self._backend = backend
 
     @classmethod
@@ -86,6 +94,16 @@ class Tokenizer:
         if len(ids) > self.context:
             raise ValueError(f"the text has {len(ids):,} tokens, the model reads {self.context:,} at most; shorten it")
         return ids
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that have no token of their own, where `knows` says that all words of the model have."""
+        if not self.knows:
+            return []
+        return [word for word in dict.fromkeys(_WORD.findall(text)) if not self._has(word)]
+
+    def _has(self, word: str) -> bool:
+        """Whether a word is one token, at the beginning of a text or within it."""
+        return any(len(self.encode(written)) == 1 for written in (f" {word}", word))
 
     def decode(self, ids: Tensor | Iterable[int]) -> str:
         """The text of ids (n,), special tokens left out."""

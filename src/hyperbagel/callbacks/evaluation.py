@@ -37,12 +37,14 @@ class Findings:
     """What an evaluation yields.
 
     rows: metrics by the name of what was measured (a sampler setting); the first row is the stage's result.
-    details: whatever else goes into report.json, JSON-able. pictures: (3, H, W) uint8 by tag, for the logger.
+    details: whatever else goes into report.json, JSON-able. pictures: (3, H, W) uint8 by tag, for the logger;
+    captions: what is in them, in the order of their parts.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Evaluation(Callback, ABC):
         self.every_n_updates = every_n_updates
         self.findings = Findings()
         self._last_step = 0
+        self._captioned = False
 
     @abstractmethod
     def evaluate(self, run: Run) -> Findings:
@@ -199,6 +202,10 @@ class Evaluation(Callback, ABC):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for tag, picture in self.findings.pictures.items():
                     logger.experiment.add_image(tag, picture, student_updates(pl_module))
+                if self.findings.pictures and self.findings.captions and not self._captioned:
+                    tag, *_ = self.findings.pictures
+                    logger.experiment.add_text(f"{tag.partition('/')[0]}/captions", numbered(self.findings.captions))
+                    self._captioned = True
                 logger.experiment.flush()
 
     def _metrics(self) -> dict[str, float]:
@@ -209,6 +216,11 @@ class Evaluation(Callback, ABC):
             for row, metrics in self.findings.rows.items()
             for metric, value in metrics.items()
         }
+
+
+def numbered(captions: Sequence[str]) -> str:
+    """A numbered list in Markdown."""
+    return "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1))
 
 
 def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:

@@ -90,7 +90,7 @@ class GEdit(Evaluation):
 
     def evaluate(self, run: Run) -> Findings:
         """Every row."""
-        findings = Findings()
+        findings = Findings(captions=[sample.instruction for sample in self._chosen()])
         for name, row in self.rows.items():
             painter = run.painter(run.stage.editing_sampler, row)
             scored = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
@@ -105,15 +105,19 @@ class GEdit(Evaluation):
         order = sorted(range(len(self.samples)), key=lambda i: len(self.samples[i].instruction))
         return [self.samples[index] for index in run.share(order)]
 
+    def _chosen(self) -> list[EditSample]:
+        """The samples in the grid."""
+        number = min(self.shown, len(self.samples))
+        return [self.samples[slot * len(self.samples) // number] for slot in range(number)]
+
     def _grid(self, painter: Painter) -> Tensor:
         """Sources above their edits, the same samples and seeds in every run."""
-        number = min(self.shown, len(self.samples))
-        chosen = [self.samples[slot * len(self.samples) // number] for slot in range(number)]
+        chosen = self._chosen()
         edited = _editor(painter)(chosen, [sample_seed(self.settings.seed, sample.key) for sample in chosen])
         size = as_seen(chosen[0].source).size
         pairs = [as_seen(sample.source).resize(size) for sample in chosen]
         pairs += [picture.resize(size) for picture in edited if picture is not None]
-        return make_grid([pil_to_tensor(picture) for picture in pairs], nrow=max(number, 1))
+        return make_grid([pil_to_tensor(picture) for picture in pairs], nrow=max(len(chosen), 1))
 
 
 def _editor(painter: Painter) -> EditFunction:

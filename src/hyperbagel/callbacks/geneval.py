@@ -116,7 +116,7 @@ class GenEval(Evaluation):
 
     def evaluate(self, run: Run) -> Findings:
         """Every row."""
-        findings = Findings()
+        findings = Findings(captions=[self.prompts.prompts[index].prompt for index in self.slots()])
         for name, row in self.rows.items():
             painter = run.painter(run.stage.sampler, row)
             drawing = _Drawing(self, run, painter)
@@ -132,6 +132,11 @@ class GenEval(Evaluation):
             findings.pictures[f"geneval/{name}"] = make_grid([shown[key] for key in sorted(shown)], nrow=4)
         return findings
 
+    def slots(self) -> dict[int, int]:
+        """Which prompts have their first picture in the grid, and where: index of the prompt -> slot."""
+        number = min(self.shown, len(self.prompts))
+        return {slot * len(self.prompts) // number: slot for slot in range(number)}
+
 
 class _Drawing:
     """This process's share of the pictures of one row."""
@@ -140,9 +145,7 @@ class _Drawing:
         self.callback, self.run, self.painter = callback, run, painter
         self.features: dict[ImageKey, Tensor] = {}
         self.shown: dict[int, Tensor] = {}
-        prompts = len(callback.prompts)
-        number = min(callback.shown, prompts)
-        self._slots = {slot * prompts // number: slot for slot in range(number)} if number else {}
+        self._slots = callback.slots()
 
     def judged(self, title: str) -> list[ImageResult]:
         """Draw and judge in batches of prompts of equal length."""

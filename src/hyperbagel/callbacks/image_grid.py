@@ -31,4 +31,4 @@ class ImageGrid(Evaluation):
         """A grid, no figures."""
         seeds = range(self.seed, self.seed + len(self.prompts))
         pictures = run.painter(run.stage.sampler).generate(self.prompts, seeds)
-        return Findings(pictures={"images/generated": make_grid(pictures, nrow=4)})
+        return Findings(pictures={"images/generated": make_grid(pictures, nrow=4)}, captions=self.prompts)

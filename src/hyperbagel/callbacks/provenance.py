@@ -18,6 +18,7 @@ from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.callbacks.evaluation import Evaluation
 from hyperbagel.callbacks.report import run_folder
+from hyperbagel.callbacks.unusual_settings import unusual
 from hyperbagel.files import write_json
 from hyperbagel.training.stage import student_updates
 
@@ -26,7 +27,8 @@ PACKAGES = ("torch", "lightning", "transformers", "diffusers", "numpy")
 
 class Provenance(Callback):
     """Writes `provenance.json` into the run's folder when a command ends: versions, the model's fingerprint, updates,
-    wall-clock and CPU seconds; and logs the settings with the results, so that TensorBoard's HParams compares runs.
+    wall-clock and CPU seconds; and logs the settings that are no defaults with the results, so that TensorBoard's
+    HParams compares runs.
 
     The settings themselves are in `config.yaml` beside it.
     """
@@ -80,9 +82,10 @@ class Provenance(Callback):
 
 
 def _settings(trainer: L.Trainer) -> dict[str, Any]:
-    """The scalars of the command line's configuration, by dotted name; nothing without a command line."""
+    """The scalars of the command line's configuration that are no defaults, by dotted name; nothing without one."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
             flat = vars(callback.config.as_flat())
-            return {k: v for k, v in flat.items() if isinstance(v, str | int | float | bool) and k != "config"}
+            scalars = {k: v for k, v in flat.items() if isinstance(v, str | int | float | bool) and k != "config"}
+            return unusual(scalars)
     return {}

@@ -9,18 +9,24 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from hyperbagel.callbacks.evaluation import Evaluation
 from hyperbagel.callbacks.side_by_side import side_by_side
-from hyperbagel.evaluation.reports import REPORT, tables, write_report
+from hyperbagel.evaluation.page import PAGE, write_page
+from hyperbagel.evaluation.reports import OWN, REPORT, markdown, tables, write_report
+from hyperbagel.evaluation.run_files import RunFolder
 from hyperbagel.files import write_picture
 from hyperbagel.training.stage import student_updates
 
+_LOSSES = "val/loss/"
+
 
 class Report(Callback):
-    """Collects what the evaluating callbacks of a run found: `report.json` with all details, `report.md` with tables,
-    which `test` and `validate` also show, and `<benchmark>.png` with the same pictures under all measured settings.
+    """Collects what a run found, in its evaluating callbacks and as losses of validation or test documents:
+    `report.json` with all details, `report.md` with tables, which `test` and `validate` also show, `<benchmark>.png`
+    with the same pictures under all measured settings, and `report.html`, a page with all of it and the curves.
 
     Args:
         folder: to write to; None for the run's own.
@@ -51,8 +57,12 @@ class Report(Callback):
         for name, callback in _benchmarks(trainer):
             if callback.findings.pictures:
                 write_picture(folder / f"{name}.png", side_by_side(callback.findings.pictures))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        write_page({folder.name: report}, {folder.name: RunFolder(folder)}, folder / PAGE)
         if show:
-            tqdm.write(f"{tables({folder.name: report})}\n{folder / REPORT}")
+            tqdm.write(f"{markdown(tables({folder.name: report}))}\n{folder / REPORT}\n{folder / PAGE}")
 
 
 def run_folder(trainer: L.Trainer) -> Path:
@@ -61,11 +71,19 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def collect(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The report of a trainer: results by benchmark, each with rows of metrics and details."""
-    results = {
-        name: {"rows": callback.findings.rows, "details": callback.findings.details}
-        for name, callback in _benchmarks(trainer)
+    """The report of a trainer: results by benchmark, each with rows of metrics and details; and the last losses on
+    validation or test documents, as `loss`."""
+    results: dict[str, dict[str, Any]] = {}
+    for name, callback in _benchmarks(trainer):
+        found = callback.findings
+        results[name] = {"rows": found.rows, "details": found.details, "captions": found.captions}
+    losses = {
+        name.removeprefix(_LOSSES): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(_LOSSES)
     }
+    if losses:
+        results["loss"] = {"rows": {OWN: losses}, "details": {}}
     return {"stage": type(pl_module).__name__, "student_step": student_updates(pl_module), "results": results}
 
 

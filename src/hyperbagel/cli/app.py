@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hyperbagel.bagel.shipped import BRANCHES
-from hyperbagel.pipeline.loading import Device, check_files, load_model, model_folder
+from hyperbagel.cli.options import App
+from hyperbagel.pipeline.loading import check_files, load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.cli.studio import Studio
@@ -18,33 +18,6 @@ HOST = "127.0.0.1"
 _LONGEST_TEXT = 2000
 _DRAFTED, _OWN = "drafted and accepted", "the model's own"
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class App:
-    """Open an interactive page: pictures from prompts, edits, and answers. It listens on this machine only.
-
-    Args:
-        model: checkpoint folder, or the name of a model that comes with the package.
-        nfe6: branch file for 6 network evaluations; default branches/nfe6.safetensors of the model's folder, if
-            it is there.
-        nfe1: branch file for 1 evaluation, which also draws while a prompt is typed; default likewise
-            branches/nfe1.safetensors.
-        draft: file of a draft head, which speeds answers up; default likewise branches/draft.safetensors.
-        steps: denoising steps of the teacher; with guidance each costs two or three evaluations.
-        port: of the page.
-        max_upload_mb: largest picture file that is taken, in megabytes.
-        device: where and how to compute.
-    """
-
-    model: str = "scenes"
-    nfe6: str | None = None
-    nfe1: str | None = None
-    draft: str | None = None
-    steps: int = 50
-    port: int = 7860
-    max_upload_mb: int = 10
-    device: Device = field(default_factory=Device)
 
 
 def app(options: App) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperbagel.pipeline.loading import DType
+from hyperbagel.pipeline.device import DType
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hyperbagel.pipeline.loading import DType
+from hyperbagel.pipeline.device import DType
 
 
 def split(checkpoint: Path, folder: Path, weights: DType = "float32", others: DType = "float32") -> str:
@@ -38,7 +36,3 @@ def join(folder: Path, checkpoint: Path) -> str:
 
     join_checkpoint(folder, checkpoint)
     return f"{checkpoint}: {checkpoint.stat().st_size / 2**20:.1f} MiB"
-
-
-CHECKPOINT_COMMANDS: dict[str, Callable[..., Any]] = {"split": split, "join": join}
-"""A training's state as small files, to go on elsewhere."""

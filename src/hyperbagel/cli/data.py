@@ -1,29 +1,10 @@
-"""`hyperbagel data ...`: shards from open data sets, from own pictures, from the scenes world and from a model."""
+"""`hyperbagel data ...`: shards of the scenes world, and what is in shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from hyperbagel.datamodules.convert import (
-    convert_folder,
-    convert_journeydb,
-    convert_llava_onevision,
-    convert_seed_data_edit,
-)
-from hyperbagel.datamodules.inspect import inspect_shards
-from hyperbagel.datamodules.scenes import write_scenes
-from hyperbagel.draft.config import DraftConfig
-from hyperbagel.files import check_file, check_folder
-from hyperbagel.pipeline.loading import Device, load_model, model_folder
-
-if TYPE_CHECKING:
-    from hyperbagel.bagel.model import Bagel
-    from hyperbagel.datamodules.pipeline import DocumentBuilder
-    from hyperbagel.datamodules.regenerate import RegenerationSummary
-
-_DEVICE, _DRAFT = Device(), DraftConfig()
+from hyperbagel.files import check_folder
 
 
 def scenes(
@@ -44,110 +25,11 @@ def scenes(
         weights: share of each kind of document, as in {caption: 2, dialogue: 1}; default a mix of all kinds.
         shard_size: samples per shard.
     """
+    from hyperbagel.datamodules.scenes import write_scenes
+
     check_folder(out)
     shards = write_scenes(out, split, size, seed, weights, shard_size)
     print(f"{out}: {size} samples in {len(shards)} shards")
-
-
-def regenerate(
-    shards: str,
-    out: Path,
-    model: str = "scenes",
-    answer_prefix: str = "",
-    batch_size: int = 16,
-    max_tokens: int = 256,
-    keep_long: bool = False,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    device: Device = _DEVICE,
-) -> RegenerationSummary:
-    """Let a model answer the documents of shards anew: what its draft head learns from.
-
-    A run that was stopped goes on when it is repeated: finished shards and answers that are there are kept.
-
-    Args:
-        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
-        out: folder for the new shards, which have the names of the old ones.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        answer_prefix: what the model is made to begin its answers with; not part of the written ones.
-        batch_size: documents answered at once.
-        max_tokens: longest answer; documents with a longer one are dropped, since its end is not the model's own.
-        keep_long: keep the beginnings of longer answers instead; right for draft heads, wrong for pretraining.
-        temperature: 0 always takes the likeliest token; higher values vary more.
-        top_p: sample among the likeliest tokens that together have this probability.
-        seed: of the sampling.
-        device: where and how to compute.
-    """
-    from hyperbagel.datamodules import regenerate as answering
-
-    check_folder(out)
-    bagel, builder = _with_builder(model, answer_prefix, device)
-    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
-    return answering.regenerate(bagel, builder, shards, out, settings)
-
-
-def _with_builder(model: str, answer_prefix: str, device: Device) -> tuple[Bagel, DocumentBuilder]:
-    """A model, and what makes documents of samples as it reads them."""
-    from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
-
-    bagel, _ = load_model(model, device)
-    return bagel, DocumentBuilder(Formatting(answer_prefix=answer_prefix).for_model(model_folder(model)))
-
-
-def features(
-    shards: str,
-    out: Path,
-    model: str = "scenes",
-    draft: DraftConfig = _DRAFT,
-    answer_prefix: str = "",
-    batch_size: int = 16,
-    device: Device = _DEVICE,
-) -> None:
-    """Store a model's hidden states over the documents of shards: a draft head then trains without running the model.
-
-    Pays where documents are read several times. They are stored in bfloat16, (entries * width) * 2 bytes per token.
-
-    Args:
-        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
-        out: folder for the feature shards, for the setting `train` of `FeatureDataModule`.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        draft: the head that is to be trained, which decides what is stored.
-        answer_prefix: what answers begin with, as it will be when decoding.
-        batch_size: documents run at once.
-        device: where and how to compute.
-    """
-    from hyperbagel.datamodules.features import DocumentReader
-    from hyperbagel.draft.store import write_features
-
-    check_folder(out)
-    bagel, builder = _with_builder(model, answer_prefix, device)
-    reader = DocumentReader(shards, builder, batch_size)
-    tokens = write_features(bagel, reader, draft.entries(bagel.config.llm), out)
-    print(
-        f"{out}: {tokens:,} tokens of {reader.documents:,} documents written; left out: {reader.without_answers:,} "
-        f"without answers, {reader.skipped:,} unusable"
-    )
-
-
-def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) -> None:
-    """Choose the tokens that a draft head may propose: the most frequent ones in the answers of shards.
-
-    Args:
-        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
-        out: JSON file to write, for the setting `vocabulary` of a draft training.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        size: number of tokens; with fewer a draft step is faster, and what is left out is never proposed.
-    """
-    from hyperbagel.bagel.tokenizer import Tokenizer
-    from hyperbagel.datamodules.vocabulary import answer_vocabulary
-    from hyperbagel.draft.vocabulary import write_vocabulary
-
-    check_file(out)
-    tokenizer = Tokenizer.from_pretrained(model_folder(model))
-    ids, share = answer_vocabulary(shards, tokenizer, size)
-    write_vocabulary(ids, out)
-    print(f"{out}: {len(ids):,} of {tokenizer.size:,} tokens, which are {share:.2%} of those in the answers")
 
 
 def inspect(shards: str, out: Path = Path("contact-sheet.png")) -> None:
@@ -157,19 +39,7 @@ def inspect(shards: str, out: Path = Path("contact-sheet.png")) -> None:
         shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
         out: picture of samples to write.
     """
+    from hyperbagel.datamodules.inspect import inspect_shards
+
     print(inspect_shards(shards, out))
     print(f"samples drawn to {out}")
-
-
-DATA_COMMANDS: dict[str, Callable[..., Any]] = {
-    "llava-onevision": convert_llava_onevision,
-    "journeydb": convert_journeydb,
-    "seed-data-edit": convert_seed_data_edit,
-    "folder": convert_folder,
-    "scenes": scenes,
-    "regenerate": regenerate,
-    "features": features,
-    "vocabulary": vocabulary,
-    "inspect": inspect,
-}
-"""Shards of interleaved documents."""

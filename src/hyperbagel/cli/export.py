@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hyperbagel.files import check_folder
-from hyperbagel.pipeline.loading import Device, DType, check_files, load_model, model_folder, refuse_model_folder
+from hyperbagel.pipeline.device import Device, DType
+from hyperbagel.pipeline.loading import check_files, load_model, model_folder, refuse_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,3 @@ def _given(branch: str | None, command: str) -> str:
     if branch is None:
         raise ValueError(f"export {command}: which branch? Give --branch FILE, or a name such as scenes/nfe6")
     return branch
-
-
-EXPORT_COMMANDS: dict[str, Callable[..., Any]] = {"draft": draft, "model": whole_model, "lora": lora}
-"""Trained parts for other programs."""

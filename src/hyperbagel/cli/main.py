@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 import hyperbagel
-from hyperbagel.cli.commands import run_command, unknown_command
+from hyperbagel.cli.commands import Target, run_command, summary, unknown_command
 from hyperbagel.cli.errors import one_line_errors
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 
-COMMANDS = {
+COMMANDS: dict[str, Target] = {
     "generate": "hyperbagel.cli.pictures:generate",
     "edit": "hyperbagel.cli.pictures:edit",
     "chat": "hyperbagel.cli.text:chat",
     "app": "hyperbagel.cli.app:app",
     "init": "hyperbagel.cli.assembly:init",
     "average": "hyperbagel.cli.average:average",
-    "export": "hyperbagel.cli.export:EXPORT_COMMANDS",
+    "export": {
+        "draft": "hyperbagel.cli.export:draft",
+        "model": "hyperbagel.cli.export:whole_model",
+        "lora": "hyperbagel.cli.export:lora",
+    },
     "inspect": "hyperbagel.cli.inspection:inspect",
-    "checkpoint": "hyperbagel.cli.checkpoint:CHECKPOINT_COMMANDS",
-    "data": "hyperbagel.cli.data:DATA_COMMANDS",
+    "checkpoint": {"split": "hyperbagel.cli.checkpoint:split", "join": "hyperbagel.cli.checkpoint:join"},
+    "data": {
+        "llava-onevision": "hyperbagel.datamodules.convert.llava_onevision:convert_llava_onevision",
+        "journeydb": "hyperbagel.datamodules.convert.journeydb:convert_journeydb",
+        "seed-data-edit": "hyperbagel.datamodules.convert.seed_data_edit:convert_seed_data_edit",
+        "folder": "hyperbagel.datamodules.convert.folder:convert_folder",
+        "scenes": "hyperbagel.cli.data:scenes",
+        "regenerate": "hyperbagel.cli.model_data:regenerate",
+        "features": "hyperbagel.cli.model_data:features",
+        "vocabulary": "hyperbagel.cli.model_data:vocabulary",
+        "inspect": "hyperbagel.cli.data:inspect",
+    },
     "configs": "hyperbagel.cli.configs:configs",
     "plan": "hyperbagel.cli.plan:run_plan",
     "report": "hyperbagel.cli.report:report",
-    "fit": "hyperbagel.cli.trainer:fit",
-    "validate": "hyperbagel.cli.trainer:validate",
-    "test": "hyperbagel.cli.trainer:test",
-    "predict": "hyperbagel.cli.trainer:predict",
+    "fit": "hyperbagel.cli.training:fit",
+    "validate": "hyperbagel.cli.training:validate",
+    "test": "hyperbagel.cli.training:test",
+    "predict": "hyperbagel.cli.training:predict",
 }
-"""Command -> "module:attribute" of its function, or of a group's functions by name; imported when it is called."""
+"""Imported when they are called."""
 
 _USAGE = """\
 usage: hyperbagel COMMAND [ARGS]
@@ -46,7 +57,7 @@ use a model
   {app}
   {init}
   {average}
-  {export}:  hyperbagel export model OUT --branch scenes/nfe6 --text-scale 4
+  export model | lora | draft   trained parts for other programs: export model OUT --branch scenes/nfe6 --text-scale 4
   {inspect}
 
 data (shards of interleaved documents)
@@ -88,22 +99,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def usage() -> str:
     """All commands, each with the first line of its docstring."""
-    return _USAGE.format_map({name: f"{name:<12}{_summary(target)}" for name, target in COMMANDS.items()})
-
-
-def _summary(target: str) -> str:
-    """The first line of the docstring of "module:attribute", read without importing what the module needs."""
-    module, _, attribute = target.partition(":")
-    spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
-    statements = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
-    for statement, following in zip(statements, [*statements[1:], None], strict=True):
-        text = None
-        if isinstance(statement, ast.FunctionDef) and statement.name == attribute:
-            text = ast.get_docstring(statement)
-        elif isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == attribute:
-            text = ast.literal_eval(following.value) if isinstance(following, ast.Expr) else None
-        if text:
-            line = text.partition("\n")[0].rstrip(".")
-            return line[:1].lower() + line[1:]
-    raise LookupError(f"{target} has no docstring")
+    single = {name: target for name, target in COMMANDS.items() if isinstance(target, str)}
+    return _USAGE.format_map({name: f"{name:<12}{summary(target)}" for name, target in single.items()})

@@ -2,113 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from hyperbagel.cli.options import Edit, Generate
 from hyperbagel.files import check_picture
-from hyperbagel.pipeline.loading import Device, check_files, load_model
+from hyperbagel.pipeline.loading import check_files, load_model
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.absent import Part
-    from hyperbagel.flow.guidance import Guidance
     from hyperbagel.flow.trajectory import Progress
-    from hyperbagel.pipeline.pipeline import Picture, Pipeline
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Make a picture from a prompt.
-
-    Args:
-        prompt: what the picture should show.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        branch: file of a distilled generation branch; only denoising uses it, the context is prefilled on the model.
-        steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
-            costs two evaluations of the network (one on a distilled branch).
-        text_scale: strength of the text guidance, 1 switches it off.
-        seed: of the noise; equal seeds give equal pictures.
-        width: of the picture in pixels, a multiple of the model's latent stride; default the model's largest.
-        height: likewise.
-        out: picture file to write.
-        device: where and how to compute.
-    """
-
-    prompt: str
-    model: str = "scenes"
-    branch: str | None = None
-    steps: int | None = None
-    text_scale: float = 4.0
-    seed: int = 0
-    width: int | None = None
-    height: int | None = None
-    out: Path = Path("out.png")
-    device: Device = field(default_factory=Device)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Change a picture as an instruction says.
-
-    Args:
-        image: picture file to start from.
-        instruction: what should change.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        branch: file of a distilled generation branch, for denoising.
-        steps: denoising steps; default as many as the branch was made for, and 50 without one. With guidance each
-            costs up to three evaluations of the network (one on a distilled branch).
-        text_scale: strength of the text guidance, 1 switches all guidance off.
-        image_scale: strength of the guidance by the source picture, 1 switches it off.
-        context: which branch reads the source picture, original or student; default what the branch was made for.
-        seed: of the noise; equal seeds give equal pictures.
-        out: picture file to write.
-        device: where and how to compute.
-    """
-
-    image: Path
-    instruction: str
-    model: str = "scenes"
-    branch: str | None = None
-    steps: int | None = None
-    text_scale: float = 4.0
-    image_scale: float = 2.0
-    context: Literal["original", "student"] | None = None
-    seed: int = 0
-    out: Path = Path("out.png")
-    device: Device = field(default_factory=Device)
+    from hyperbagel.pipeline.pipeline import Pipeline
+    from hyperbagel.pipeline.results import Picture
 
 
 def generate(options: Generate) -> None:
-    """Picture from a prompt."""
-    from hyperbagel.flow.guidance import PAPER_GENERATION
+    """Pictures from prompts."""
+    from hyperbagel.cli.explanation import UsageError
 
-    _check(options, replace(PAPER_GENERATION, text_scale=options.text_scale))
+    prompts = [*options.prompt, *([] if options.prompts is None else read_prompts(options.prompts))]
+    if not prompts:
+        raise UsageError("prompt is missing: say what the picture should show, or name a file of --prompts")
+    for name in ("number", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}: give at least 1")
+    seeds = [options.seed + i for _ in prompts for i in range(options.number)]
+    texts = [prompt for prompt in prompts for _ in range(options.number)]
+    files = numbered(options.out, len(texts))
+    _check(options, files)
     # The prompt is read by the understanding experts alone, so with a whole branch nothing asks the model's own.
-    pipeline = _pipeline(options, options.prompt, ("generation",) if _is_whole(options.branch) else ())
+    pipeline = _pipeline(options, prompts, ("generation",) if _is_whole(options.branch) else ())
     height, width = pipeline.size
     size = (options.height or height, options.width or width)
-    with _progress() as show:
-        picture = pipeline.generate(
-            options.prompt,
-            steps=options.steps,
-            text_scale=options.text_scale,
-            seed=options.seed,
-            size=size,
-            progress=show,
-        )
-    _write(options.out, picture)
+    for first in range(0, len(texts), options.batch_size):
+        batch = slice(first, first + options.batch_size)
+        with _progress() as show:
+            pictures = pipeline.generate(
+                texts[batch],
+                steps=options.steps,
+                text_scale=options.text_scale,
+                seed=seeds[batch],
+                size=size,
+                think=options.think,
+                progress=show,
+            )
+        for file, picture in zip(files[batch], pictures, strict=True):
+            _write(file, picture)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a file: its lines, empty ones left out, or what JSONL has under "prompt".
+
+    Raises ValueError for a line that has none, OSError for a file that cannot be read.
+    """
+    prompts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        prompt: object = line.strip()
+        if file.suffix in (".jsonl", ".json"):
+            try:
+                prompt = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{file}, line {number}: give an object with a key "prompt" on each line') from error
+        if not isinstance(prompt, str):
+            raise ValueError(f"{file}, line {number}: the prompt is no text")
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f"{file}: holds no prompts")
+    return prompts
+
+
+def numbered(out: Path, count: int) -> list[Path]:
+    """The files of so many pictures: `out` of one, and of several `out` with numbers before its ending."""
+    digits = len(str(count - 1))
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i:0{digits}}") for i in range(count)]
 
 
 def edit(options: Edit) -> None:
     """Picture from a picture and an instruction."""
     from hyperbagel.bagel.images import load_image
-    from hyperbagel.flow.guidance import PAPER_EDITING
 
-    _check(options, replace(PAPER_EDITING, text_scale=options.text_scale, image_scale=options.image_scale))
+    _check(options, [options.out])
     source = load_image(options.image)
-    pipeline = _pipeline(options, options.instruction, ())
+    pipeline = _pipeline(options, [options.instruction], ())
     with _progress() as show:
         picture = pipeline.edit(
             source,
@@ -117,25 +97,28 @@ def edit(options: Edit) -> None:
             text_scale=options.text_scale,
             image_scale=options.image_scale,
             seed=options.seed,
+            think=options.think,
             progress=show,
         )
     _write(options.out, picture)
 
 
-def _check(options: Generate | Edit, guidance: Guidance) -> None:
-    """Raises, before a model is loaded, what tells that the picture cannot be made or written as asked for."""
+def _check(options: Generate | Edit, files: Sequence[Path]) -> None:
+    """Raises, before a model is loaded, what tells that the pictures cannot be made or written as asked for."""
+    from hyperbagel.flow.guidance import Guidance
     from hyperbagel.flow.sampler import Sampler
 
-    check_picture(options.out)
+    check_picture(files[0])
     check_files(options.branch)
-    Sampler(1 if options.steps is None else options.steps, guidance=guidance)
+    Guidance(options.text_scale, getattr(options, "image_scale", 1.0))
+    Sampler(1 if options.steps is None else options.steps)
 
 
-def _pipeline(options: Generate | Edit, text: str, without: tuple[Part, ...]) -> Pipeline:
+def _pipeline(options: Generate | Edit, texts: Sequence[str], without: tuple[Part, ...]) -> Pipeline:
     from hyperbagel.pipeline.pipeline import Pipeline
 
     context = options.context if isinstance(options, Edit) else None
-    return Pipeline(*load_model(options.model, options.device, without, text), options.branch, context=context)
+    return Pipeline(*load_model(options.model, options.device, without, texts), options.branch, context=context)
 
 
 def _is_whole(branch: str | None) -> bool:
@@ -162,5 +145,7 @@ def _progress() -> Iterator[Progress]:
 def _write(out: Path, picture: Picture) -> None:
     """Write a picture, and tell what it cost."""
     picture.save(out)
+    if picture.thought:
+        print(picture.thought)
     width, height = picture.image.size
     print(f"{out}: {width}x{height} pixels, {picture.nfe} NFE, {picture.seconds:.2f} s")

@@ -8,24 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import Namespace
-from lightning import LightningModule
-from lightning.pytorch.cli import LightningArgumentParser
 
-from hyperbagel.bagel.checkpoint import save_config
-from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.shipped import resolve
-from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli.commands import with_underscores
 from hyperbagel.cli.errors import CommandParser
-from hyperbagel.cli.trainer import read_config
-from hyperbagel.scenes.vocabulary import tokenizer_folder
-from hyperbagel.training.memory import Workload
-from hyperbagel.training.networks import LoRA
-from hyperbagel.training.planning import Cluster, MemoryPlan, plan
+from hyperbagel.cli.options import PlanOptions
+from hyperbagel.cli.training import check_names
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+
+    from hyperbagel.training.planning import Cluster, MemoryPlan
 
 GIB = 2**30
 _OWN_PARTS = {
@@ -33,29 +29,6 @@ _OWN_PARTS = {
     "features": "hyperbagel.critics.pixel.BagelViTFeatures",
 }
 _BRANCHES = ("student", "critic", "fake")
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """Memory of a training stage on each device, from shapes alone, and the largest batch that fits.
-
-    Args:
-        devices: how many; default those of the configuration.
-        sharding: fsdp or none; default the strategy of the configuration.
-        lora: rank of adapters to train instead of whole branches; default what the configuration says.
-        memory: of a device, in GiB.
-        side: of the pictures, in pixels.
-        text: tokens of a prompt.
-        editing: whether documents are edits, with a picture of the same size before the prompt.
-    """
-
-    devices: int | None = None
-    sharding: Literal["fsdp", "none"] | None = None
-    lora: int | None = None
-    memory: float = 80
-    side: int = 1024
-    text: int = 128
-    editing: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,11 +51,17 @@ def run_plan(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(with_underscores(arguments)).as_dict()
     configs = [file for files in parsed.pop("config") for file in files]
     options = PlanOptions(**parsed)
+    check_names([f"--config={config}" for config in configs])
     print(table(planned(configs, options), options))
 
 
 def planned(configs: Sequence[str], options: PlanOptions) -> Planned:
     """The plan of the stage that some YAML files configure. Raises ValueError for settings that do not fit."""
+    from hyperbagel.cli.trainer import read_config
+    from hyperbagel.training.memory import Workload
+    from hyperbagel.training.networks import LoRA
+    from hyperbagel.training.planning import Cluster, plan
+
     config = read_config(configs)
     trainer, arguments = config.trainer, config.model.init_args
     devices = options.devices or (trainer.devices if isinstance(trainer.devices, int) else 1) * trainer.num_nodes
@@ -103,6 +82,10 @@ def planned(configs: Sequence[str], options: PlanOptions) -> Planned:
 
 def build_on_meta(model: Namespace) -> LightningModule:
     """A stage with shapes but without weights, of its part of a parsed configuration."""
+    import torch
+    from lightning import LightningModule
+    from lightning.pytorch.cli import LightningArgumentParser
+
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     with torch.device("meta"):
@@ -131,6 +114,11 @@ def _replace_outside_parts(arguments: Namespace) -> tuple[list[str], dict[str, i
 @contextmanager
 def _configuration_folder(arguments: Namespace, notes: list[str]) -> Iterator[None]:
     """Have a folder with a configuration in place of a missing model's, which is taken for BAGEL-7B-MoT."""
+    from hyperbagel.bagel.checkpoint import save_config
+    from hyperbagel.bagel.config import BagelConfig
+    from hyperbagel.bagel.tokenizer import Tokenizer
+    from hyperbagel.scenes.vocabulary import tokenizer_folder
+
     if (resolve(arguments.model) / "llm_config.json").is_file():
         yield
         return

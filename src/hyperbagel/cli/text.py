@@ -3,56 +3,103 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hyperbagel.pipeline.loading import Device, check_files, load_model
+from hyperbagel.cli.options import Chat
+from hyperbagel.pipeline.loading import check_files, load_model
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-@dataclass(frozen=True)
-class Chat:
-    """Answer a question about a picture, or without one. The answer appears as it is written.
-
-    Args:
-        image: picture file the question is about, or - for none.
-        question: what to ask.
-        model: checkpoint folder, or the name of a model that comes with the package.
-        draft: file of a draft head, which speeds the answer up without changing it.
-        answer_prefix: what the model is made to begin its answer with, as chat models expect; it is not shown.
-        max_tokens: longest answer.
-        temperature: 0 always takes the likeliest token; higher values vary more.
-        top_p: sample among the likeliest tokens that together have this probability.
-        seed: of the sampling.
-        device: where and how to compute.
-    """
-
-    image: str
-    question: str
-    model: str = "scenes"
-    draft: str | None = None
-    answer_prefix: str = ""
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    device: Device = field(default_factory=Device)
+    from hyperbagel.decoding.autoregressive import DecodingSettings
+    from hyperbagel.pipeline.pipeline import Pipeline
+    from hyperbagel.pipeline.results import Answer
 
 
 def chat(options: Chat) -> None:
-    """Answer a question, about a picture or not."""
-    from hyperbagel.bagel.images import load_image
+    """Answers to questions, about a picture or not."""
     from hyperbagel.decoding.autoregressive import DecodingSettings
     from hyperbagel.pipeline.pipeline import Pipeline
 
     check_files(draft=options.draft)
-    picture = None if options.image == "-" else load_image(options.image)
+    picture = _picture(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
-    loaded = load_model(options.model, options.device, ("generation", "autoencoder"), options.question)
-    answer = Pipeline(*loaded, draft=options.draft).ask(
-        options.question,
+    loaded = load_model(options.model, options.device, ("generation", "autoencoder"), options.questions)
+    pipeline = Pipeline(*loaded, draft=options.draft)
+    if len(options.questions) > 1:
+        _answer_together(pipeline, picture, options, settings)
+        return
+    if not options.questions:
+        _converse(pipeline, picture, options, settings)
+        return
+    answer = pipeline.ask(
+        options.questions[0],
         picture,
         settings=settings,
         seed=options.seed,
+        think=options.think,
         answer_prefix=options.answer_prefix,
-        stream=lambda piece: print(piece, end="", flush=True),
+        stream=_show,
     )
-    print(f"\n[{answer.tokens} tokens, {answer.tokens_per_second:.1f} tokens/s]", file=sys.stderr)
+    print()
+    _tell_speed([answer])
+
+
+def _picture(image: str) -> Image.Image | None:
+    from hyperbagel.bagel.images import load_image
+
+    if image == "-":
+        return None
+    if not Path(image).is_file():
+        raise FileNotFoundError(f'{image}: no such picture; name one, or - for none: hyperbagel chat - "QUESTION"')
+    return load_image(image)
+
+
+def _answer_together(
+    pipeline: Pipeline, picture: Image.Image | None, options: Chat, settings: DecodingSettings
+) -> None:
+    answers = pipeline.ask(
+        options.questions,
+        picture,
+        settings=settings,
+        seed=options.seed,
+        think=options.think,
+        answer_prefix=options.answer_prefix,
+    )
+    for question, answer in zip(options.questions, answers, strict=True):
+        print(f"{question}\n{answer}\n")
+    _tell_speed(answers)
+
+
+def _converse(pipeline: Pipeline, picture: Image.Image | None, options: Chat, settings: DecodingSettings) -> None:
+    """Answer each line of the standard input, with what was said before in mind."""
+    conversation = pipeline.chat(options.answer_prefix)
+    if picture is not None:
+        conversation.show(picture)
+    for question in _lines():
+        answer = conversation.ask(question, settings=settings, seed=options.seed, think=options.think, stream=_show)
+        print()
+        _tell_speed([answer])
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """The questions on the standard input, until it ends; a terminal is asked for them."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _tell_speed(answers: list[Answer]) -> None:
+    tokens, seconds = sum(answer.tokens for answer in answers), sum(answer.seconds for answer in answers)
+    print(f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s]", file=sys.stderr)

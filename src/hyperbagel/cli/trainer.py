@@ -1,4 +1,4 @@
-"""`hyperbagel fit`, `validate`, `test`, `predict`: LightningCLI over stages and data modules chosen by class path."""
+"""LightningCLI over stages and data modules chosen by class path: what `hyperbagel fit` and its like run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ import torch
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from hyperbagel.callbacks.report import Report
 from hyperbagel.callbacks.requirements import check_requirements
 from hyperbagel.callbacks.safeguard import Safeguard, readable_checkpoint
+from hyperbagel.callbacks.update_bar import UpdateBar
 from hyperbagel.cli.bases import BASES, stage_of, with_bases
 from hyperbagel.cli.configs import with_found_configs
 from hyperbagel.cli.errors import OneLineParser
 from hyperbagel.cli.moved import FormerNames
 from hyperbagel.cli.named_callbacks import add_named_callbacks, in_order
+from hyperbagel.cli.outcome import outcome
 from hyperbagel.cli.precision import in_arguments, with_precision
+from hyperbagel.cli.quiet import leave_out_noise
 from hyperbagel.cli.repeated_keys import refuse_repeated_keys
 from hyperbagel.cli.saved_config import WholeConfig
 
 _STEPS = {"validate": ("validation_step",), "test": ("test_step",), "predict": ("predict_step", "forward")}
 _INSTEAD = {
-    "predict": "draw with `hyperbagel generate` and `edit`, answer with `hyperbagel chat`, measure with `test`",
+    "predict": "derive it from hyperbagel.training.stage.Stage, whose stages draw, edit and answer",
     "test": "to measure the branch that it trained, `test` hyperbagel.modules.pretraining.Pretraining with a row "
     "whose `branch` is that file",
 }
@@ -44,14 +49,8 @@ class TrainerCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Defaults that these stages and data modules need."""
-        parser.set_defaults({"trainer.use_distributed_sampler": False})
+        parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
         add_named_callbacks(parser)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse without the warning that arguments are handed over: they always are, by the command line or `plan`."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Look into a checkpoint before anything is made, and take its settings over, if it has any.
@@ -80,6 +79,9 @@ class TrainerCLI(LightningCLI):
         there."""
         made = self.config_init[self.subcommand]
         made.trainer.callbacks = in_order(made.callbacks, made.trainer.callbacks)
+        shown = made.trainer.enable_progress_bar is not False
+        if shown and not any(isinstance(callback, ProgressBar) for callback in made.trainer.callbacks):
+            made.trainer.callbacks.append(UpdateBar())
         if made.trainer.default_root_dir is None and isinstance(made.trainer.logger, TensorBoardLogger | CSVLogger):
             made.trainer.default_root_dir = made.trainer.logger.root_dir
         try:
@@ -90,6 +92,26 @@ class TrainerCLI(LightningCLI):
                 f"trainer.accelerator {wanted.accelerator}, trainer.devices {wanted.devices}: {error} "
                 "`--trainer.accelerator auto --trainer.devices auto` takes what there is"
             ) from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's table is left out where a report shows the same figures."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if any(isinstance(callback, Report) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            arguments |= {"verbose": False} if "verbose" in arguments else {}
+        return arguments
+
+    def after_fit(self) -> None:
+        """Tell what the training left and what can be done with it."""
+        told = outcome(self.trainer, self.model)  # ranks agree on folders, so all of them have to ask
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(told)
+
+    def after_predict(self) -> None:
+        """Tell where the predictions are."""
+        predictor = getattr(self.model, "predictor", None)
+        if predictor is not None and self.trainer.is_global_zero:
+            told = f"{predictor.written} documents written" + (f", {predictor.kept} were there" * (predictor.kept > 0))
+            print(f"{predictor.folder}: {told}")
 
 
 class ConfigReader(TrainerCLI):
@@ -132,7 +154,17 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         )
 
     refuse_repeated_keys(of_file)
-    return cli(
+    command = arguments[0]
+
+    class OfCommand(cli):  # type: ignore[valid-type, misc]
+        """With the options of one command only: those of each take a second to collect."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {command: LightningCLI.subcommands()[command]}
+
+    leave_out_noise()
+    made: TrainerCLI = OfCommand(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -144,6 +176,7 @@ def _start(cli: type[TrainerCLI], arguments: Sequence[str]) -> TrainerCLI:
         parser_class=TrainerParser,
         args=arguments,
     )
+    return made
 
 
 def _warn_of_former_names(found: Mapping[str, str], place: str) -> None:
@@ -155,26 +188,6 @@ def _warn_of_former_names(found: Mapping[str, str], place: str) -> None:
 def run(arguments: Sequence[str]) -> None:
     """Run one trainer command, such as ["fit", "--config", "stage.yaml"] or ["fit", "--config", "nano/tscd"]."""
     _start(TrainerCLI, arguments)
-
-
-def fit(arguments: Sequence[str]) -> None:
-    """Run a training stage."""
-    run(["fit", *arguments])
-
-
-def validate(arguments: Sequence[str]) -> None:
-    """Measure a stage on the data kept for validation."""
-    run(["validate", *arguments])
-
-
-def test(arguments: Sequence[str]) -> None:
-    """Measure a model or a stage's result."""
-    run(["test", *arguments])
-
-
-def predict(arguments: Sequence[str]) -> None:
-    """Run the step `predict_step` of a stage of one's own."""
-    run(["predict", *arguments])
 
 
 def read_config(files: Sequence[str | Path], command: str = "fit") -> Namespace:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hyperbagel.evaluation import geneval
 from hyperbagel.evaluation.gedit import report as gedit
+from hyperbagel.evaluation.tables import Table
 from hyperbagel.files import write_text
 
 REPORT = "report.json"
@@ -21,7 +22,8 @@ OWN = "model"
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
     """Write both files; a crash leaves the old ones. Raises WriteError."""
-    texts = {REPORT: json.dumps(report, indent=1, ensure_ascii=False), "report.md": tables({folder.name: report})}
+    shown = markdown(tables({folder.name: report}))
+    texts = {REPORT: json.dumps(report, indent=1, ensure_ascii=False), "report.md": shown}
     for name, text in texts.items():
         write_text(folder / name, text + "\n")
 
@@ -40,15 +42,20 @@ def read_report(run: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown tables, one per benchmark, of reports by name; one row for each measured setting of each run. The last
-    ones compare GenEval and GEdit on the same prompts, edits and noise with the first row's.
+def tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Tables of reports by name, one per benchmark; one row for each measured setting of each run. The last ones
+    compare GenEval and GEdit on the same prompts, edits and noise with the first row's.
     """
-    parts = [
-        _table(name, {row: {m: _figure(v) for m, v in metrics.items()} for row, metrics in found["rows"].items()})
-        for name, found in combined(reports)["results"].items()
+    found = [
+        Table(name, {row: {m: _figure(v) for m, v in metrics.items()} for row, metrics in results["rows"].items()})
+        for name, results in combined(reports)["results"].items()
     ]
-    return "\n\n".join(parts + [table for name in _COMPARED if (table := _paired(name, reports))])
+    return found + [table for name in _COMPARED if (table := _paired(name, reports))]
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Tables below each other."""
+    return "\n\n".join(table.markdown() for table in tables)
 
 
 def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ _COMPARED: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, str]]]] =
 }
 
 
-def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """The table of paired differences to the first row; None where no other row judged the same pictures."""
     read, differences = _COMPARED[benchmark]
     judged = {}
@@ -99,20 +106,7 @@ def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> str | N
         with suppress(ValueError):  # of other prompts or noise
             rows[name] = differences(other, first)
     title = f"{benchmark}, difference to {reference} on the same prompts and noise, with 95 % intervals"
-    return _table(title, rows) if rows else None
-
-
-def _table(title: str, rows: Mapping[str, Mapping[str, str]]) -> str:
-    columns = list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
-    lines = [["", *(column.removeprefix(f"{title}/") for column in columns)]]
-    lines += [[name, *(metrics.get(column, "-") for column in columns)] for name, metrics in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    body = [
-        " | ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in lines
-    ]
-    return "\n".join([f"### {title}", "", *(f"| {line} |" for line in body)])
+    return Table(title, rows) if rows else None
 
 
 def _figure(value: float) -> str:

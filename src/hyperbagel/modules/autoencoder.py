@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hyperbagel.bagel.segments import DocumentBatch, ImageSegment, ViTSegment
+from hyperbagel.bagel.images import to_pil
+from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, ViTSegment
+from hyperbagel.files import write_json, write_picture
 from hyperbagel.flow.randomness import step_generator
 from hyperbagel.training.networks import Training
 from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
@@ -130,6 +132,22 @@ class AutoencoderTraining(Stage):
         """As in validation."""
         self.validation_step(batch, batch_idx)
 
+    def predict_step(self, batch: DocumentBatch, batch_idx: int) -> list[str]:
+        """Write the pictures of each document as the autoencoder gives them back; what is there is kept."""
+        files = [self.predictor.file(batch.source, key) for key in batch.keys]
+        for file, key, document in zip(files, batch.keys, batch.documents, strict=True):
+            if file.exists():
+                self.predictor.kept += 1
+                continue
+            names = []
+            for number, pixels in enumerate(_pictures(document)):
+                names.append(f"{file.stem}-{number}.png")
+                latent = self.model.autoencoder.encode(pixels[None].to(self.device, self.model.dtype))
+                write_picture(file.with_name(names[-1]), to_pil(self.model.autoencoder.decode(latent)[0]))
+            write_json(file, {"key": key, "source": batch.source, "pictures": names})
+            self.predictor.written += 1
+        return [str(file) for file in files]
+
     def _observe(self, latents: Tensor) -> None:
         """Running moments of the posterior means; they follow the encoder, which stands still once the rate decayed."""
         weight = max(1 - STATISTICS_DECAY, 1 / (int(self.student_step) + 1))
@@ -152,13 +170,17 @@ class AutoencoderTraining(Stage):
 
 def _stacks(batch: DocumentBatch, device: torch.device) -> Iterator[Tensor]:
     """The pictures of a batch, each once, in stacks (B, 3, H, W) of one size."""
-    by_size: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
+    by_size: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for document in batch.documents:
-        # A condition is there twice, for the autoencoder and for the ViT: the former has the autoencoder's size.
-        wanted = ImageSegment if any(isinstance(segment, ImageSegment) for segment in document) else ViTSegment
-        for segment in document:
-            if isinstance(segment, wanted):
-                by_size[segment.pixels.shape][segment.pixels.data_ptr()] = segment.pixels
+        for pixels in _pictures(document):
+            by_size[pixels.shape].append(pixels)
     for pictures in by_size.values():
-        stack = torch.stack(list(pictures.values())).to(device)
+        stack = torch.stack(pictures).to(device)
         yield stack.contiguous(memory_format=torch.channels_last)
+
+
+def _pictures(document: Document) -> list[Tensor]:
+    """The pictures of a document, (3, H, W) in [-1, 1], each once."""
+    # A condition is there twice, for the autoencoder and for the ViT: the former has the autoencoder's size.
+    wanted = ImageSegment if any(isinstance(segment, ImageSegment) for segment in document) else ViTSegment
+    return list({s.pixels.data_ptr(): s.pixels for s in document if isinstance(s, wanted)}.values())

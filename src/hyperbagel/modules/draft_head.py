@@ -102,6 +102,11 @@ class DraftTraining(Stage):
         self.leave_out_frozen_parts()
         self.leave_out("model")
 
+    @property
+    def draft_head(self) -> DraftHead:
+        """The head that trains."""
+        return self.draft
+
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """Of a question on a picture; all unrolled steps keep their graphs."""
         return {"activations": cost.question(self.draft.config.layers * self.method.steps + 1)}

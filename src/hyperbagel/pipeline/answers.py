@@ -9,38 +9,56 @@ from PIL import Image
 
 from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.segments import Document, TextSegment, ViTSegment
+from hyperbagel.bagel.segments import Document, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 
 
 class TextStream:
-    """The text of an answer, token by token. count: tokens so far, the one that ends the answer included."""
+    """The text of an answer, token by token.
+
+    text: so far; count: tokens so far, the one that ends the answer included.
+    """
 
     def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
         self._tokenizer, self._eos = tokenizer, eos
         self._tokens: list[int] = []
-        self._shown = self.count = 0
+        self._ended = False
+        self.text = ""
+        self.count = 0
 
     def add(self, token: int) -> str:
-        """The text that a token completes: nothing at the end of the answer, and inside of a character."""
+        """The text that a token completes: nothing at the end of the answer and after it, and inside of a character.
+
+        A negative token stands for none.
+        """
+        if token < 0 or self._ended:
+            return ""
         self.count += 1
         if token == self._eos:
+            self._ended = True
             return ""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
         if text.endswith("\ufffd"):  # a character may need several tokens
             return ""
-        new, self._shown = text[self._shown :], len(text)
+        new, self.text = text[len(self.text) :], text
         return new
 
 
-def question_document(model: Bagel, tokenizer: Tokenizer, question: str, picture: Image.Image | None) -> Document:
-    """A question after the picture that it is about, if there is one."""
-    document: Document = [TextSegment(tokenizer.prompt(question))]
-    if picture is None:
-        return document
-    return [ViTSegment(model.config.vit_transform(as_seen(picture)).to(model.device, model.dtype)), *document]
+def question_document(
+    model: Bagel, tokenizer: Tokenizer, question: str, picture: Image.Image | None, system: str = ""
+) -> Document:
+    """A question after the picture that it is about, if there is one; system: a text before both."""
+    document: list[Segment] = [TextSegment(tokenizer.prompt(system))] if system else []
+    if picture is not None:
+        document.append(seen(model, picture))
+    return [*document, TextSegment(tokenizer.prompt(question))]
+
+
+def seen(model: Bagel, picture: Image.Image) -> ViTSegment:
+    """A picture as it is seen by who answers questions about it."""
+    return ViTSegment(model.config.vit_transform(as_seen(picture)).to(model.device, model.dtype))
 
 
 def answer(

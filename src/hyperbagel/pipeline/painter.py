@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -73,8 +73,14 @@ class Painter:
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """One picture (3, H, W) uint8 on the CPU for each prompt, from noise of its seed."""
-        documents: list[Document] = [[TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts]
-        return self._draw(documents, [size or self.size] * len(documents), seeds, progress)
+        return self.draw(self.prompts(prompts), [size or self.size] * len(prompts), seeds, progress)
+
+    def prompts(self, prompts: Sequence[str], system: str = "") -> list[Document]:
+        """The documents that prompts are; system: a text before each."""
+        return [[*self._system(system), TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts]
+
+    def _system(self, text: str) -> list[TextSegment]:
+        return [TextSegment(self.tokenizer.prompt(text))] if text else []
 
     def edit(
         self,
@@ -84,31 +90,48 @@ class Painter:
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """Each source picture changed as its instruction says: (3, H, W) uint8 on the CPU, at the model's size."""
-        config = self.model.config
+        documents, sizes = self.edits(sources, instructions)
+        return self.draw(documents, sizes, seeds, progress)
+
+    def edits(
+        self, sources: Sequence[Image.Image], instructions: Sequence[str], system: str = ""
+    ) -> tuple[list[Document], list[tuple[int, int]]]:
+        """The documents that edits are, and heights and widths of their pictures; system: a text before each."""
         documents: list[Document] = []
         sizes = []
         for picture, instruction in zip(sources, instructions, strict=True):
-            resized = config.vae_transform.resize(as_seen(picture))
-            ids = self.tokenizer.prompt(instruction)
-            documents.append([
-                ImageSegment(to_pixels(resized).to(self.model.device)),
-                ViTSegment(config.vit_transform(resized).to(self.model.device)),
-                TextSegment(ids),
-            ])  # fmt: skip
-            sizes.append((resized.height, resized.width))
-        return self._draw(documents, sizes, seeds, progress)
+            seen, size = self.shown(picture)
+            documents.append([*self._system(system), *seen, TextSegment(self.tokenizer.prompt(instruction))])
+            sizes.append(size)
+        return documents, sizes
+
+    def shown(self, picture: Image.Image) -> tuple[list[ImageSegment | ViTSegment], tuple[int, int]]:
+        """A picture as what is drawn after it sees it, for the autoencoder and for the ViT; its height and width."""
+        config, device = self.model.config, self.model.device
+        resized = config.vae_transform.resize(as_seen(picture))
+        pixels, seen = to_pixels(resized), config.vit_transform(resized)
+        return [ImageSegment(pixels.to(device)), ViTSegment(seen.to(device))], (resized.height, resized.width)
 
     @torch.no_grad()
-    def _draw(
+    def draw(
         self,
         documents: Sequence[Document],
         sizes: Sequence[tuple[int, int]],
         seeds: Sequence[int],
         progress: Progress | None = None,
+        thoughts: Sequence[str] | None = None,
     ) -> list[Tensor]:
+        """The picture that follows on each document, (3, H, W) uint8 on the CPU.
+
+        sizes: height and width in pixels; thoughts: what was thought about each document, which what is drawn reads
+        behind it, but the variants of guidance do not.
+        """
         started = time.perf_counter()
         grid = self.model.latent_grid(sizes)
         contexts = self.sampler.read(self.model, documents, self.branch)
+        if thoughts is not None:
+            read = [[TextSegment(self.tokenizer.prompt(thought))] for thought in thoughts]
+            contexts = replace(contexts, full=self.model.prefill(read, contexts.full))
         noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
         sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch, progress)
         pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]

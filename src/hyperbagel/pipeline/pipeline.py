@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, overload
+from typing import Final, Literal, TypeAlias, overload
 
 import torch
 from PIL import Image
@@ -18,66 +19,29 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
 from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import Document
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
-from hyperbagel.files import write_picture
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.trajectory import Progress
 from hyperbagel.pipeline.answers import TextStream, question_document
-from hyperbagel.pipeline.loading import Device, check_files, load_model
+from hyperbagel.pipeline.conversation import Conversation
+from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.loading import check_files, load_model, said
 from hyperbagel.pipeline.painter import Painter, largest_square, warn_of_misfits
+from hyperbagel.pipeline.results import Answer, Picture
+from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE, LONGEST, split_thought
+
+ImageLike: TypeAlias = Image.Image | str | Path
+"""A picture, or its file."""
+log = logging.getLogger(__name__)
 
 STEPS: Final = 50
 """Denoising steps of a teacher, unless told otherwise."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture and what it cost."""
-
-    image: Image.Image
-    """The picture, RGB."""
-    nfe: int
-    """Evaluations of the generation network."""
-    seconds: float
-    """From text to pixels; of a picture that was drawn with others, its share."""
-
-    def save(self, path: str | Path) -> None:
-        """Write a file, in the format that its name says. Raises ValueError for one that is no picture's."""
-        write_picture(path, self.image)
-
-    def show(self) -> None:
-        """Open it in the viewer of the system; a notebook shows it by itself."""
-        self.image.show()
-
-    def _repr_png_(self) -> bytes | None:
-        return self.image._repr_png_()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, and what that cost."""
-
-    text: str
-    """The answer."""
-    tokens: int
-    """Its length, the token that ends it included; of an answer that was written with others, all of theirs."""
-    passes: int
-    """Passes of the model: as many as tokens without a draft head, and fewer with one."""
-    seconds: float
-    """From the question to the last token."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed, reading the question included."""
-        return self.tokens / self.seconds
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Pipeline:
@@ -110,6 +74,7 @@ class Pipeline:
             self._branch, self._info = load_branch(branch, model)
         self._draft = None if draft is None else load_draft(draft, model)
         self._context = context
+        self._told: set[object] = set()  # texts and samplers that were warned of
 
     @property
     def size(self) -> tuple[int, int]:
@@ -125,6 +90,7 @@ class Pipeline:
         text_scale: float = ...,
         seed: int = ...,
         size: tuple[int, int] | None = ...,
+        think: bool = ...,
         progress: Progress | None = ...,
     ) -> Picture: ...
 
@@ -137,6 +103,7 @@ class Pipeline:
         text_scale: float = ...,
         seed: int | Sequence[int] = ...,
         size: tuple[int, int] | None = ...,
+        think: bool = ...,
         progress: Progress | None = ...,
     ) -> list[Picture]: ...
 
@@ -148,32 +115,35 @@ class Pipeline:
         text_scale: float = PAPER_GENERATION.text_scale,
         seed: int | Sequence[int] = 0,
         size: tuple[int, int] | None = None,
+        think: bool = False,
         progress: Progress | None = None,
     ) -> Picture | list[Picture]:
         """A picture of a prompt, or pictures of several, drawn together.
 
         steps: of denoising, None for as many as the branch was made for (a teacher: 50); text_scale: strength of the
         guidance, 1 switches it off; seed: of the noise, one for all pictures or one each; size: height and width in
-        pixels, None for the model's largest; progress: called after each step with (done, steps).
+        pixels, None for the model's largest; think: have the model write a thought about each first, by which it then
+        draws (models that learnt it); progress: called after each step with (done, steps).
         Raises ValueError for what cannot be drawn.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = self.read([prompts] if isinstance(prompts, str) else prompts)
         painter = self.painter(replace(PAPER_GENERATION, text_scale=text_scale), steps)
-        with torch.inference_mode():
-            drawn = painter.generate(texts, _each(seed, len(texts)), size, progress)
-        pictures = _pictures(drawn, painter)
+        documents = painter.prompts(texts, BEFORE_PICTURE if think else "")
+        sizes = [size or self.size] * len(texts)
+        pictures = self.draw_after(painter, documents, sizes, _each(seed, len(texts)), think, progress)
         return pictures[0] if isinstance(prompts, str) else pictures
 
     @overload
     def edit(
         self,
-        images: Image.Image | str | Path,
+        images: ImageLike,
         instructions: str,
         *,
         steps: int | None = ...,
         text_scale: float = ...,
         image_scale: float = ...,
         seed: int = ...,
+        think: bool = ...,
         progress: Progress | None = ...,
     ) -> Picture: ...
 
@@ -187,18 +157,20 @@ class Pipeline:
         text_scale: float = ...,
         image_scale: float = ...,
         seed: int | Sequence[int] = ...,
+        think: bool = ...,
         progress: Progress | None = ...,
     ) -> list[Picture]: ...
 
     def edit(
         self,
-        images: Image.Image | str | Path | Sequence[Image.Image | str | Path],
+        images: ImageLike | Sequence[ImageLike],
         instructions: str | Sequence[str],
         *,
         steps: int | None = None,
         text_scale: float = PAPER_EDITING.text_scale,
         image_scale: float = PAPER_EDITING.image_scale,
         seed: int | Sequence[int] = 0,
+        think: bool = False,
         progress: Progress | None = None,
     ) -> Picture | list[Picture]:
         """A picture changed as an instruction says, or several, each by its own or all by one.
@@ -206,52 +178,137 @@ class Pipeline:
         images: pictures or their files; image_scale: strength of the guidance by the picture; all else as in
         `generate`. Raises ValueError for what cannot be drawn, ImageError for a file that is no picture.
         """
-        one = isinstance(images, Image.Image | str | Path)
-        sources = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-        texts = [instructions] * len(sources) if isinstance(instructions, str) else list(instructions)
+        one = isinstance(images, ImageLike)
+        sources = [images] if isinstance(images, ImageLike) else list(images)
+        texts = self.read([instructions] * len(sources) if isinstance(instructions, str) else instructions)
         if len(texts) != len(sources):
             raise ValueError(f"{len(texts)} instructions for {len(sources)} pictures: give one for all, or one each")
         painter = self.painter(replace(PAPER_EDITING, text_scale=text_scale, image_scale=image_scale), steps)
-        with torch.inference_mode():
-            drawn = painter.edit([_image(source) for source in sources], texts, _each(seed, len(sources)), progress)
-        pictures = _pictures(drawn, painter)
+        read = [_image(source) for source in sources]
+        documents, sizes = painter.edits(read, texts, BEFORE_PICTURE if think else "")
+        pictures = self.draw_after(painter, documents, sizes, _each(seed, len(sources)), think, progress)
         return pictures[0] if one else pictures
 
+    @overload
     def ask(
         self,
         question: str,
-        image: Image.Image | str | Path | None = None,
+        image: ImageLike | None = ...,
+        *,
+        settings: DecodingSettings | None = ...,
+        seed: int = ...,
+        think: bool = ...,
+        answer_prefix: str = ...,
+        stream: Callable[[str], object] | None = ...,
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self,
+        question: list[str],
+        image: ImageLike | Sequence[ImageLike | None] | None = ...,
+        *,
+        settings: DecodingSettings | None = ...,
+        seed: int = ...,
+        think: bool = ...,
+        answer_prefix: str = ...,
+    ) -> list[Answer]: ...
+
+    def ask(
+        self,
+        question: str | Sequence[str],
+        image: ImageLike | Sequence[ImageLike | None] | None = None,
         *,
         settings: DecodingSettings | None = None,
         seed: int = 0,
+        think: bool = False,
         answer_prefix: str = "",
         stream: Callable[[str], object] | None = None,
-    ) -> Answer:
-        """The answer to a question, about a picture (or its file) or none.
+    ) -> Answer | list[Answer]:
+        """The answer to a question, about a picture (or its file) or none; or to several, written together.
 
-        settings: longest answer, temperature, top-p; None writes the likeliest tokens, 256 at most; seed: of sampling;
-        answer_prefix: what the answer is made to begin with, as chat models expect (it is not part of the answer);
-        stream: called with each new piece of text as it is written.
+        image: of several questions one for all, or one each; settings: longest answer, temperature, top-p; None writes
+        the likeliest tokens, 256 at most; seed: of sampling; think: have the model write a thought first (models that
+        learnt it); answer_prefix: what answers are made to begin with, as chat models expect (it is not part of them);
+        stream: called with each new piece of the text of a single answer, its thought included.
         Raises ValueError for a question longer than the model reads, ImageError for a file that is no picture.
         """
-        text = TextStream(self.tokenizer, self.model.config.tokens.eos)
-        pieces: list[str] = []
+        texts = self.read([question] if isinstance(question, str) else question)
+        images = [image] * len(texts) if image is None or isinstance(image, ImageLike) else list(image)
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} pictures for {len(texts)} questions: give one for all, or one each")
+        pictures = [None if source is None else _image(source) for source in images]
+        documents = [
+            question_document(self.model, self.tokenizer, text, picture, BEFORE_ANSWER if think else "")
+            for text, picture in zip(texts, pictures, strict=True)
+        ]
+        one = stream if isinstance(question, str) else None
+        answers = self.answer_after(documents, settings, seed, answer_prefix, think=think, stream=one)
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer_after(
+        self,
+        documents: Sequence[Document],
+        settings: DecodingSettings | None = None,
+        seed: int = 0,
+        answer_prefix: str = "",
+        think: bool = False,
+        stream: Callable[[str], object] | None = None,
+    ) -> list[Answer]:
+        """What follows on documents, written together; arguments as of `ask`. think: answers begin with a thought;
+        stream: gets the text of the first."""
+        if not documents:
+            return []
+        settings = settings or (LONGEST if think else None)
+        texts = [TextStream(self.tokenizer, self.model.config.tokens.eos) for _ in documents]
 
         def add(new: Tensor) -> None:
-            if piece := text.add(int(new[0])):
-                pieces.append(piece)
-                if stream is not None:
-                    stream(piece)
+            pieces = [text.add(token) for text, token in zip(texts, new.tolist(), strict=True)]
+            if pieces[0] and stream is not None:
+                stream(pieces[0])
 
-        picture = None if image is None else _image(image)
         started = time.perf_counter()
         statistics = self.speculator.statistics = SpeculationStatistics()
         with torch.inference_mode():
             generator = torch.Generator(self.model.device).manual_seed(seed)
             prefix = self.tokenizer.encode(answer_prefix, control=True).tolist()
-            context = self.speculator.prefill([question_document(self.model, self.tokenizer, question, picture)])
-            self.speculator.decode(context, settings, generator, add, prefix)
-        return Answer("".join(pieces), text.count, statistics.passes, time.perf_counter() - started)
+            self.speculator.decode(self.speculator.prefill(documents), settings, generator, add, prefix)
+        seconds = (time.perf_counter() - started) / len(documents)
+        parts = [split_thought(text.text) if think else ("", text.text) for text in texts]
+        return [
+            Answer(rest, text.count, statistics.passes, seconds, thought)
+            for text, (thought, rest) in zip(texts, parts, strict=True)
+        ]
+
+    def chat(self, answer_prefix: str = "") -> Conversation:
+        """A conversation in which pictures are shown, asked about, drawn and edited, turn by turn.
+
+        answer_prefix: as of `ask`.
+        """
+        return Conversation(self, answer_prefix)
+
+    def draw_after(
+        self,
+        painter: Painter,
+        documents: Sequence[Document],
+        sizes: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        think: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Picture]:
+        """The pictures that follow on documents, after a thought about each where it is asked for."""
+        if not documents:
+            return []
+        started = time.perf_counter()
+        thoughts = [answer.text for answer in self.answer_after(documents, LONGEST)] if think else None
+        with torch.inference_mode():
+            drawn = painter.draw(documents, sizes, seeds, progress, thoughts)
+        images = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in drawn]
+        seconds = (time.perf_counter() - started) / len(images)
+        return [
+            Picture(image, painter.cost.nfe, seconds, thought)
+            for image, thought in zip(images, thoughts or [""] * len(images), strict=True)
+        ]
 
     def painter(self, guidance: Guidance, steps: int | None = None) -> Painter:
         """Draws as this pipeline does, and counts what it costs. Warns of what the branch was not made for.
@@ -266,12 +323,21 @@ class Pipeline:
         sampler = Sampler(steps, info.shift, guidance, self._context or info.reader)
         unguided = replace(sampler, guidance=None)
         merged = self._branch is None  # weights that have the scales inside, for which guidance is to be off
-        warn_of_misfits(
-            self._name or str(model.source), info, unguided if merged and guidance.text_scale <= 1 else sampler
-        )
-        if merged:
-            sampler = unguided
-        return Painter(model, self.tokenizer, sampler, self._branch)
+        if sampler not in self._told:
+            self._told.add(sampler)
+            fitting = unguided if merged and guidance.text_scale <= 1 else sampler
+            warn_of_misfits(self._name or str(model.source), info, fitting)
+        return Painter(model, self.tokenizer, unguided if merged else sampler, self._branch)
+
+    def read(self, texts: Sequence[str]) -> list[str]:
+        """Texts to be read. Warns of words that the model cannot know; raises ValueError for an empty text."""
+        for text in dict.fromkeys(texts):
+            unknown = self.tokenizer.unknown_words(said(text))
+            if unknown and text not in self._told:
+                self._told.add(text)
+                known = self.tokenizer.knows
+                log.warning("words that the model does not know: %s; it knows %s", ", ".join(unknown), known)
+        return list(texts)
 
     @cached_property
     def speculator(self) -> Speculator:
@@ -310,12 +376,5 @@ def _each(seed: int | Sequence[int], number: int) -> list[int]:
     return seeds
 
 
-def _image(image: Image.Image | str | Path) -> Image.Image:
+def _image(image: ImageLike) -> Image.Image:
     return image if isinstance(image, Image.Image) else load_image(image)
-
-
-def _pictures(drawn: Sequence[Tensor], painter: Painter) -> list[Picture]:
-    """Pictures (3, H, W) uint8, with what each of them cost."""
-    cost = painter.cost
-    images = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in drawn]
-    return [Picture(image, cost.nfe, cost.seconds_per_image) for image in images]

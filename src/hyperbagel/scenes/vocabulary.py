@@ -11,6 +11,8 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
+from hyperbagel.scenes.palette import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES
+
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 """Padding, beginning and end of a text block, beginning and end of an image block; ids 0 to 4."""
 
@@ -18,6 +20,15 @@ SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|visio
 def tokenizer_folder() -> Path:
     """Folder of the built tokenizer that ships with the package."""
     return Path(str(files("hyperbagel.scenes") / "tokenizer"))
+
+
+def knowledge() -> str:
+    """What the words of the world are about, as the tokenizer's configuration tells it to people."""
+    kinds = {"shapes": SHAPES, "colors": tuple(COLORS), "backgrounds": tuple(BACKGROUNDS), "sizes": SIZES}
+    listed = [f"{kind} ({', '.join(words)})" for kind, words in kinds.items()]
+    return (
+        ", ".join([*listed, "numbers (one to four)", f"relations ({', '.join(RELATIONS)})"]) + "; names in lower case"
+    )
 
 
 def load_tokenizer() -> Tokenizer:

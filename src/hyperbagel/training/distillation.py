@@ -197,9 +197,14 @@ class DistillationStage(Stage):
         else:
             save_branch(merged(whole), info, path)
 
+    @property
+    def branch_file(self) -> Path:
+        """Where the branch is written when training ends; ranks agree on it, so all of them have to ask."""
+        return Path(self.settings.export or self.run_folder() / "branch.safetensors")
+
     def on_train_end(self) -> None:
         """Write the branch, averaged where a callback keeps an average (`averaged`)."""
-        path = Path(self.settings.export or self.run_folder() / "branch.safetensors")
+        path = self.branch_file
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path.parent.mkdir(parents=True, exist_ok=True)

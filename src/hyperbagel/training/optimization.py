@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from hyperbagel.training.partial_checkpoint import PartialCheckpoint
 from hyperbagel.training.schedules import WarmupStableDecay
 
 _PASSES = "backward_passes"
+_SAMPLES = "samples_seen"
 
 
 class Optimization(PartialCheckpoint):
@@ -39,6 +40,7 @@ class Optimization(PartialCheckpoint):
         self._paths: dict[str, tuple[str, ...]] = {}
         self._roles: dict[str, Update] = {}
         self._backward_passes: dict[str, int] = {}
+        self._samples = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._started = self._worked_until = self._ended = 0.0
         self.terms = nn.ModuleList()
@@ -163,7 +165,7 @@ class Optimization(PartialCheckpoint):
         training, optimizer = self._training[name], self._optimizer_of(name)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, training.clip or float("inf"))
-        self.log_at_step({f"grad_norm/{name}": norm})
+        self.log_at_step({f"grad_norm/{name}": norm, f"lr/{name}": optimizer.param_groups[0]["lr"]})
         optimizer.step()
         optimizer.zero_grad()
         if training.scheduler is not None:
@@ -189,12 +191,14 @@ class Optimization(PartialCheckpoint):
         self.log("step", float(self.student_step), batch_size=batch_size)  # what loggers take for the x-axis
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how full each network's accumulation is."""
+        """Note how full each network's accumulation is, and how much was seen."""
         checkpoint[_PASSES] = dict(self._backward_passes)
+        checkpoint[_SAMPLES] = self._samples
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with accumulations where they were."""
         self._backward_passes |= checkpoint.get(_PASSES, {})
+        self._samples = checkpoint.get(_SAMPLES, 0)
 
     # Cost
 
@@ -231,15 +235,18 @@ class Optimization(PartialCheckpoint):
                 )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The batch has arrived: what it was waited for is `time/data`."""
+        """The batch has arrived: what it was waited for is `time/data`, and its documents count as seen."""
         self._started = self._worked_until = time.perf_counter()
         self._seconds.clear()
         self._seconds["data"] = self._started - self._ended
+        self._samples += len(batch) * self.trainer.world_size if isinstance(batch, Sized) else 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log what the batch cost: `time/step` as a whole, and its parts. Evaluations that followed it do not count."""
+        """Log what the batch cost: `time/step` as a whole, and its parts; and the documents seen so far, of all ranks.
+        Evaluations that followed it do not count."""
         self._seconds["step"] = self._worked_until - self._started
-        self.log_at_step({f"time/{part}": seconds for part, seconds in self._seconds.items()})
+        cost = {f"time/{part}": seconds for part, seconds in self._seconds.items()}
+        self.log_at_step(cost | {"samples_seen": float(self._samples)})
         self._ended = time.perf_counter()
 
 

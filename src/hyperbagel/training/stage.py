@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +16,13 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.embeddings import PositionTable
 from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.draft.head import DraftHead
 from hyperbagel.flow.guidance import EDITING, GENERATION
 from hyperbagel.flow.sampler import Sampler
+from hyperbagel.pipeline.painter import Painter
+from hyperbagel.pipeline.predictions import PredictionSettings, Predictor
 from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.optimization import Optimization
 
@@ -65,6 +72,8 @@ class StageSettings:
     """How layers are computed."""
     seed: int = 0
     """Seed of noise, times and fresh weights."""
+    predictions: PredictionSettings = PredictionSettings()
+    """What `predict` writes, and where."""
 
 
 class Stage(Optimization):
@@ -102,6 +111,36 @@ class Stage(Optimization):
     def editing_sampler(self) -> Sampler:
         """How pictures are edited."""
         return self.settings.samplers.editing
+
+    @property
+    def draft_head(self) -> DraftHead | None:
+        """What speeds answers up when they are predicted, if the stage has a draft head."""
+        return None
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Draws, edits and answers as evaluation does; ranks agree on its folder, so all of them have to ask."""
+        settings = self.settings.predictions
+        folder = self.run_folder() / "predictions" if settings.folder is None else Path(settings.folder)
+        tokenizer = Tokenizer.from_pretrained(self.folder)
+        samplers = (self.sampler, self.editing_sampler)
+        generation, editing = (Painter(self.model, tokenizer, sampler, self.branch) for sampler in samplers)
+        return Predictor(self.model, tokenizer, generation, editing, folder, settings, self.draft_head)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[str]:
+        """Draw, edit or answer what each document ends with, with averaged weights where a callback keeps an average.
+
+        Returns the JSON files of the documents. Raises ValueError for batches of other things than documents.
+        """
+        if not isinstance(batch, DocumentBatch):
+            raise ValueError(
+                f"predict draws and answers documents, not a {type(batch).__name__}: use a data module of them"
+            )
+        with ExitStack() as stack:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if callable(averaged := getattr(callback, "averaged", None)):
+                    stack.enter_context(averaged(self))
+            return self.predictor.write(batch)
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """Bytes for each document of a training batch, by part: activations of the graphs that exist at once, and
