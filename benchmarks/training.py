@@ -27,7 +27,17 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 
 STAGES = (
-    "autoencoder understanding generation joint draft_head cfg_distillation tscd dmdo reward_tuning adp refl".split()
+    "autoencoder",
+    "understanding",
+    "generation",
+    "joint",
+    "draft_head",
+    "cfg_distillation",
+    "tscd",
+    "dmdo",
+    "reward_tuning",
+    "adp",
+    "refl",
 )
 WARM_UP = 4
 COLUMNS = {"stage": 17, "precision": 12, "s/update": 10, "samples/s": 11, "waiting": 9, "memory, GiB": 13, "": 9}
