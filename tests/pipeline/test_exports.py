@@ -227,6 +227,16 @@ def test_peft_puts_adapters_where_official_names_are(nano: tuple[str, str], tmp_
     torch.testing.assert_close(theirs(x), adapted.get_submodule("layers.1.output.down_proj")(x))
 
 
+def test_who_reads_source_pictures_is_told(
+    nano: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["--branch", nano[1], "--model", nano[0], "--text-scale", "4"]
+    main(["export", "model", str(tmp_path / "draws"), *command])
+    assert not caplog.records
+    main(["export", "model", str(tmp_path / "edits"), *command, "--image-scale", "2"])
+    assert "it reads them itself" in caplog.text
+
+
 # What is refused
 
 

@@ -74,6 +74,12 @@ def whole_model(
     made = read_info(branch_file(branch))
     for problem in made.misfits(made.nfe, text_scale, image_scale):
         log.warning("%s: %s", branch, problem)
+    if image_scale and made.reader == "original":
+        log.warning(
+            "%s: made for source pictures that the original reads; merged, it reads them itself, which may cost much: "
+            "measure its edits with `context: student`, or train it so (docs/serving.md)",
+            branch,
+        )
     scales = {IMAGE_SCALE: image_scale or 0.0} | ({} if text_scale is None else {TEXT_SCALE: text_scale})
     info = merge(folder, branch, scales, out, None if dtype == "stored" else getattr(torch, dtype))
     write_text(out / "README.md", model_card(out.resolve().name, info, Origin.of(folder, base_model, license)))
