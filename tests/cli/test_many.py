@@ -70,7 +70,14 @@ def test_files_of_prompts(tmp_path: Path) -> None:
 def test_questions_are_answered_together_or_line_by_line(
     studio_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--model", str(studio_folder), "--max-tokens", "4", "--draft", str(studio_folder / "branches" / "draft.safetensors")]
+    common = [
+        "--model",
+        str(studio_folder),
+        "--max-tokens",
+        "4",
+        "--draft",
+        str(studio_folder / "branches" / "draft.safetensors"),
+    ]
     questions = ["What is a circle?", "How many stars are there?"]
     alone = []
     for question in questions:

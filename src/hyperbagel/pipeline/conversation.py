@@ -18,8 +18,8 @@ from hyperbagel.pipeline.results import Answer, Picture
 from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE
 
 if TYPE_CHECKING:
+    from hyperbagel.pipeline.engine import Engine
     from hyperbagel.pipeline.painter import Painter
-    from hyperbagel.pipeline.pipeline import Pipeline
 
 
 class Conversation:
@@ -37,7 +37,7 @@ class Conversation:
         answer_prefix: what answers are made to begin with, as chat models expect.
     """
 
-    def __init__(self, pipeline: Pipeline, answer_prefix: str = "") -> None:
+    def __init__(self, pipeline: Engine, answer_prefix: str = "") -> None:
         self._pipeline, self._prefix = pipeline, answer_prefix
         self.turns: list[str | Image.Image] = []
 
