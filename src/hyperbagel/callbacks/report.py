@@ -51,7 +51,8 @@ class Report(Callback):
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, show: bool) -> None:
         report = collect(trainer, pl_module)
         folder = Path(self.folder) if self.folder is not None else run_folder(trainer)
-        if not report["results"] or not trainer.is_global_zero:
+        measured = report["results"] if show else [*_benchmarks(trainer)]  # losses alone are no result of a training
+        if not measured or not trainer.is_global_zero:
             return
         write_report(report, folder)
         for name, callback in _benchmarks(trainer):
