@@ -50,7 +50,7 @@ class Bagel(nn.Module):
         self.config = config
         self.understanding = UnderstandingStack(config)
         self.generation = GenerationBranch(config)
-        # An autoencoder that nobody asks takes as long to import as all else together.
+        # Built of parts of diffusers, which takes time to import, so not where nobody asks it.
         self.autoencoder: Autoencoder = (
             Absent("autoencoder", "") if "autoencoder" in without else Autoencoder(config.autoencoder)  # type: ignore[assignment]
         )
