@@ -74,7 +74,8 @@ def same(one: Context, other: Context) -> bool:
 
 
 def test_thoughts_are_written_first_and_handed_out(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperbagel.pipeline.engine.LONGEST", SHORT)
+    for module in ("answering", "pipeline"):
+        monkeypatch.setattr(f"hyperbagel.pipeline.{module}.LONGEST", SHORT)
     drawn = pipeline.generate(["a red circle", "a star"], steps=1, size=(16, 16), think=True)
     for prompt, each in zip(("a red circle", "a star"), drawn, strict=True):
         document = [TextSegment(pipeline.tokenizer.encode(text)) for text in (BEFORE_PICTURE, prompt)]

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from PIL import Image
 
 from hyperbagel.bagel.appearance import as_seen
+from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+
+ImageLike: TypeAlias = Image.Image | str | Path
+"""A picture, or its file."""
+
+
+def opened(image: ImageLike) -> Image.Image:
+    """A picture that may be given as its file. Raises ImageError for a file that is no picture."""
+    return image if isinstance(image, Image.Image) else load_image(image)
 
 
 class TextStream:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.segments import Document, Segment, TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
-from hyperbagel.pipeline.answers import seen
+from hyperbagel.pipeline.answers import ImageLike, opened, seen
 from hyperbagel.pipeline.results import Answer, Picture
 from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE
 
 if TYPE_CHECKING:
-    from hyperbagel.pipeline.engine import Engine
     from hyperbagel.pipeline.painter import Painter
+    from hyperbagel.pipeline.pipeline import Pipeline
 
 
 class Conversation:
@@ -37,13 +35,13 @@ class Conversation:
         answer_prefix: what answers are made to begin with, as chat models expect.
     """
 
-    def __init__(self, pipeline: Engine, answer_prefix: str = "") -> None:
+    def __init__(self, pipeline: Pipeline, answer_prefix: str = "") -> None:
         self._pipeline, self._prefix = pipeline, answer_prefix
         self.turns: list[str | Image.Image] = []
 
-    def show(self, image: Image.Image | str | Path) -> None:
+    def show(self, image: ImageLike) -> None:
         """Add a picture, or its file. Raises ImageError for a file that is no picture."""
-        self.turns.append(image if isinstance(image, Image.Image) else load_image(image))
+        self.turns.append(opened(image))
 
     def ask(
         self,

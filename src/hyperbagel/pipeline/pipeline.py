@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Final, Literal, overload
 
+import torch
 from PIL import Image
 
 from hyperbagel.bagel.absent import Part
-from hyperbagel.bagel.images import load_image
-from hyperbagel.decoding.autoregressive import DecodingSettings
-from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
-from hyperbagel.flow.sampler import Reader
+from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import Document
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
+from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.trajectory import Progress
-from hyperbagel.pipeline.answers import question_document
+from hyperbagel.pipeline.answering import Answering
+from hyperbagel.pipeline.answers import ImageLike, opened
 from hyperbagel.pipeline.conversation import Conversation
 from hyperbagel.pipeline.device import Device
-from hyperbagel.pipeline.engine import Engine
 from hyperbagel.pipeline.loading import check_files, load_model
-from hyperbagel.pipeline.results import Answer, Picture
-from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE
+from hyperbagel.pipeline.painter import Painter, largest_square, warn_of_misfits
+from hyperbagel.pipeline.results import Picture
+from hyperbagel.pipeline.thinking import BEFORE_PICTURE, LONGEST
 
-ImageLike: TypeAlias = Image.Image | str | Path
-"""A picture, or its file."""
+STEPS: Final = 50
+"""Denoising steps of a teacher, unless told otherwise."""
 
 
-class Pipeline(Engine):
-    """Draws, edits and answers with one model. `load` makes one, with the arguments of `Engine`.
+class Pipeline(Answering):
+    """Draws, edits and answers with one model. `load` makes one.
 
     Text reads the model alone; a distilled branch takes the place of its generation side in denoising, and a draft head
     speeds answers up without changing them. One request at a time.
+
+    Args:
+        model: what reads, and without a branch draws.
+        tokenizer: the model's.
+        branch: file or name of a distilled branch.
+        draft: file or name of a draft head.
+        context: which branch reads the source pictures of edits; None: as the branch was made for.
     """
+
+    def __init__(
+        self,
+        model: Bagel,
+        tokenizer: Tokenizer,
+        branch: str | Path | None = None,
+        draft: str | Path | None = None,
+        context: Reader | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, draft)
+        self._name = None if branch is None else str(branch)
+        self._branch: GenerationBranch | None = None
+        self._info: BranchInfo | None = None
+        if branch is not None:
+            self._branch, self._info = load_branch(branch, model)
+        self._context = context
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of a picture unless others are asked for."""
+        return largest_square(self.model.config)
 
     @overload
     def generate(
@@ -137,67 +171,10 @@ class Pipeline(Engine):
         if len(texts) != len(sources):
             raise ValueError(f"{len(texts)} instructions for {len(sources)} pictures: give one for all, or one each")
         painter = self.painter(replace(PAPER_EDITING, text_scale=text_scale, image_scale=image_scale), steps)
-        read = [_image(source) for source in sources]
+        read = [opened(source) for source in sources]
         documents, sizes = painter.edits(read, texts, BEFORE_PICTURE if think else "")
         pictures = self.draw_after(painter, documents, sizes, _each(seed, len(sources)), think, progress)
         return pictures[0] if one else pictures
-
-    @overload
-    def ask(
-        self,
-        question: str,
-        image: ImageLike | None = ...,
-        *,
-        settings: DecodingSettings | None = ...,
-        seed: int = ...,
-        think: bool = ...,
-        answer_prefix: str = ...,
-        stream: Callable[[str], object] | None = ...,
-    ) -> Answer: ...
-
-    @overload
-    def ask(
-        self,
-        question: list[str],
-        image: ImageLike | Sequence[ImageLike | None] | None = ...,
-        *,
-        settings: DecodingSettings | None = ...,
-        seed: int = ...,
-        think: bool = ...,
-        answer_prefix: str = ...,
-    ) -> list[Answer]: ...
-
-    def ask(
-        self,
-        question: str | Sequence[str],
-        image: ImageLike | Sequence[ImageLike | None] | None = None,
-        *,
-        settings: DecodingSettings | None = None,
-        seed: int = 0,
-        think: bool = False,
-        answer_prefix: str = "",
-        stream: Callable[[str], object] | None = None,
-    ) -> Answer | list[Answer]:
-        """The answer to a question, about a picture (or its file) or none; or to several, written together.
-
-        image: of several questions one for all, or one each; settings: longest answer, temperature, top-p; None writes
-        the likeliest tokens, 256 at most; seed: of sampling; think: have the model write a thought first (models that
-        learnt it); answer_prefix: what answers are made to begin with, as chat models expect (it is not part of them);
-        stream: called with each new piece of the text of a single answer, its thought included.
-        Raises ValueError for a question longer than the model reads, ImageError for a file that is no picture.
-        """
-        texts = self.read([question] if isinstance(question, str) else question)
-        images = [image] * len(texts) if image is None or isinstance(image, ImageLike) else list(image)
-        if len(images) != len(texts):
-            raise ValueError(f"{len(images)} pictures for {len(texts)} questions: give one for all, or one each")
-        pictures = [None if source is None else _image(source) for source in images]
-        documents = [
-            question_document(self.model, self.tokenizer, text, picture, BEFORE_ANSWER if think else "")
-            for text, picture in zip(texts, pictures, strict=True)
-        ]
-        one = stream if isinstance(question, str) else None
-        answers = self.answer_after(documents, settings, seed, answer_prefix, think=think, stream=one)
-        return answers[0] if isinstance(question, str) else answers
 
     def chat(self, answer_prefix: str = "") -> Conversation:
         """A conversation in which pictures are shown, asked about, drawn and edited, turn by turn.
@@ -205,6 +182,48 @@ class Pipeline(Engine):
         answer_prefix: as of `ask`.
         """
         return Conversation(self, answer_prefix)
+
+    def draw_after(
+        self,
+        painter: Painter,
+        documents: Sequence[Document],
+        sizes: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        think: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Picture]:
+        """The pictures that follow on documents, after a thought about each where it is asked for."""
+        if not documents:
+            return []
+        started = time.perf_counter()
+        thoughts = [answer.text for answer in self.answer_after(documents, LONGEST)] if think else None
+        with torch.inference_mode():
+            drawn = painter.draw(documents, sizes, seeds, progress, thoughts)
+        images = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in drawn]
+        seconds = (time.perf_counter() - started) / len(images)
+        return [
+            Picture(image, painter.cost.nfe, seconds, thought)
+            for image, thought in zip(images, thoughts or [""] * len(images), strict=True)
+        ]
+
+    def painter(self, guidance: Guidance, steps: int | None = None) -> Painter:
+        """Draws as this pipeline does, and counts what it costs. Warns of what the branch was not made for.
+
+        steps: as in `generate`. Raises ValueError for impossible settings.
+        """
+        model, info = self.model, self._info or self.model.merged
+        if info is None:
+            sampler = Sampler(STEPS if steps is None else steps, model.config.timestep_shift, guidance)
+            return Painter(model, self.tokenizer, sampler)
+        steps = (info.nfe or STEPS) if steps is None else steps
+        sampler = Sampler(steps, info.shift, guidance, self._context or info.reader)
+        unguided = replace(sampler, guidance=None)
+        merged = self._branch is None  # weights that have the scales inside, for which guidance is to be off
+        if sampler not in self._told:
+            self._told.add(sampler)
+            fitting = unguided if merged and guidance.text_scale <= 1 else sampler
+            warn_of_misfits(self._name or str(model.source), info, fitting)
+        return Painter(model, self.tokenizer, unguided if merged else sampler, self._branch)
 
 
 def load(
@@ -236,7 +255,3 @@ def _each(seed: int | Sequence[int], number: int) -> list[int]:
     if len(seeds) != number:
         raise ValueError(f"{len(seeds)} seeds for {number} pictures: give one for all, or one each")
     return seeds
-
-
-def _image(image: ImageLike) -> Image.Image:
-    return image if isinstance(image, Image.Image) else load_image(image)

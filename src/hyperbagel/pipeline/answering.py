@@ -1,0 +1,148 @@
+"""Answers to questions, and what follows on documents, with or without a draft head."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.segments import Document
+from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.decoding.statistics import SpeculationStatistics
+from hyperbagel.draft.checkpoint import load_draft
+from hyperbagel.pipeline.answers import ImageLike, TextStream, opened, question_document
+from hyperbagel.pipeline.loading import said
+from hyperbagel.pipeline.results import Answer
+from hyperbagel.pipeline.thinking import BEFORE_ANSWER, LONGEST, split_thought
+
+log = logging.getLogger(__name__)
+
+
+class Answering:
+    """Answers with one model: the part of a `Pipeline` that writes.
+
+    Args:
+        model: what reads and writes.
+        tokenizer: the model's.
+        draft: file or name of a draft head.
+    """
+
+    def __init__(self, model: Bagel, tokenizer: Tokenizer, draft: str | Path | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._draft = None if draft is None else load_draft(draft, model)
+        self._told: set[object] = set()  # texts and samplers that were warned of
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        image: ImageLike | None = ...,
+        *,
+        settings: DecodingSettings | None = ...,
+        seed: int = ...,
+        think: bool = ...,
+        answer_prefix: str = ...,
+        stream: Callable[[str], object] | None = ...,
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self,
+        question: list[str],
+        image: ImageLike | Sequence[ImageLike | None] | None = ...,
+        *,
+        settings: DecodingSettings | None = ...,
+        seed: int = ...,
+        think: bool = ...,
+        answer_prefix: str = ...,
+    ) -> list[Answer]: ...
+
+    def ask(
+        self,
+        question: str | Sequence[str],
+        image: ImageLike | Sequence[ImageLike | None] | None = None,
+        *,
+        settings: DecodingSettings | None = None,
+        seed: int = 0,
+        think: bool = False,
+        answer_prefix: str = "",
+        stream: Callable[[str], object] | None = None,
+    ) -> Answer | list[Answer]:
+        """The answer to a question, about a picture (or its file) or none; or to several, written together.
+
+        image: of several questions one for all, or one each; settings: longest answer, temperature, top-p; None writes
+        the likeliest tokens, 256 at most; seed: of sampling; think: have the model write a thought first (models that
+        learnt it); answer_prefix: what answers are made to begin with, as chat models expect (it is not part of them);
+        stream: called with each new piece of the text of a single answer, its thought included.
+        Raises ValueError for a question longer than the model reads, ImageError for a file that is no picture.
+        """
+        texts = self.read([question] if isinstance(question, str) else question)
+        images = [image] * len(texts) if image is None or isinstance(image, ImageLike) else list(image)
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} pictures for {len(texts)} questions: give one for all, or one each")
+        pictures = [None if source is None else opened(source) for source in images]
+        documents = [
+            question_document(self.model, self.tokenizer, text, picture, BEFORE_ANSWER if think else "")
+            for text, picture in zip(texts, pictures, strict=True)
+        ]
+        one = stream if isinstance(question, str) else None
+        answers = self.answer_after(documents, settings, seed, answer_prefix, think=think, stream=one)
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer_after(
+        self,
+        documents: Sequence[Document],
+        settings: DecodingSettings | None = None,
+        seed: int = 0,
+        answer_prefix: str = "",
+        think: bool = False,
+        stream: Callable[[str], object] | None = None,
+    ) -> list[Answer]:
+        """What follows on documents, written together; arguments as of `ask`. think: answers begin with a thought;
+        stream: gets the text of the first."""
+        if not documents:
+            return []
+        settings = settings or (LONGEST if think else None)
+        texts = [TextStream(self.tokenizer, self.model.config.tokens.eos) for _ in documents]
+
+        def add(new: Tensor) -> None:
+            pieces = [text.add(token) for text, token in zip(texts, new.tolist(), strict=True)]
+            if pieces[0] and stream is not None:
+                stream(pieces[0])
+
+        started = time.perf_counter()
+        statistics = self.speculator.statistics = SpeculationStatistics()
+        with torch.inference_mode():
+            generator = torch.Generator(self.model.device).manual_seed(seed)
+            prefix = self.tokenizer.encode(answer_prefix, control=True).tolist()
+            self.speculator.decode(self.speculator.prefill(documents), settings, generator, add, prefix)
+        seconds = (time.perf_counter() - started) / len(documents)
+        parts = [split_thought(text.text) if think else ("", text.text) for text in texts]
+        return [
+            Answer(rest, text.count, statistics.passes, seconds, thought)
+            for text, (thought, rest) in zip(texts, parts, strict=True)
+        ]
+
+    def read(self, texts: Sequence[str]) -> list[str]:
+        """Texts to be read. Warns of words that the model cannot know; raises ValueError for an empty text."""
+        for text in dict.fromkeys(texts):
+            unknown = self.tokenizer.unknown_words(said(text))
+            if unknown and text not in self._told:
+                self._told.add(text)
+                known = self.tokenizer.knows
+                log.warning("words that the model does not know: %s; it knows %s", ", ".join(unknown), known)
+        return list(texts)
+
+    @cached_property
+    def speculator(self) -> Speculator:
+        """Writes answers, with the draft head if there is one."""
+        return Speculator(self.model, self._draft)
