@@ -29,7 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], name: str = WEIGHTS) -> None:
     tensors = load((folder / WEIGHTS).read_bytes())
-    save_file({key: value.contiguous() for key, value in change(tensors).items()}, folder / name)
+    written = folder.parent / name  # replaces the file as a whole: a model that was loaded may still be mapped to it
+    save_file({key: value.contiguous() for key, value in change(tensors).items()}, written)
+    written.replace(folder / name)
 
 
 def without(*keys: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
