@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,20 +21,10 @@ from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.layout_builder import build_layout
-from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, mot_forward
+from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, TrainingOutput, mot_forward
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, holds_image
 from hyperbagel.bagel.understanding import UnderstandingStack
 from hyperbagel.bagel.vision import unpatchify
-
-
-@dataclass(frozen=True)
-class TrainingOutput:
-    """Of one training forward: final hidden states of both streams after the norm, und (B, Nu, D) and gen (B, Ng, D),
-    and the velocity (B, Ng, C) of every latent token."""
-
-    und: Tensor
-    gen: Tensor
-    velocity: Tensor
 
 
 class Bagel(nn.Module):
@@ -121,7 +110,7 @@ class Bagel(nn.Module):
         """The token grids for pictures of `sizes` (height, width) in pixels. Raises ValueError if one does not fit."""
         return LatentGrid.of_pictures(sizes, self.config, self.device)
 
-    # Contexts
+    # Contexts, and passes through the layers
 
     def layout(self, documents: Sequence[Document], start: Tensor | None = None) -> Layout:
         """Token streams of documents without ImageSegments, on the model's device."""
@@ -185,8 +174,6 @@ class Bagel(nn.Module):
             no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])
         has_image = torch.tensor([holds_image(document) for document in documents], device=self.device)
         return GuidedContext(full, has_image, no_text, no_image)
-
-    # Passes through the layers
 
     def velocity(
         self,
@@ -261,10 +248,8 @@ class Bagel(nn.Module):
         x_t: (B, Ng, C) latent tokens, t: (B, Ng) their time (0 for clean ones).
         """
         streams = self._forward(layout, x_t, t).streams
-        gen = self.generation
-        return TrainingOutput(
-            self.understanding.norm(streams.und), gen.norm(streams.gen), gen.velocity_head(streams.gen)
-        )
+        velocity = self.generation.velocity_head(streams.gen)
+        return TrainingOutput(self.understanding.norm(streams.und), self.generation.norm(streams.gen), velocity)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of final hidden states (after the norm): (..., D) -> (..., vocabulary)."""

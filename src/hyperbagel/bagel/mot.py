@@ -8,6 +8,7 @@ the order in which keys are stored).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -120,6 +121,16 @@ class MoTOutput(NamedTuple):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     layers: tuple[Streams, ...]
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """Of one training forward: final hidden states of both streams after the norm, und (B, Nu, D) and gen (B, Ng, D),
+    and the velocity (B, Ng, C) of every latent token."""
+
+    und: Tensor
+    gen: Tensor
+    velocity: Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
