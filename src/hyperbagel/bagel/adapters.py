@@ -29,7 +29,8 @@ FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear layers of the experts, which get adapters."""
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""Before official names in files of adapters, as PEFT has it."""
 _EXACT = 1024
 """Widest matrix of which all singular values are computed; of wider ones the largest, by a randomised method."""
 
@@ -116,8 +117,8 @@ def save_adapters(
     tensors: dict[str, Tensor] = {}
     for layer, (down, up) in low.items():
         module = _module(layer)
-        tensors |= {f"{_PREFIX}{module}.lora_A.weight": down, f"{_PREFIX}{module}.lora_B.weight": up}
-    tensors |= {f"{_PREFIX}{official_key(f'generation.{name}')}": value for name, value in full.items()}
+        tensors |= {f"{PREFIX}{module}.lora_A.weight": down, f"{PREFIX}{module}.lora_B.weight": up}
+    tensors |= {f"{PREFIX}{official_key(f'generation.{name}')}": value for name, value in full.items()}
     write_tensors(tensors, folder / FILE, {"format": "pt", **info.metadata(ADAPTERS)})
     rank = max((down.shape[0] for down, _ in low.values()), default=1)
     saved = {official_key(f"generation.{name}").rpartition(".")[0] for name in full} - {_module(layer) for layer in low}
@@ -147,7 +148,7 @@ def load_adapters(path: Path, base: GenerationBranch | Absent) -> GenerationBran
         raise NotLoadedError(f"{path}: adapters go over the model's own generation branch, which was left out")
     weight = base.vae2llm.weight
     tensors = {
-        key.removeprefix(_PREFIX): value for key, value in read_tensors(path, weight.dtype, weight.device).items()
+        key.removeprefix(PREFIX): value for key, value in read_tensors(path, weight.dtype, weight.device).items()
     }
     shared: dict[int, object] = {id(value): value for value in (*base.parameters(), *base.buffers())}
     branch: GenerationBranch = copy.deepcopy(base, shared)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hyperbagel.bagel.absent import Absent
 from hyperbagel.bagel.adapters import file_in, load_adapters, merged
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch, conditions_in
-from hyperbagel.bagel.branch_info import ADAPTERS, BRANCH, info_in, metadata_of
+from hyperbagel.bagel.branch_info import ADAPTERS, BRANCH, info_in
 from hyperbagel.bagel.branch_info import BranchInfo as BranchInfo
 from hyperbagel.bagel.checkpoint import (
     CheckpointError,
@@ -32,7 +32,7 @@ from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import is_shipped, model_of, resolve, shipped_files
 from hyperbagel.bagel.stored import stored_weights
-from hyperbagel.bagel.tensors import NotFilled, open_tensors, read_tensors, write_tensors
+from hyperbagel.bagel.tensors import NotFilled, metadata_of, open_tensors, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +189,7 @@ def own_branch(
     shapes = stored.shapes()
     generation = set(generation_keys(shapes))
     tensors = stored.read(dtype, device, left_out=shapes.keys() - generation)
-    branch = _without_weights(config, ())
-    branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
-    return branch
+    return _of_tensors(config, tensors)
 
 
 def branch_in(
@@ -200,6 +198,11 @@ def branch_in(
     """The branch in a file, whatever model it is of. Raises CheckpointError for one of other sizes."""
     _check_shapes(path, config)
     tensors = read_tensors(path, dtype, device)
+    return _of_tensors(config, tensors)
+
+
+def _of_tensors(config: BagelConfig, tensors: Mapping[str, Tensor]) -> GenerationBranch:
+    """The branch that tensors with official names, among others perhaps, are of."""
     branch = _without_weights(config, tensors)
     branch.load_state_dict({k: tensors[official_key(f"generation.{k}")] for k in branch.state_dict()}, assign=True)
     return branch

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from hyperbagel.bagel.tensors import CheckpointError, open_tensors
+from hyperbagel.bagel.tensors import CheckpointError
 
 BRANCH, ADAPTERS, MERGED = "hyperbagel_branch", "hyperbagel_adapters", "hyperbagel_merged"
 """Keys of safetensors metadata: of a branch, of adapters, and of weights that a branch was merged into."""
@@ -54,12 +54,6 @@ class BranchInfo:
     def metadata(self, key: str = BRANCH) -> dict[str, str]:
         """As metadata of a safetensors file."""
         return {key: json.dumps(asdict(self))}
-
-
-def metadata_of(path: Path) -> Mapping[str, str]:
-    """The metadata of a safetensors file. Raises CheckpointError for one that is missing or broken."""
-    with open_tensors(path) as file:
-        return file.metadata() or {}
 
 
 def info_in(metadata: Mapping[str, str], path: Path, key: str = BRANCH) -> BranchInfo | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hyperbagel.bagel.absent import Absent, NotLoadedError, Part
 from hyperbagel.bagel.autoencoder import AutoencoderConfig, border_shapes
 from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.branch_info import MERGED, BranchInfo, info_in, metadata_of
+from hyperbagel.bagel.branch_info import MERGED, BranchInfo, info_in
 from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTConfig
 from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import NotFiniteError
@@ -36,7 +36,7 @@ from hyperbagel.bagel.stored import (
     weight_files,
 )
 from hyperbagel.bagel.tensors import CheckpointError as CheckpointError
-from hyperbagel.bagel.tensors import NotFilled, named_tensors, read_tensors, write_tensors
+from hyperbagel.bagel.tensors import NotFilled, metadata_of, named_tensors, read_tensors, write_tensors
 from hyperbagel.files import write_json
 
 if TYPE_CHECKING:

@@ -185,4 +185,9 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 def to_pil(pixels: Tensor) -> Image.Image:
     """(3, H, W) pixels in [-1, 1] as a picture, by the rule of `to_uint8`."""
-    return Image.fromarray(to_uint8(pixels.detach()).permute(1, 2, 0).contiguous().cpu().numpy())
+    return of_uint8(to_uint8(pixels.detach()))
+
+
+def of_uint8(pixels: Tensor) -> Image.Image:
+    """(3, H, W) uint8 as a picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

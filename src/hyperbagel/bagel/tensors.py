@@ -73,6 +73,12 @@ def read_tensors(
     return tensors
 
 
+def metadata_of(path: Path) -> Mapping[str, str]:
+    """The metadata of a safetensors file. Raises CheckpointError for one that is missing or broken."""
+    with open_tensors(path) as file:
+        return file.metadata() or {}
+
+
 def named_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of some files, of which only what is looked at is read."""
     for path in paths:

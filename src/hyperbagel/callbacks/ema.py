@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -131,13 +131,3 @@ class EMA(Callback):
                 "same stage settings"
             )
         self._average = {name: value.to(parameters[name].device) for name, value in self._average.items()}
-
-
-@contextmanager
-def averaged_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
-    """All moving averages of a trainer in place of the weights they average."""
-    with ExitStack() as stack:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EMA):
-                stack.enter_context(callback.averaged(pl_module))
-        yield

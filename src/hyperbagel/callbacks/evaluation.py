@@ -22,11 +22,11 @@ from torch import Tensor
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
+from hyperbagel.training.averages import averaged_weights
 from hyperbagel.training.stage import Stage, evaluated, student_updates
 
 _Item = TypeVar("_Item")

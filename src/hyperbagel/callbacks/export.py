@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from hyperbagel.bagel.checkpoint import save_bagel
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.callbacks.ema import averaged_weights
 from hyperbagel.files import whole_folder
+from hyperbagel.training.averages import averaged_weights
 from hyperbagel.training.networks import merged
 
 

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from hyperbagel.bagel.appearance import as_seen
+from hyperbagel.bagel.images import of_uint8
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
 from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
@@ -123,6 +124,6 @@ class GEdit(Evaluation):
 def _editor(painter: Painter) -> EditFunction:
     def edit(samples: Sequence[EditSample], seeds: Sequence[int]) -> list[Image.Image]:
         images = painter.edit([s.source for s in samples], [s.instruction for s in samples], seeds)
-        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return [of_uint8(image) for image in images]
 
     return edit

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import load_branch
-from hyperbagel.bagel.images import load_image
+from hyperbagel.bagel.images import load_image, of_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
@@ -227,7 +227,7 @@ def read_picture(source: str | Path) -> Image.Image:
 
 
 def _drawing(picture: Tensor, network: str, cost: Cost) -> Drawing:
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    image = of_uint8(picture)
     return Drawing(image, network, cost.nfe, 1000 * cost.seconds)
 
 

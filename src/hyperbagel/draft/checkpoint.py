@@ -12,7 +12,7 @@ from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.finite import require_finite
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
-from hyperbagel.bagel.tensors import open_tensors, read_tensors, write_tensors
+from hyperbagel.bagel.tensors import metadata_of, read_tensors, write_tensors
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
@@ -35,12 +35,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a draft head's safetensors file")
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
+    metadata = metadata_of(path)
     if DRAFT not in metadata:
         raise CheckpointError(f"{path}: not a draft head (no {DRAFT!r} metadata); pass a file of a draft training")
     content: dict[str, Any] = json.loads(metadata[DRAFT])
     return content
+
+
+def require_target(path: Path, settings: dict[str, Any], base: str, place: str) -> None:
+    """Raises CheckpointError for a draft head with these settings that was made for another target than the one with
+    the fingerprint `base`. place: the target's folder, for the message."""
+    if settings["base"] != base:
+        theirs = ", ".join(filter(None, [settings.get("model"), f"fingerprint {settings['base']}"]))
+        raise CheckpointError(
+            f"{path}: made for another target ({theirs}; {place} has {base}); load the model it was trained for"
+        )
 
 
 def load_draft(path: str | Path, model: Bagel) -> DraftHead:
@@ -51,12 +60,7 @@ def load_draft(path: str | Path, model: Bagel) -> DraftHead:
     """
     path = resolve(path, ".safetensors")
     content = read_settings(path)
-    if content["base"] != (own := base_hash(model)):
-        theirs = ", ".join(filter(None, [content.get("model"), f"fingerprint {content['base']}"]))
-        raise CheckpointError(
-            f"{path}: made for another target ({theirs}; {model.source or 'this model'} has {own}); "
-            "load the model it was trained for"
-        )
+    require_target(path, content, base_hash(model), model.source or "this model")
     tensors = read_tensors(path, model.dtype, model.device)
     for key, value in tensors.items():  # few, and a target never shows what is wrong with its draft head
         require_finite(value, f"{path}: {key}")

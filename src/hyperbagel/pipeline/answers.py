@@ -12,9 +12,10 @@ from PIL import Image
 from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.segments import Document, Segment, TextSegment, ViTSegment
+from hyperbagel.bagel.segments import Document, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.pipeline.thinking import system_text
 
 ImageLike: TypeAlias = Image.Image | str | Path
 """A picture, or its file."""
@@ -61,7 +62,7 @@ def question_document(
     model: Bagel, tokenizer: Tokenizer, question: str, picture: Image.Image | None, system: str = ""
 ) -> Document:
     """A question after the picture that it is about, if there is one; system: a text before both."""
-    document: list[Segment] = [TextSegment(tokenizer.prompt(system))] if system else []
+    document = system_text(tokenizer, system)
     if picture is not None:
         document.append(seen(model, picture))
     return [*document, TextSegment(tokenizer.prompt(question))]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from hyperbagel.bagel.segments import Document, Segment, TextSegment
+from hyperbagel.bagel.segments import Document, TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.pipeline.answers import ImageLike, opened, seen
 from hyperbagel.pipeline.results import Answer, Picture
-from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE
+from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE, system_text
 
 if TYPE_CHECKING:
     from hyperbagel.pipeline.painter import Painter
@@ -92,7 +92,7 @@ class Conversation:
     def _document(self, turns: list[str | Image.Image], system: str, painter: Painter | None = None) -> Document:
         """What is read. painter: who will draw, and so sees pictures as the autoencoder does, too."""
         tokenizer = self._pipeline.tokenizer
-        segments: list[Segment] = [TextSegment(tokenizer.prompt(system))] if system else []
+        segments = system_text(tokenizer, system)
         for turn in turns:
             if isinstance(turn, str):
                 segments.append(TextSegment(tokenizer.prompt(turn)))

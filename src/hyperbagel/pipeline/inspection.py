@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.adapters import ranks_in
+from hyperbagel.bagel.adapters import PREFIX, ranks_in
 from hyperbagel.bagel.branch import conditions_in
 from hyperbagel.bagel.branch_checkpoint import Fingerprints, branch_file, has_adapters, read_info, require_belonging
-from hyperbagel.bagel.branch_info import ADAPTERS, BRANCH, BranchInfo, metadata_of
+from hyperbagel.bagel.branch_info import ADAPTERS, BRANCH, BranchInfo
 from hyperbagel.bagel.checkpoint import (
     CheckpointError,
     check_keys,
@@ -23,8 +23,8 @@ from hyperbagel.bagel.checkpoint import (
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.stored import AUTOENCODER, holds_model, read_json, stored_weights, strays, weight_files
-from hyperbagel.bagel.tensors import named_tensors
-from hyperbagel.draft.checkpoint import DRAFT, read_settings
+from hyperbagel.bagel.tensors import metadata_of, named_tensors
+from hyperbagel.draft.checkpoint import DRAFT, read_settings, require_target
 
 Facts = dict[str, str]
 """What is told, by what it is about, in order."""
@@ -106,7 +106,7 @@ def _branch(file: Path, model: Path | None) -> Facts:
     if has_adapters(file):
         ranks = ranks_in(file)
         facts["what"] = f"adapters of rank {', '.join(map(str, ranks)) or 0}"
-    names = [key.removeprefix("base_model.model.") for key in tensors]
+    names = [key.removeprefix(PREFIX) for key in tensors]
     facts["inputs"] = ", ".join(("time", *(name.replace("_", " ") for name in conditions_in(names))))
     facts |= _provenance(info)
     if model is not None:
@@ -134,11 +134,7 @@ def _draft(file: Path, model: Path | None) -> Facts:
         "made over": ", ".join(filter(None, [settings.get("model"), f"understanding {settings['base']}"])),
     }
     if model is not None:
-        if (own := Fingerprints.of_folder(model)).base != settings["base"]:
-            raise CheckpointError(
-                f"{file}: made for another target ({facts['made over']}; {model} has {own.base}); load the model it "
-                "was trained for"
-            )
+        require_target(file, settings, Fingerprints.of_folder(model).base, str(model))
         facts["fits"] = str(model)
     return facts
 

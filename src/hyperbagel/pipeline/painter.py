@@ -23,6 +23,7 @@ from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSe
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.trajectory import Progress
+from hyperbagel.pipeline.thinking import system_text
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,9 @@ class Painter:
 
     def prompts(self, prompts: Sequence[str], system: str = "") -> list[Document]:
         """The documents that prompts are; system: a text before each."""
-        return [[*self._system(system), TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts]
-
-    def _system(self, text: str) -> list[TextSegment]:
-        return [TextSegment(self.tokenizer.prompt(text))] if text else []
+        return [
+            [*system_text(self.tokenizer, system), TextSegment(self.tokenizer.prompt(prompt))] for prompt in prompts
+        ]
 
     def edit(
         self,
@@ -101,7 +101,9 @@ class Painter:
         sizes = []
         for picture, instruction in zip(sources, instructions, strict=True):
             seen, size = self.shown(picture)
-            documents.append([*self._system(system), *seen, TextSegment(self.tokenizer.prompt(instruction))])
+            documents.append(
+                [*system_text(self.tokenizer, system), *seen, TextSegment(self.tokenizer.prompt(instruction))]
+            )
             sizes.append(size)
         return documents, sizes
 

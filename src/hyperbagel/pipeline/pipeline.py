@@ -14,6 +14,7 @@ from PIL import Image
 from hyperbagel.bagel.absent import Part
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
+from hyperbagel.bagel.images import of_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document
 from hyperbagel.bagel.tokenizer import Tokenizer
@@ -199,7 +200,7 @@ class Pipeline(Answering):
         thoughts = [answer.text for answer in self.answer_after(documents, LONGEST)] if think else None
         with torch.inference_mode():
             drawn = painter.draw(documents, sizes, seeds, progress, thoughts)
-        images = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in drawn]
+        images = [of_uint8(picture) for picture in drawn]
         seconds = (time.perf_counter() - started) / len(images)
         return [
             Picture(image, painter.cost.nfe, seconds, thought)

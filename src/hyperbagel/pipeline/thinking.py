@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from hyperbagel.bagel.segments import Segment, TextSegment
+from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
 
 BEFORE_ANSWER: Final = (
@@ -22,6 +24,11 @@ LONGEST: Final = DecodingSettings(1000)
 """How thoughts are written unless told otherwise."""
 
 _OPEN, _CLOSE = "<think>", "</think>"
+
+
+def system_text(tokenizer: Tokenizer, text: str) -> list[Segment]:
+    """A system text as a document begins with it; nothing for an empty one."""
+    return [TextSegment(tokenizer.prompt(text))] if text else []
 
 
 def split_thought(text: str) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,3 +30,13 @@ def update_ema(average: GenerationBranch, branch: GenerationBranch, decay: float
     """average <- decay * average + (1 - decay) * branch, for what trains."""
     pairs = [(a, b) for a, b in zip(average.parameters(), branch.parameters(), strict=True) if b.requires_grad]
     move_towards((a for a, _ in pairs), (b for _, b in pairs), 1 - decay)
+
+
+@contextmanager
+def averaged_weights(trainer: Any, module: Any) -> Iterator[None]:
+    """All moving averages that callbacks of a trainer keep (`averaged`) in place of the weights of its module."""
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if callable(averaged := getattr(callback, "averaged", None)):
+                stack.enter_context(averaged(module))
+        yield

@@ -6,7 +6,6 @@ The order of a training step is each stage's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.base import LossTerm
 from hyperbagel.pipeline.loading import refuse_model_folder
+from hyperbagel.training.averages import averaged_weights
 from hyperbagel.training.episode import Episode, Teacher, read, target_sizes
 from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.networks import Training, adapters_in, merged, trainable_branch
@@ -208,10 +208,7 @@ class DistillationStage(Stage):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if callable(averaged := getattr(callback, "averaged", None)):
-                    stack.enter_context(averaged(self))
+        with averaged_weights(self.trainer, self):
             self.export_branch(path)
 
     def fingerprint(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from hyperbagel.flow.guidance import EDITING, GENERATION
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.pipeline.painter import Painter
 from hyperbagel.pipeline.predictions import PredictionSettings, Predictor
+from hyperbagel.training.averages import averaged_weights
 from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.optimization import Optimization
 
@@ -136,10 +136,7 @@ class Stage(Optimization):
             raise ValueError(
                 f"predict draws and answers documents, not a {type(batch).__name__}: use a data module of them"
             )
-        with ExitStack() as stack:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if callable(averaged := getattr(callback, "averaged", None)):
-                    stack.enter_context(averaged(self))
+        with averaged_weights(self.trainer, self):
             return self.predictor.write(batch)
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
