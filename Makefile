@@ -54,15 +54,23 @@ define answers
 $(BIN)/hyperbagel data regenerate $(1)/questions $(1)/answers --model $(3) --batch-size 64
 endef
 
-demo: setup ## Train all stages of acceleration briefly, and measure them (resumes where it stopped)
-	$(call answers,runs/demo,2000,scenes)
-	for stage in draft_head cfg_distillation tscd dmdo reward_tuning adp dmdo1 refl; do \
-		$(BIN)/hyperbagel fit --config scenes/$$stage --config demo/$$stage \
-			--ckpt_path last || exit 1; done
-	$(BIN)/hyperbagel test --config scenes/speculation --config demo/speculation
-	$(BIN)/hyperbagel test --config demo/test
-	$(BIN)/hyperbagel report runs/demo/test runs/demo/speculation --out runs/demo
-	@echo 'The same prompts and edits by each of them: runs/demo/test/geneval.png, runs/demo/test/gedit.png'
+# The stages of the demo, in order: a recipe, and what it trains.
+DEMO = 'draft_head a draft head for answers' 'cfg_distillation guidance into the weights' 'tscd few steps, in segments' \
+	'dmdo the distribution of pictures, in 6 steps' 'reward_tuning what the model itself prefers, in 6 steps' \
+	'adp one step, against critics' 'dmdo1 the distribution, in one step' 'refl a reward, in one step'
+
+demo: setup ## Show what the package's model does, train all stages briefly, and measure them (resumes where it stopped)
+	@echo 'First, what was distilled before: the same prompts and noise in 100, 6, 4 and 1 evaluations'
+	@[ -f runs/demo/strip.png ] || $(BIN)/python scripts/figures.py runs/demo
+	@echo 'Now the trainings themselves, each of one to three minutes on two cores'
+	@$(call answers,runs/demo,1000,scenes)
+	@n=0; for stage in $(DEMO); do n=$$((n + 1)); recipe=$${stage%% *}; \
+		echo "Stage $$n of 8, $$recipe: $${stage#* }"; \
+		$(BIN)/hyperbagel fit --config scenes/$$recipe --config demo/$$recipe --ckpt_path last || exit 1; done
+	@echo 'Last, what they reached'
+	@$(BIN)/hyperbagel test --config scenes/speculation --config demo/speculation
+	@$(BIN)/hyperbagel test --config demo/test
+	@$(BIN)/hyperbagel report runs/demo/test runs/demo/speculation --out runs/demo --html --brief
 	@echo 'Curves and pictures of the trainings: $(BIN)/tensorboard --logdir runs/demo'
 
 # Trains by a recipe, or goes on where that stopped: its name, the model that it starts from, and further settings.

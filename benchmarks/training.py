@@ -1,11 +1,12 @@
 """Speed of the training stages on the device at hand: samples per second, waiting for data, memory.
 
-    python benchmarks/training.py [--stages tscd adp ...] [--updates 10] [--precisions 32-true bf16-mixed] [--threads 2]
-        [--set MODEL_OR_DATA_OPTION=VALUE ...] [--out training.json]
+    python benchmarks/training.py [--stages tscd adp ...] [--warm-up 20] [--updates 20] [--precisions 32-true ...]
+        [--threads 2] [--set MODEL_OR_DATA_OPTION=VALUE ...] [--out training.json]
 
 Each row is a run of a recipe of the scenes size by `hyperbagel fit`, without evaluations, in a process of its own. The
-first updates warm up: layers are compiled there. The rows of one stage are to be compared, as they ran one after the
-other on the same machine. `--set data.init_args.batching.batch_size=64` measures a recipe with another setting.
+first updates warm up: layers are compiled there, for each source once, so all of them should have had a turn. The rows
+of one stage are to be compared, as they ran one after the other on the same machine.
+`--set data.init_args.batching.batch_size=64` measures a recipe with another setting.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,7 +39,6 @@ STAGES = (
     "adp",
     "refl",
 )
-WARM_UP = 4
 COLUMNS = {"stage": 17, "precision": 12, "s/update": 10, "samples/s": 11, "waiting": 9, "memory, GiB": 13, "": 9}
 
 
@@ -78,7 +77,6 @@ class Meter(Callback):
             json.dumps(
                 {
                     "seconds_per_update": seconds / updates,
-                    "median_seconds_per_batch": statistics.median(end - start for start, end, *_ in counted),
                     "samples_per_second": (counted[-1][2] - first[2]) / seconds,
                     "waiting": waited / seconds,
                     "memory_gib": peak / 2**30,
@@ -93,19 +91,28 @@ class Meter(Callback):
         return time.perf_counter()
 
 
-def overlay(updates: int, out: Path) -> dict[str, Any]:
+TEXTS = {
+    "class_path": "hyperbagel.datamodules.scenes.SceneSource",
+    "init_args": {"weights": {"caption": 4, "question": 1, "dialogue": 1}},
+}
+"""What the draft head learns from here, as the model's own answers are not there."""
+
+
+def overlay(stage: str, warm_up: int, updates: int, out: Path) -> dict[str, Any]:
     """What is laid over a recipe: few updates, nothing beside them but the meter."""
     beside = ("image_grid", "geneval", "gedit", "understanding", "export", "report", "provenance", "checkpoint")
-    return {
-        "model": {"init_args": {"settings": {"max_updates": updates}}},
+    data = {"data": {"init_args": {"train": [{"name": "texts", "samples": TEXTS}]}}} if stage == "draft_head" else {}
+    return data | {
+        "model": {"init_args": {"settings": {"max_updates": warm_up + updates}}},
         "trainer": {
             "logger": False,
+            "default_root_dir": str(out.parent),
             "enable_checkpointing": False,
             "limit_val_batches": 0,
             "enable_progress_bar": False,
             "max_time": None,
             "callbacks": [
-                {"class_path": "__main__.Meter", "init_args": {"out": str(out), "warm_up": WARM_UP}},
+                {"class_path": "__main__.Meter", "init_args": {"out": str(out), "warm_up": warm_up}},
             ],
         },
         "callbacks": dict.fromkeys(beside),
@@ -116,7 +123,7 @@ def measure(stage: str, precision: str, arguments: argparse.Namespace) -> dict[s
     """One run in a process of its own. Raises CalledProcessError, after showing what the run said."""
     with tempfile.TemporaryDirectory() as folder:
         result, config = Path(folder) / "result.json", Path(folder) / "overlay.yaml"
-        config.write_text(yaml.safe_dump(overlay(WARM_UP + arguments.updates, result)))
+        config.write_text(yaml.safe_dump(overlay(stage, arguments.warm_up, arguments.updates, result)))
         options = ["--trainer.precision", precision, *(f"--{setting}" for setting in arguments.set)]
         command = [sys.executable, __file__, "--run", "fit", "--config", f"scenes/{stage}", "--config", str(config)]
         environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
@@ -137,7 +144,8 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)}")
-    parser.add_argument("--updates", type=int, default=10, help="counted updates (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=20, help="updates before those (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=20, help="counted updates (default: %(default)s)")
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"], help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of one operator (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further settings of the recipes")

@@ -1,6 +1,7 @@
 """Draws the strip of pictures in README with the package's own model: python scripts/figures.py [FOLDER]
 
-Pictures in a column have the same prompt and noise, edits the same source. None is chosen: seeds count from 0.
+Pictures in a column have the same prompt and noise, edits the same source. None is chosen: seeds count from 0. What
+each row took is printed, and how fast the model tells what it sees, with its draft head and without.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SIZE, GAP, LABEL, LINE = 128, 6, 150, 16
 
 
 def rows() -> list[tuple[str, list[Image.Image]]]:
-    """Labels and pictures: each network's pictures, and its edits of the teacher's pictures."""
+    """Labels and pictures: each network's pictures, and its edits of the teacher's pictures. Prints their seconds."""
     drawn: list[tuple[str, list[Image.Image]]] = []
     edited: list[tuple[str, list[Image.Image]]] = []
     sources: list[Image.Image] = []
@@ -44,7 +45,19 @@ def rows() -> list[tuple[str, list[Image.Image]]]:
         edits = pipeline.edit(sources, EDITS, steps=steps, seed=range(len(EDITS)))
         drawn.append((evaluations(pictures[0].nfe), images))
         edited.append((evaluations(edits[0].nfe), [picture.image for picture in edits]))
+        costs = (f"{each[0].seconds:.3f} s in {evaluations(each[0].nfe)}" for each in (pictures, edits))
+        print("a picture {}, an edit {}".format(*costs), flush=True)
     return [("prompt", []), *drawn, ("edit of the first row", []), *edited]
+
+
+def captions(picture: Image.Image) -> None:
+    """Prints what the model sees, and how fast it says so with its draft head and without."""
+    for draft in (None, "scenes/draft"):
+        pipeline = hyperbagel.load("scenes", draft=draft)
+        pipeline.ask("Describe the image.", picture)  # warms up
+        answer = pipeline.ask("Describe the image.", picture)
+        head = "with" if draft else "without"
+        print(f"{answer.tokens_per_second:.0f} tokens/s {head} a draft head: {answer.text}", flush=True)
 
 
 def evaluations(number: int) -> str:
@@ -83,5 +96,7 @@ def _wrapped(text: str, most: int = 22) -> str:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images"
-    write_picture(folder / "strip.png", strip(rows()).quantize(128))
+    found = rows()
+    write_picture(folder / "strip.png", strip(found).quantize(128))
+    captions(found[1][1][-1])
     print(folder / "strip.png")

@@ -109,6 +109,7 @@ def test_a_training_that_was_told_to_end_stops_what_comes_behind_it(target: str,
     command = tmp_path / "venv" / "bin" / "hyperbagel"
     command.write_text(COMMAND)
     command.chmod(0o755)
+    command.with_name("python").symlink_to(command)
     make = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "VENV=venv", target]
     # A `make` that these tests run under hands its settings on, as variables of any name.
     environment = {"PATH": os.environ["PATH"]}

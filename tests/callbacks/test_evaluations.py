@@ -164,10 +164,10 @@ def test_no_evaluation_is_missed_where_batches_have_several_updates(stage: Pretr
     probe, ran = ImageGrid(every_n_updates=4), list[int]()
     monkeypatch.setattr(probe, "_run", lambda trainer, module: ran.append(int(module.student_step)))
     runner = SimpleNamespace(loggers=[], global_step=0)
-    stage.student_step.fill_(5)
+    stage.student_step = 5
     probe.on_train_start(runner, stage)
     for step in (5, 7, 9, 11, 12, 12, 13, 21):
-        stage.student_step.fill_(step)
+        stage.student_step = step
         probe.on_train_batch_end(runner, stage, None, None, 0)
     assert ran == [9, 12, 21]
 

@@ -14,6 +14,7 @@ from hyperbagel.bagel.images import LATENT_TRANSFORM, VIT_TRANSFORM, ImageTransf
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
 from hyperbagel.datamodules.loader import ReaderSettings
+from hyperbagel.datamodules.latents import autoencoder_of
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.datamodules.sources import Source
@@ -35,7 +36,7 @@ def data(formatting: Formatting | None = None, vit: ImageTransform | None = None
 
 def test_a_model_decides_what_is_left_open(folder: str) -> None:
     assert Formatting(answer_prefix="a").for_model(folder) == Formatting(
-        folder, NANO.vae_transform, NANO.vit_transform, answer_prefix="a"
+        folder, NANO.vae_transform, NANO.vit_transform, answer_prefix="a", autoencoder=autoencoder_of(folder)
     )
     assert Formatting().for_model("scenes").latent == SCENES.vae_transform
     smaller = ImageTransform(32, 16, 8)

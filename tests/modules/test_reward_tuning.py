@@ -43,7 +43,7 @@ def test_the_student_learns_where_the_averages_pictures_get_better(
     ema, grid = deepcopy(stage.ema), timesteps(6, 3.0)
     steps = steps_of(stage, batches(1), tmp_path)
     # The first draws of the step, which the pictures come from.
-    stage.batches_seen.zero_()
+    stage.batches_seen = 0
     episode = stage.begin(batches(1)[0].repeat(2), stage.draw_neighbours)
     with torch.no_grad():
         states = trajectory(episode.velocity(ema), episode.noise, grid)

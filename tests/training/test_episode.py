@@ -27,8 +27,9 @@ def test_a_conversation_is_cut_at_its_last_image() -> None:
     clean: list[Segment] = [ImageSegment(source), ViTSegment(source), text(g)]
     again: list[Segment] = [ImageSegment(first), ViTSegment(first), text(g)]
     after = TextSegment(torch.tensor([7]), loss=True)
-    document = [*clean, ImageSegment(first, loss=True), *again, ImageSegment(second, loss=True), after]
-    assert context_of(document) == [*clean, *again] and target_of(document) is second
+    last = ImageSegment(second, loss=True)
+    document = [*clean, ImageSegment(first, loss=True), *again, last, after]
+    assert context_of(document) == [*clean, *again] and target_of(document) is last
     assert target_of(clean) is None
 
 

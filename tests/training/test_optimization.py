@@ -204,6 +204,37 @@ def test_terms_that_do_not_fit_are_refused(nano_folder: str) -> None:
         stage.add_loss(Decay("critic", "other"))
 
 
+class Deferring(CFGDistillation):
+    """Looks at losses as on an accelerator, which would have to be waited for."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.watch.deferring = True
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_what_is_looked_at_later_still_names_the_first_documents_and_is_not_saved(
+    nano_folder: str, tmp_path: Path, saves: bool
+) -> None:
+    stage = Deferring(model=nano_folder)
+    stage.add_loss(Broken())
+    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    options = {"callbacks": [checkpoints], "enable_checkpointing": True} if saves else {}
+    with pytest.raises(FloatingPointError, match=r"'broken' is nan at student update 0 on documents 0-0, 0-1"):
+        fit(stage, batches(4), tmp_path, log_every_n_steps=3, **options)
+    assert stage.student_step == (1 if saves else 3)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_the_last_losses_are_looked_at_before_the_export(nano_folder: str, tmp_path: Path) -> None:
+    settings = DistillationSettings(export=str(tmp_path / "branch.safetensors"))
+    stage = Deferring(model=nano_folder, settings=settings)
+    stage.add_loss(Broken())
+    with pytest.raises(FloatingPointError, match="'broken' is nan"):
+        fit(stage, batches(2), tmp_path)
+    assert not (tmp_path / "branch.safetensors").exists()
+
+
 def test_nan_is_reported_with_its_documents(nano_folder: str, tmp_path: Path) -> None:
     stage = CFGDistillation(model=nano_folder)
     stage.add_loss(Broken())

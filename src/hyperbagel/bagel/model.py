@@ -90,11 +90,13 @@ class Bagel(nn.Module):
 
     def encode_documents(self, documents: Sequence[Document]) -> list[list[Segment]]:
         """The documents with every ImageSegment encoded to a LatentSegment (posterior mean)."""
-        images = [s.pixels for d in documents for s in d if isinstance(s, ImageSegment)]
-        latents = iter(self.encode(images))
-        return [
-            [LatentSegment(next(latents), s.loss) if isinstance(s, ImageSegment) else s for s in d] for d in documents
-        ]
+        new = iter(self.latents([s for d in documents for s in d if isinstance(s, ImageSegment)]))
+        return [[LatentSegment(next(new), s.loss) if isinstance(s, ImageSegment) else s for s in d] for d in documents]
+
+    def latents(self, pictures: Sequence[ImageSegment]) -> list[Tensor]:
+        """The latents (z, h, w) of pictures: those that are known, and of the others what `encode` makes of them."""
+        encoded = iter(self.encode([p.pixels for p in pictures if p.latent is None]))
+        return [next(encoded) if p.latent is None else p.latent.to(self.device, self.dtype) for p in pictures]
 
     def decode_latents(self, tokens: Tensor, grid: LatentGrid) -> list[Tensor]:
         """Denoised tokens (B, n, C) to pictures (3, H, W) in about [-1, 1]."""

@@ -60,10 +60,12 @@ class ImageSegment:
     """An image for the autoencoder, still in pixels: (3, H, W) in [-1, 1]; `Bagel.encode` makes it a LatentSegment.
 
     loss: True for an image to be generated (noised, regressed), False for a clean condition.
+    latent: (z, h, w), what `Bagel.encode` would make of the pixels, where it is known already.
     """
 
     pixels: Tensor
     loss: bool = False
+    latent: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse anything but pixels."""
@@ -120,15 +122,35 @@ class DocumentBatch:
         return replace(self, documents=self.documents * times, keys=self.keys * times, metas=self.metas * times)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
-        """The same batch with every tensor on `device` (Lightning calls this)."""
+        """The same batch with every tensor on `device` (Lightning calls this).
 
-        def move(segment: Segment) -> Segment:
-            tensors = {f.name: getattr(segment, f.name) for f in fields(segment)}
-            moved: dict[str, Any] = {
-                name: value.to(device, non_blocking=non_blocking)
-                for name, value in tensors.items()
-                if isinstance(value, Tensor)
-            }
-            return replace(segment, **moved)
-
+        Tensors that share a storage, as a loaded batch's do, move as one: hundreds of small copies would take longer
+        than an update. They go through page-locked memory to a GPU, which then need not be waited for.
+        """
+        move = _Move(torch.device(device), non_blocking)
         return replace(self, documents=tuple([move(segment) for segment in document] for document in self.documents))
+
+
+class _Move:
+    """Moves segments to a device, each storage once."""
+
+    def __init__(self, device: torch.device, non_blocking: bool) -> None:
+        self._device, self._non_blocking = device, non_blocking
+        self._moved: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, segment: Segment) -> Segment:
+        tensors = {f.name: getattr(segment, f.name) for f in fields(segment)}
+        moved: dict[str, Any] = {name: self._one(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(segment, **moved)
+
+    def _one(self, value: Tensor) -> Tensor:
+        if value.device == self._device:
+            return value
+        storage = value.untyped_storage()
+        key = storage.data_ptr(), value.dtype
+        if key not in self._moved:
+            whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(storage)
+            pinned = self._device.type == "cuda" and whole.device.type == "cpu"
+            whole = whole.pin_memory() if pinned else whole
+            self._moved[key] = whole.to(self._device, non_blocking=self._non_blocking or pinned)
+        return self._moved[key].as_strided(value.shape, value.stride(), value.storage_offset())

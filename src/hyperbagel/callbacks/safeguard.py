@@ -26,8 +26,10 @@ from torch.distributed.tensor import DTensor
 from hyperbagel.callbacks.report import run_folder
 from hyperbagel.callbacks.stop_request import StopRequest
 from hyperbagel.files import whole_file, write_json
+from hyperbagel.training.optimization import Optimization
 from hyperbagel.training.resuming import keep_base_rates, keep_settings
 from hyperbagel.training.stage import student_updates
+from hyperbagel.training.watch import Watch
 
 FAILURE = "failure.json"
 log = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ class Safeguard(Callback):
 
     * Checkpoints are written completely or not at all.
     * A loss or a gradient that is not finite, or a loss beyond `largest_loss`, stops the run before the weights take it
-      in.
+      in. An accelerator is not waited for in every update: there it stops within `log_every_n_steps` batches, and
+      before anything is saved.
     * On SIGTERM, which clusters send before they take a machine away, and on SIGINT (Ctrl+C), the batch is finished,
       `last.ckpt` is written, and the process ends with status 143 or 130. A second Ctrl+C ends it at once, unsaved.
       What does not train ends with these statuses at once.
@@ -97,6 +100,7 @@ class Safeguard(Callback):
         self._batch: dict[str, Any] = {}
         self._folder = Path()
         self._stop = StopRequest()
+        self._own_watch = Watch()  # of modules that have none
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have checkpoints written whole, unless another way of writing them was chosen."""
@@ -159,9 +163,8 @@ class Safeguard(Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Raises FloatingPointError for a loss that is not finite or too large."""
-        value = float(loss.detach())
-        if not abs(value) <= self.largest_loss:
-            raise FloatingPointError(f"the loss is {value}{self._place(pl_module)}")
+        value, place = loss.detach(), self._place(pl_module)
+        self._watch(pl_module).expect(value.abs() <= self.largest_loss, lambda: f"the loss is {float(value)}{place}")
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -172,8 +175,8 @@ class Safeguard(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not bool(norm.isfinite()):
-            raise FloatingPointError(f"a gradient is not finite{self._place(pl_module)}")
+        place = self._place(pl_module)
+        self._watch(pl_module).expect(norm.isfinite(), lambda: f"a gradient is not finite{place}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raises FloatingPointError for a measured loss or score that is not finite."""
@@ -192,6 +195,9 @@ class Safeguard(Callback):
                 self._save(trainer, f"told to end ({signal.Signals(self._stop.number or signal.SIGTERM).name})")
         elif isinstance(exception, Exception) and self._batch:
             self._note_failure(trainer, pl_module, exception)
+
+    def _watch(self, pl_module: L.LightningModule) -> Watch:
+        return pl_module.watch if isinstance(pl_module, Optimization) else self._own_watch
 
     def _note_failure(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: Exception) -> None:
         record = {"error": str(exception), "student_step": student_updates(pl_module), **self._batch}

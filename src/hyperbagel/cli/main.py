@@ -32,6 +32,7 @@ COMMANDS: dict[str, Target] = {
         "scenes": "hyperbagel.cli.data:scenes",
         "regenerate": "hyperbagel.cli.model_data:regenerate",
         "features": "hyperbagel.cli.model_data:features",
+        "latents": "hyperbagel.cli.model_data:latents",
         "vocabulary": "hyperbagel.cli.model_data:vocabulary",
         "inspect": "hyperbagel.cli.data:inspect",
     },
@@ -65,6 +66,7 @@ data (shards of interleaved documents)
   data scenes OUT
   data regenerate SHARDS OUT   the model's own answers, to train its draft head on
   data features SHARDS OUT     a model's hidden states, to train its draft head without running it
+  data latents SHARDS OUT      latents of pictures, to train what draws without the autoencoder
   data vocabulary SHARDS OUT   the tokens a draft head may propose
   data inspect SHARDS
 

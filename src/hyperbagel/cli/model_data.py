@@ -12,6 +12,7 @@ from hyperbagel.pipeline.loading import load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
+    from hyperbagel.datamodules.latent_writer import LatentSummary
     from hyperbagel.datamodules.pipeline import DocumentBuilder
     from hyperbagel.datamodules.regenerate import RegenerationSummary
 
@@ -89,6 +90,28 @@ def features(
         f"{out}: {tokens:,} tokens of {reader.documents:,} documents written; left out: {reader.without_answers:,} "
         f"without answers, {reader.skipped:,} unusable"
     )
+
+
+def latents(
+    shards: str, out: Path, model: str = "scenes", batch_size: int = 16, device: Device = _DEVICE
+) -> LatentSummary:
+    """Store the latents of pictures beside them: stages that draw then train without running the autoencoder.
+
+    They are used wherever they are found, and fit the autoencoder and the picture sizes of the model that made them;
+    2 bytes a number, half a megabyte for 1,024 x 1,024 pixels of BAGEL-7B.
+
+    Args:
+        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
+        out: folder for the new shards, which have the names of the old ones and all that is in them.
+        model: checkpoint folder, or the name of a model that comes with the package.
+        batch_size: documents whose pictures are encoded at once.
+        device: where and how to compute.
+    """
+    from hyperbagel.datamodules.latent_writer import write_latents
+
+    check_folder(out)
+    bagel, builder = _with_builder(model, "", device)
+    return write_latents(bagel, builder, shards, out, batch_size)
 
 
 def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) -> None:

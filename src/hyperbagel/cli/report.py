@@ -28,24 +28,25 @@ def report(arguments: Sequence[str]) -> None:
         const="",
         help="also write a page with pictures, tables and curves; without FILE, report.html in FOLDER, or here",
     )
+    parser.add_argument("--brief", action="store_true", help="print one narrow table of the figures that matter most")
     options = parser.parse_args(list(arguments))
     file = None if options.html is None else Path(options.html or Path(options.out or ".") / "report.html")
     if options.out is not None:
         check_folder(options.out)
     if file is not None:
         check_file(file)
-    _report(options.RUN, options.out, file)
+    _report(options.RUN, options.out, file, options.brief)
 
 
-def _report(runs: Sequence[str], out: str | None, file: Path | None) -> None:
+def _report(runs: Sequence[str], out: str | None, file: Path | None, narrow: bool) -> None:
     from hyperbagel.evaluation.page import write_page
-    from hyperbagel.evaluation.reports import combined, markdown, read_report, tables, write_report
+    from hyperbagel.evaluation.reports import brief, combined, markdown, read_report, tables, write_report
     from hyperbagel.evaluation.run_files import RunFolder, differences
     from hyperbagel.evaluation.tables import Table
 
     reports, folders = {run: read_report(run) for run in runs}, {run: RunFolder.of(run) for run in runs}
-    shown = tables(reports)
-    if differing := differences(folders):
+    shown = [brief(reports)] if narrow else tables(reports)
+    if not narrow and (differing := differences(folders)):
         rows = dict(list(differing.rows.items())[:_MOST])
         more = len(differing.rows) - len(rows)
         shown.append(Table(f"{differing.title} ({more} more on the page of --html)" if more else differing.title, rows))

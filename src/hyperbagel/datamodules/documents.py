@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from hyperbagel.datamodules.skipped import Skip, SkippedSampleError
@@ -64,6 +64,11 @@ class InterleavedDocument:
     def generates(self) -> bool:
         """Whether a picture is to be generated; if not, the document is for understanding only."""
         return any(part.loss for part in self.images)
+
+    def content(self) -> dict[str, Any]:
+        """As it is written into the member `json`."""
+        kinds = {TextPart: "text", ImagePart: "image"}
+        return {"segments": [{"type": kinds[type(part)], **asdict(part)} for part in self.parts], "meta": self.meta}
 
 
 class DocumentError(SkippedSampleError):

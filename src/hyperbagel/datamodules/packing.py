@@ -1,7 +1,8 @@
-"""Packs a batch into two tensors for the way from a worker to the main process.
+"""Packs a batch into few tensors for the way from a worker to the main process.
 
 A batch has hundreds of small tensors, each of which would cost a shared-memory file. All pictures travel as one
-uint8 tensor and all token ids as one int64 tensor instead, and are cut up on arrival.
+uint8 tensor and all token ids as one int64 tensor instead, stored latents as one float16 tensor, and are cut up on
+arrival.
 """
 
 from __future__ import annotations
@@ -21,26 +22,29 @@ from hyperbagel.datamodules.skipped import SkipRecord
 
 
 class _Place(NamedTuple):
-    """Where a block's numbers are: offset in `ids` for texts, in `pixels` for pictures."""
+    """Where a block's numbers are: offset in `ids` for texts, in `pixels` for pictures; latent: shape, and offset in
+    `latents`."""
 
     kind: Kind
     loss: bool
     shape: tuple[int, ...] = ()
     offset: int = 0
     prefix: int = 0
+    latent: tuple[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A batch as two tensors and a list of places.
+    """A batch as few tensors and a list of places.
 
-    ids: (all tokens,) int64; pixels: (all channels of all pictures,) uint8; tokens: (documents,) length of each;
-    skipped: samples that turned out to be unusable.
+    ids: (all tokens,) int64; pixels: (all channels of all pictures,) uint8; latents: (all channels of all stored
+    latents,) float16; tokens: (documents,) length of each; skipped: samples that turned out to be unusable.
     """
 
     places: tuple[tuple[_Place, ...], ...]
     ids: Tensor
     pixels: Tensor
+    latents: Tensor
     keys: tuple[str, ...]
     metas: tuple[dict[str, Any], ...]
     tokens: tuple[int, ...]
@@ -49,23 +53,28 @@ class PackedBatch:
 
     def unpack(self) -> DocumentBatch:
         """The batch as stages want it, pictures as float32 in [-1, 1]."""
-        pixels = self.pixels.float().div_(255).sub_(0.5).div_(0.5)
-        documents = tuple([self._segment(place, pixels) for place in document] for document in self.places)
+        pixels, latents = self.pixels.float().div_(255).sub_(0.5).div_(0.5), self.latents.float()
+        documents = tuple([self._segment(place, pixels, latents) for place in document] for document in self.places)
         return DocumentBatch(documents=documents, keys=self.keys, metas=self.metas, source=self.source)
 
-    def _segment(self, place: _Place, pixels: Tensor) -> Segment:
+    def _segment(self, place: _Place, pixels: Tensor, latents: Tensor) -> Segment:
         if place.kind == "dropped":
             return DroppedSegment()
-        numbers = self.ids if place.kind == "text" else pixels
-        values = numbers[place.offset : place.offset + int(np.prod(place.shape))].view(place.shape)
+        values = _cut(self.ids if place.kind == "text" else pixels, place.shape, place.offset)
         if place.kind == "text":
             return TextSegment(values, place.loss, place.prefix)
-        return ViTSegment(values) if place.kind == "vit" else ImageSegment(values, place.loss)
+        if place.kind == "vit":
+            return ViTSegment(values)
+        return ImageSegment(values, place.loss, None if place.latent is None else _cut(latents, *place.latent))
+
+
+def _cut(numbers: Tensor, shape: tuple[int, ...], offset: int) -> Tensor:
+    return numbers[offset : offset + int(np.prod(shape))].view(shape)
 
 
 def pack(documents: Sequence[BuiltDocument], source: str, skipped: Sequence[SkipRecord]) -> PackedBatch:
     """Put the documents of a batch together; a picture that occurs in several blocks is stored once."""
-    ids, pixels = _Store(np.int64), _Store(np.uint8)
+    ids, pixels, latents = _Store(np.int64), _Store(np.uint8), _Store(np.float16)
     places = []
     for document in documents:
         row = []
@@ -74,12 +83,14 @@ def pack(documents: Sequence[BuiltDocument], source: str, skipped: Sequence[Skip
                 row.append(_Place(block.kind, block.loss))
                 continue
             store = ids if block.kind == "text" else pixels
-            row.append(_Place(block.kind, block.loss, block.data.shape, store.add(block.data), block.prefix))
+            latent = None if block.latent is None else (block.latent.shape, latents.add(block.latent))
+            row.append(_Place(block.kind, block.loss, block.data.shape, store.add(block.data), block.prefix, latent))
         places.append(tuple(row))
     return PackedBatch(
         places=tuple(places),
         ids=ids.tensor(),
         pixels=pixels.tensor(),
+        latents=latents.tensor(),
         keys=tuple(document.key for document in documents),
         metas=tuple(document.meta for document in documents),
         tokens=tuple(document.tokens for document in documents),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +19,8 @@ from hyperbagel.bagel.images import ImageError, ImageTransform, load_image
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.datamodules.documents import ImagePart, InterleavedDocument
-from hyperbagel.datamodules.shards import Sample
+from hyperbagel.datamodules.latents import autoencoder_of, stored_latent
+from hyperbagel.datamodules.shards import Member, Sample
 from hyperbagel.datamodules.skipped import Skip, SkippedSampleError, image_skip
 
 Kind: TypeAlias = Literal["text", "vit", "image", "dropped"]
@@ -56,6 +57,8 @@ class Formatting:
         max_tokens: longer documents are skipped (image blocks count with their two delimiters).
         answer_prefix: what the model is made to begin its answers with, as chat models expect (such as
             "assistant\\n"); it is put before texts with loss and not learnt.
+        autoencoder: fingerprint of the autoencoder whose latents are used where they are stored beside pictures; None
+            for that of the model.
     """
 
     tokenizer: str | None = None
@@ -63,6 +66,7 @@ class Formatting:
     vit: ImageTransform | None = None
     max_tokens: int = 16_384
     answer_prefix: str = ""
+    autoencoder: str | None = None
 
     def for_model(self, folder: str | Path) -> Formatting:
         """The same for the model of a checkpoint folder, which decides what was left open.
@@ -88,6 +92,7 @@ class Formatting:
             tokenizer=self.tokenizer or str(folder),
             latent=self.latent or config.vae_transform,
             vit=self.vit or config.vit_transform,
+            autoencoder=self.autoencoder or autoencoder_of(folder),
         )
 
 
@@ -115,13 +120,14 @@ class Block:
     """A segment before it is a tensor.
 
     data: (n,) int64 token ids of a text, (3, H, W) uint8 of a picture, None for a dropped picture; prefix: number of
-    ids at the beginning of a text with loss that are not learnt.
+    ids at the beginning of a text with loss that are not learnt; latent: (z, h, w) float16 of a picture, where stored.
     """
 
     kind: Kind
     data: NDArray[Any] | None = None
     loss: bool = False
     prefix: int = 0
+    latent: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,7 @@ class DocumentBuilder:
         Raises SkippedSampleError for a document that cannot be used.
         """
         document = sample.document()
-        blocks = list(self._blocks(document, self._pictures(sample, document), vit or self.vit))
+        blocks = list(self._blocks(document, sample.members, vit or self.vit))
         if dropout is not None and document.generates:
             blocks = list(_drop(blocks, *dropout))
         tokens = sum(self._tokens(block, vit or self.vit) for block in blocks)
@@ -176,12 +182,10 @@ class DocumentBuilder:
             raise SkippedSampleError(Skip.TOO_LONG, f"{tokens} tokens, over the limit of {self.formatting.max_tokens}")
         return BuiltDocument(sample.key, tuple(blocks), document.meta, tokens)
 
-    def _pictures(self, sample: Sample, document: InterleavedDocument) -> dict[str, Image.Image]:
-        return {image.file: member_picture(image.file, sample.members[image.file]) for image in document.images}
-
     def _blocks(
-        self, document: InterleavedDocument, pictures: dict[str, Image.Image], vit: ImageTransform
+        self, document: InterleavedDocument, members: Mapping[str, Member], vit: ImageTransform
     ) -> Iterator[Block]:
+        pictures = {image.file: member_picture(image.file, members[image.file]) for image in document.images}
         last_loss = max((i for i, part in enumerate(document.parts) if part.loss), default=-1)
         for i, part in enumerate(document.parts):
             if not isinstance(part, ImagePart):
@@ -189,15 +193,17 @@ class DocumentBuilder:
                 # Encoded apart, as decoding continues the prefix: the two never share a token.
                 yield self._answer(ids) if part.loss else Block("text", ids)
             elif not document.generates:
-                yield Block("vit", _pixels(vit.resize(pictures[part.file], images=len(document.images))))
+                yield Block("vit", pixels_of(vit.resize(pictures[part.file], images=len(document.images))))
             else:
                 resized = self.latent.resize(pictures[part.file])
-                pixels = _pixels(resized)
+                pixels = pixels_of(resized)
+                autoencoder, size = self.formatting.autoencoder, (resized.height, resized.width)
+                latent = None if autoencoder is None else stored_latent(members, part.file, autoencoder, size)
                 if part.loss:
-                    yield Block("image", pixels, loss=True)
+                    yield Block("image", pixels, loss=True, latent=latent)
                 if not part.loss or i < last_loss:
-                    yield Block("image", pixels)
-                    yield Block("vit", _pixels(vit.resize(resized)))
+                    yield Block("image", pixels, latent=latent)
+                    yield Block("vit", pixels_of(vit.resize(resized)))
 
     def _answer(self, ids: NDArray[np.int64]) -> Block:
         prefix = self.answer_prefix
@@ -236,6 +242,6 @@ def member_picture(name: str, member: object) -> Image.Image:
         raise image_skip(error) from error
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """(3, H, W) uint8."""
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture as (3, H, W) uint8."""
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

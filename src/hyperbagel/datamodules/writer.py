@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import webdataset as wds
@@ -45,10 +45,17 @@ class ShardWriter:
         self._tar: wds.TarWriter | None = None
         self._unfinished = ExitStack()
 
-    def write(self, key: str, document: Mapping[str, Any], images: Mapping[str, bytes]) -> InterleavedDocument:
+    def write(
+        self,
+        key: str,
+        document: Mapping[str, Any],
+        images: Mapping[str, bytes],
+        others: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> InterleavedDocument:
         """Check one sample and append it.
 
-        key: unique name without dots in its last component; images: file name -> encoded picture. Raises DocumentError
+        key: unique name without dots in its last component; images: file name -> encoded picture; others: further
+        members, which are not looked at. Raises DocumentError
         that names the key and the segment; nothing is written then, and the writer can go on. A full disk raises
         OSError, which becomes a WriteError where the `with` block ends.
         """
@@ -60,7 +67,7 @@ class ShardWriter:
         if self._tar is None:
             self._open()
         assert self._tar is not None
-        self._bytes += self._tar.write({"__key__": key, "json": content, **images})
+        self._bytes += self._tar.write({"__key__": key, "json": content, **images, **others})
         self._in_shard += 1
         self.samples += 1
         if self._in_shard >= self.samples_per_shard or self._bytes >= self.bytes_per_shard:

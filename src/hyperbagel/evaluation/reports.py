@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,38 @@ def tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         for name, results in combined(reports)["results"].items()
     ]
     return found + [table for name in _COMPARED if (table := _paired(name, reports))]
+
+
+_BRIEFLY = {
+    "GenEval": ("geneval", "overall"),
+    "GEdit EN": ("gedit", "en/o"),
+    "GEdit CN": ("gedit", "cn/o"),
+    "evaluations": ("geneval", "nfe"),
+    "s a picture": ("geneval", "time/seconds_per_image"),
+    "tokens/s": ("speculation", "tokens_per_second"),
+    "of plain": ("speculation", "speedup"),
+}
+"""Columns of the brief table: the benchmark and the metric that each one shows."""
+
+
+def brief(reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Reports by name in one table of the figures that matter most, narrow enough for a terminal.
+
+    Rows are called after their settings alone, unless several runs have such a row.
+    """
+    runs_of = Counter(
+        row
+        for report in reports.values()
+        for row in dict.fromkeys(row for found in report["results"].values() for row in found["rows"])
+    )
+    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for run, report in reports.items():
+        for column, (benchmark, metric) in _BRIEFLY.items():
+            for row, metrics in report["results"].get(benchmark, {"rows": {}})["rows"].items():
+                if metric in metrics:
+                    name = row if runs_of[row] == 1 and row != OWN else _named(run, row, reports)
+                    rows[name][column] = _figure(metrics[metric])
+    return Table("results", rows)
 
 
 def markdown(tables: Iterable[Table]) -> str:

@@ -103,7 +103,7 @@ class AutoencoderTraining(Stage):
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
-        generator = step_generator(self.settings.seed, self.global_rank, int(self.student_step), purpose=str(batch_idx))
+        generator = step_generator(self.settings.seed, self.global_rank, self.student_step, purpose=str(batch_idx))
         results = [(len(images), self.rate_distortion(images, generator)) for images in _stacks(batch, self.device)]
         if not results:
             raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
@@ -150,7 +150,7 @@ class AutoencoderTraining(Stage):
 
     def _observe(self, latents: Tensor) -> None:
         """Running moments of the posterior means; they follow the encoder, which stands still once the rate decayed."""
-        weight = max(1 - STATISTICS_DECAY, 1 / (int(self.student_step) + 1))
+        weight = max(1 - STATISTICS_DECAY, 1 / (self.student_step + 1))
         self.latent_mean.lerp_(latents.mean(), weight)
         self.latent_square.lerp_(latents.square().mean(), weight)
 

@@ -92,7 +92,7 @@ class DMDO(DistillationStage):
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One trajectory, `fake_updates` updates of the fake branch on it, and (in turn) one update of the student."""
         episode = self.begin(batch)
-        student_turn = int(self.batches_seen) % self.method.student_every == 0
+        student_turn = self.batches_seen % self.method.student_every == 0
         whole = student_turn and self.method.through == "trajectory"
         with self.timed("trajectory"), torch.set_grad_enabled(whole):
             states = trajectory(episode.velocity(self.student), episode.noise, self.grid_t)

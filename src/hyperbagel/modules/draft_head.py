@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -220,6 +221,10 @@ class DraftTraining(Stage):
         zero = torch.zeros(len(self.terms), device=self.device)
         return sum((self.method.decay**i * step.terms / counts[i] for i, step in enumerate(sums)), zero)
 
+    def _not_finite(self, means: Tensor, update: int, keys: str) -> str:
+        values = {term.name: float(value) for term, value in zip(self.loss_terms, means, strict=True)}
+        return f"draft losses {values} at update {update} on documents {keys}, ..."
+
     def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """One update. Raises ValueError for a batch without answers, FloatingPointError for a loss that is not
         finite.
@@ -232,11 +237,7 @@ class DraftTraining(Stage):
             )
         totals = self._totals(sums)
         means = self._means(sums, totals)
-        if not bool(means.isfinite().all()):
-            values = {term.name: float(value) for term, value in zip(self.loss_terms, means, strict=True)}
-            raise FloatingPointError(
-                f"draft losses {values} at update {int(self.student_step)} on documents {keys}, ..."
-            )
+        self.watch.expect(means.isfinite().all(), partial(self._not_finite, means.detach(), self.student_step, keys))
         losses = {f"loss/{term.name}": value for term, value in zip(self.loss_terms, means.detach(), strict=True)}
         self.log_at_step(losses, len(batch), prog_bar=True, sync_dist=True)
         self._log_acceptance("draft", totals)

@@ -172,7 +172,7 @@ class Pretraining(Stage):
                 batch=batch.repeat(draws),
                 contexts=GuidedContext(context, torch.tensor(images, device=model.device).repeat(draws)),
                 grid=pictures.grid,
-                student_step=int(self.student_step),
+                student_step=self.student_step,
                 conditions={},
                 x_t=pictures.x_t,
                 t=pictures.t,
@@ -192,7 +192,7 @@ class Pretraining(Stage):
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on a batch of documents of any kind. Raises ValueError for one without anything to learn."""
-        step = int(self.student_step)
+        step = self.student_step
         generator = step_generator(self.settings.seed, self.global_rank, step, purpose=str(batch_idx))
         means = self._reduced(self.objective(batch, generator))
         if not means:

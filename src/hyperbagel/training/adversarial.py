@@ -35,9 +35,9 @@ class AdversarialSettings:
         if self.student_every < 1:
             raise ValueError(f"student_every is {self.student_every}: the student needs a turn, give 1 or more")
 
-    def student_turn(self, batches_seen: Tensor | int) -> bool:
+    def student_turn(self, batches_seen: int) -> bool:
         """Whether the student has an update on this batch."""
-        return int(batches_seen) % self.student_every == 0
+        return batches_seen % self.student_every == 0
 
 
 class AdversarialGame:

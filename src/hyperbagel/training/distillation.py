@@ -92,7 +92,7 @@ class DistillationStage(Stage):
     asks_teacher = True
     learns_from: tuple[LearnsFrom, ...] | None = ("image",)
     settings: DistillationSettings
-    batches_seen: Tensor
+    counters = (*Stage.counters, "batches_seen")
 
     def __init__(self, model: str, init_from: str | None, student: Training, settings: DistillationSettings) -> None:
         super().__init__(model, settings)
@@ -103,7 +103,7 @@ class DistillationStage(Stage):
         if self._lora is not None and not self._lora.merge and init_from is not None:
             raise ValueError("student.lora.merge: false exports adapters over the original, so leave init_from out")
         self._sharded = False
-        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.batches_seen = 0
         self.model.requires_grad_(False)
         self.base, self.context = base_hash(self.model), context_hash(self.model)
         self.leave_out("model")
@@ -246,7 +246,7 @@ class DistillationStage(Stage):
 
         Raises ValueError naming the documents that have no image to generate.
         """
-        generator = step_generator(self.settings.seed, self.global_rank, int(self.batches_seen))
+        generator = step_generator(self.settings.seed, self.global_rank, self.batches_seen)
         self.batches_seen += 1
         variants = self.asks_teacher and self.teacher.needs_variants
         grid = self.model.latent_grid(target_sizes(batch))
@@ -263,7 +263,7 @@ class DistillationStage(Stage):
             conditions=self.draw_conditions(contexts.has_image, generator),
             generator=generator,
             student=self.student,
-            student_step=int(self.student_step),
+            student_step=self.student_step,
             readers=(self.student, self.branch) if self.settings.context == "student" else (),
         )
 

@@ -61,7 +61,7 @@ class Episode:
         """The images to be generated as latent tokens (B, n, C) in float32 (posterior mean), zero at padding."""
         with torch.no_grad():
             pictures = [target_of(document) for document in self.batch.documents]
-            latents = self.model.encode([picture for picture in pictures if picture is not None])
+            latents = self.model.latents([picture for picture in pictures if picture is not None])
         tokens = [patchify(latent.float(), self.model.config.latent_patch_size) for latent in latents]
         return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
 
@@ -141,10 +141,10 @@ def context_of(document: Document) -> list[Segment]:
     return [s for s in document[:last] if not (isinstance(s, ImageSegment | LatentSegment) and s.loss)]
 
 
-def target_of(document: Document) -> Tensor | None:
-    """The pixels (3, H, W) of the last image to be generated; None if there is none."""
+def target_of(document: Document) -> ImageSegment | None:
+    """The last image to be generated; None if there is none."""
     target = None if (last := _last_target(document)) is None else document[last]
-    return target.pixels if isinstance(target, ImageSegment) else None
+    return target if isinstance(target, ImageSegment) else None
 
 
 def _last_target(document: Document) -> int | None:
@@ -162,7 +162,7 @@ def target_sizes(batch: DocumentBatch) -> list[tuple[int, int]]:
             f"source {batch.source!r}: {', '.join(missing[:5])} hold no image to be generated, which "
             "distillation needs; train on sources of generation and editing documents only"
         )
-    return [(target.shape[1], target.shape[2]) for target in targets if target is not None]
+    return [(target.pixels.shape[1], target.pixels.shape[2]) for target in targets if target is not None]
 
 
 def read(

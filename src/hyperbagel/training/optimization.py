@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from hyperbagel.losses.base import Update, WeightedTerm
 from hyperbagel.training.networks import Training
 from hyperbagel.training.partial_checkpoint import PartialCheckpoint
 from hyperbagel.training.schedules import WarmupStableDecay
+from hyperbagel.training.watch import Watch
 
 _PASSES = "backward_passes"
 _SAMPLES = "samples_seen"
@@ -30,7 +32,7 @@ class Optimization(PartialCheckpoint):
         max_updates: student updates after which training stops, None for no limit.
     """
 
-    student_step: Tensor
+    counters: tuple[str, ...] = ("student_step",)
 
     def __init__(self, max_updates: int | None = None) -> None:
         super().__init__()
@@ -44,7 +46,8 @@ class Optimization(PartialCheckpoint):
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._started = self._worked_until = self._ended = 0.0
         self.terms = nn.ModuleList()
-        self.register_buffer("student_step", torch.zeros((), dtype=torch.long))
+        self.student_step = 0
+        self.watch = Watch()
 
     # Set-up
 
@@ -125,7 +128,8 @@ class Optimization(PartialCheckpoint):
     def total(self, step: Any, update: Update) -> Tensor:
         """Weighted sum of the terms of an update that apply to its batch; logs each.
 
-        Raises FloatingPointError with the batch's keys on NaN, ValueError when no term applies to the batch.
+        Raises FloatingPointError with the batch's keys on NaN (on an accelerator some updates later, see `Watch`),
+        ValueError when no term applies to the batch.
         """
         terms = [term for term in self.loss_terms if term.update == update and term.applies_to(step.batch)]
         if not terms:
@@ -136,11 +140,7 @@ class Optimization(PartialCheckpoint):
         loss = torch.zeros((), device=self.device)
         for term in terms:
             value = term(step)
-            if not bool(value.isfinite()):
-                raise FloatingPointError(
-                    f"loss {term.name!r} is {float(value.detach())} at student update {step.student_step} on documents "
-                    f"{', '.join(step.batch.keys)} of source {step.batch.source!r}"
-                )
+            self.watch.expect(value.isfinite(), partial(_not_finite, term.name, value.detach(), step))
             self.log_at_step({f"loss/{term.name}": value.detach(), **term.metrics}, len(step.batch))
             loss = loss + term.weight * value
         return loss
@@ -183,7 +183,7 @@ class Optimization(PartialCheckpoint):
     @property
     def finished(self) -> bool:
         """Whether the student has had its updates."""
-        return self.max_updates is not None and int(self.student_step) >= self.max_updates
+        return self.max_updates is not None and self.student_step >= self.max_updates
 
     def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1, **options: Any) -> None:
         """Log metrics against the student's updates. options: of Lightning's `log_dict`."""
@@ -191,7 +191,8 @@ class Optimization(PartialCheckpoint):
         self.log("step", float(self.student_step), batch_size=batch_size)  # what loggers take for the x-axis
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how full each network's accumulation is, and how much was seen."""
+        """Note how full each network's accumulation is, and how much was seen. Raises FloatingPointError as `total`."""
+        self.watch.settle()
         checkpoint[_PASSES] = dict(self._backward_passes)
         checkpoint[_SAMPLES] = self._samples
 
@@ -217,6 +218,7 @@ class Optimization(PartialCheckpoint):
     def on_train_start(self) -> None:
         """Check the names of sources; a finished run that is resumed has nothing left to do."""
         self._check_sources()
+        self.watch.deferring = self.device.type != "cpu"
         if self.finished:
             self.trainer.should_stop = True
         self._ended = time.perf_counter()
@@ -243,11 +245,23 @@ class Optimization(PartialCheckpoint):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the batch cost: `time/step` as a whole, and its parts; and the documents seen so far, of all ranks.
-        Evaluations that followed it do not count."""
+        Evaluations that followed it do not count. Losses and gradients are looked at as often as losses are logged."""
         self._seconds["step"] = self._worked_until - self._started
         cost = {f"time/{part}": seconds for part, seconds in self._seconds.items()}
         self.log_at_step(cost | {"samples_seen": float(self._samples)})
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.watch.settle()
         self._ended = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the last losses and gradients, before anything is exported."""
+        self.watch.settle()
+
+
+def _not_finite(name: str, value: Tensor, step: Any) -> str:
+    documents = ", ".join(step.batch.keys)
+    place = f"at student update {step.student_step} on documents {documents} of source {step.batch.source!r}"
+    return f"loss {name!r} is {float(value)} {place}"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import nn
 
@@ -12,7 +13,13 @@ from hyperbagel.messages import clip
 
 
 class PartialCheckpoint(LightningModule):
-    """A module that leaves named parts out of its state dict; strict loading still finds every other gap."""
+    """A module that leaves named parts out of its state dict; strict loading still finds every other gap.
+
+    counters: names of attributes, ints, that are in it too. As tensors of the module they would be on its device, and
+    reading one would wait for all that the device still has to do.
+    """
+
+    counters: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +36,21 @@ class PartialCheckpoint(LightningModule):
                 f"the checkpoint is not of {type(self).__name__} with these settings: {clip(error)}; go on with those "
                 "that the run began with"
             ) from error
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.counters:
+            destination[prefix + name] = torch.tensor(getattr(self, name))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *others: Any
+    ) -> None:
+        for name in self.counters:
+            if (value := state_dict.pop(prefix + name, None)) is not None:
+                setattr(self, name, int(value))
+            else:
+                missing_keys.append(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *others)
 
     def leave_out(self, path: str) -> None:
         """Keep a frozen submodule, or one parameter, out of checkpoints."""

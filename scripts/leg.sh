@@ -1,0 +1,17 @@
+#!/bin/sh
+# A leg of a training, on a machine that is there for minutes:
+#   scripts/leg.sh RECIPE STATE MINUTES [OPTION ...]
+# It goes on from the state files in the folder STATE, if there are any, and leaves there those that the next leg goes on
+# from, here or elsewhere: each below 16 MiB, optimizers and averages in bfloat16. Options are those of `hyperbagel fit`;
+# a GPU wants large batches and many readers:
+#   scripts/leg.sh scenes/drawing state 8 --data.init_args.batching.batch_size 512 --data.init_args.reader.num_workers 14
+# HYPERBAGEL is the command that it runs (hyperbagel).
+set -eu
+recipe=$1 state=$2 minutes=$3
+shift 3
+hyperbagel=${HYPERBAGEL:-hyperbagel}
+last=$state.run/leg/checkpoints/last.ckpt
+[ ! -f "$state/state.json" ] || $hyperbagel checkpoint join "$state" "$last"
+$hyperbagel fit --config "$recipe" --trainer.max_time "00:00:$minutes:00" --trainer.logger.init_args.save_dir "$state.run" \
+	--trainer.logger.init_args.name leg --ckpt_path last "$@"
+$hyperbagel checkpoint split "$last" "$state" --others bfloat16
