@@ -71,22 +71,25 @@ def test_configurations_of_the_documents_exist() -> None:
     """Also those in running text and in configurations' own comments."""
     texts = [*DOCUMENTS.values(), *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("examples/*.yaml"), ROOT / "Makefile"]
     names = {name for path in texts for name in re.findall(r"--config ([\w/.-]+)", path.read_text())}
-    own = {"7b.yaml", "FILE"}
+    own = {"7b.yaml", "clip.yaml", "FILE"}
     assert len(names) >= 50
     for name in names - own:
         if "$" not in name and not name.endswith("/"):
             find_config(name)
 
 
+COLORS = ("red", "green", "blue", "navy", "teal", "gold", "plum", "pink", "lime", "cyan", "tan", "gray")
+
+
 def prepare(folder: Path) -> None:
     """What the documents take for granted: pictures of the user's own."""
     (folder / "PICTURES").mkdir(exist_ok=True)
-    for color in ("red", "green", "blue"):
+    for color in COLORS:
         Image.new("RGB", (80, 64), color).save(folder / "PICTURES" / f"{color}.png")
         (folder / "PICTURES" / f"{color}.txt").write_text(f"all {color}")
 
 
-QUICK = re.compile(r"hyperbagel (configs|generate .*--branch|chat|data folder|data inspect)")
+QUICK = re.compile(r"hyperbagel (configs|generate .*--branch scenes|chat|data folder|data inspect)")
 
 
 def test_quick_commands_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

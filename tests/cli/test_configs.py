@@ -164,6 +164,6 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)},
     ).stdout.splitlines()
-    assert len(shown) == len([name for name in configs.shipped_configs() if "/_" not in name]) + 1
+    assert len(shown) == len([path for path in configs.shipped_configs().values() if not path.name.startswith("_")]) + 1
     assert (tmp_path / "site/hyperbagel/configs/scenes/_distillation.yaml").is_file()
     assert Path(shown[-1]) == tmp_path / "site" / "hyperbagel" / "configs" / "scenes" / "tscd.yaml"

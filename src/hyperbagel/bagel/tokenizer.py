@@ -32,6 +32,11 @@ KNOWS: Final = "knows"
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+")
 
 
+def words(text: str) -> list[str]:
+    """The different words of a text, a Chinese character for one each, without numbers and punctuation."""
+    return list(dict.fromkeys(_WORD.findall(text)))
+
+
 def as_plain(text: str, control: Iterable[str]) -> str:
     """A text for a foreign tokenizer that would take the writing of its control tokens for them: a blank within."""
     found = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True) if len(token) > 1)
@@ -99,7 +104,7 @@ class Tokenizer:
         """The words of a text that have no token of their own, where `knows` says that all words of the model have."""
         if not self.knows:
             return []
-        return [word for word in dict.fromkeys(_WORD.findall(text)) if not self._has(word)]
+        return [word for word in words(text) if not self._has(word)]
 
     def _has(self, word: str) -> bool:
         """Whether a word is one token, at the beginning of a text or within it."""

@@ -6,6 +6,7 @@ from hyperbagel.callbacks.export import ExportModel
 from hyperbagel.callbacks.fidelity import Fidelity
 from hyperbagel.callbacks.gedit import GEdit
 from hyperbagel.callbacks.geneval import GenEval
+from hyperbagel.callbacks.held_out import HeldOut
 from hyperbagel.callbacks.image_grid import ImageGrid
 from hyperbagel.callbacks.provenance import Provenance
 from hyperbagel.callbacks.report import Report
@@ -21,6 +22,7 @@ __all__ = [
     "Fidelity",
     "GEdit",
     "GenEval",
+    "HeldOut",
     "ImageGrid",
     "Provenance",
     "Report",

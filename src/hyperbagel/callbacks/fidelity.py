@@ -65,7 +65,7 @@ class Fidelity:
             raise CheckpointError(f"{self.teacher}: no features of a teacher; a run with `save` writes them")
 
     def features(self, images: Sequence[Tensor], model: Bagel) -> Tensor:
-        """(n, d) float32 on the CPU of pictures (3, H, W) uint8 of one size."""
+        """(n, d) float32 on the CPU of pictures (3, H, W) uint8."""
         extractor = self.extractor or PooledFeatures(model.understanding.vision)
         return extract_features(images, extractor.to(model.device))
 

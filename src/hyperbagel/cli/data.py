@@ -32,14 +32,17 @@ def scenes(
     print(f"{out}: {size} samples in {len(shards)} shards")
 
 
-def inspect(shards: str, out: Path = Path("contact-sheet.png")) -> None:
+def inspect(shards: str, out: Path = Path("contact-sheet.png"), tokenizer: str | None = None) -> None:
     """Count what is in shards, and draw a sheet of samples.
 
     Args:
         shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
         out: picture of samples to write.
+        tokenizer: model of a small world, by name or folder, such as scenes: count the words that it has no token for.
     """
+    from hyperbagel.bagel.tokenizer import Tokenizer
     from hyperbagel.datamodules.inspect import inspect_shards
 
-    print(inspect_shards(shards, out))
+    read = None if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
+    print(inspect_shards(shards, out, tokenizer=read))
     print(f"samples drawn to {out}")

@@ -6,37 +6,20 @@ A list (`trainer.callbacks`) is replaced whole. What is in `callbacks` by name i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hyperbagel import callbacks
-
-FIRST: dict[str, type[Callback]] = {
-    "added_loss": callbacks.AddLoss,
-    "ema": callbacks.EMA,
-    "image_grid": callbacks.ImageGrid,
-    "geneval": callbacks.GenEval,
-    "gedit": callbacks.GEdit,
-    "understanding": callbacks.Understanding,
-    "speculation": callbacks.Speculation,
-}
-"""Name -> class of those that come before a configuration's list, in their order."""
-
-LAST: dict[str, type[Callback]] = {
-    "checkpoint": ModelCheckpoint,
-    "export": callbacks.ExportModel,
-    "provenance": callbacks.Provenance,
-    "report": callbacks.Report,
-}
-"""Name -> class of those that come behind it."""
+from hyperbagel.cli.callback_names import FIRST, LAST
 
 
 def add_named_callbacks(parser: ArgumentParser) -> None:
     """Have a parser take them as `callbacks.NAME`; none is there by default."""
-    for name, kind in (FIRST | LAST).items():
+    for name, path in (FIRST | LAST).items():
+        module, _, attribute = path.rpartition(".")
+        kind: type[Callback] = getattr(import_module(module), attribute)
         parser.add_argument(f"--callbacks.{name}", type=kind | None, default=None, help=f"{kind.__name__}, if any")
 
 

@@ -32,9 +32,10 @@ from hyperbagel.files import write_bytes
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _THREADS = 4
-_ARRAYS = ("spans", "text_bytes", "has_loss", "images", "sizes")
+_ARRAYS = ("spans", "text_bytes", "has_loss", "images", "sizes", "lots")
+_LOTS = 2**48
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class ShardIndex:
 
     spans: (n, 2) int64, first byte and byte after the last; text_bytes: (n,) int64, UTF-8 length of all texts;
     has_loss: (n,) bool, whether anything is to be learnt; images: (n,) int64, pictures a sample;
-    sizes: (sum of images, 2) int64, width and height of each picture; skipped: the bad samples.
+    sizes: (sum of images, 2) int64, width and height of each picture; lots: (n,) float64, a number in [0, 1) that a
+    sample draws by its key and keeps wherever it lies; skipped: the bad samples.
     """
 
     spans: NDArray[np.int64]
@@ -51,6 +53,7 @@ class ShardIndex:
     has_loss: NDArray[np.bool_]
     images: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    lots: NDArray[np.float64]
     skipped: tuple[SkipRecord, ...] = ()
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class ShardIndex:
 
 def index_shard(path: Path) -> ShardIndex:
     """Scan a shard: check every document and the header of every picture. Pixels are not decoded."""
-    rows: list[tuple[int, int, int, bool, int]] = []
+    rows: list[tuple[int, int, int, bool, int, int]] = []
     sizes: list[tuple[int, int]] = []
     skipped: list[SkipRecord] = []
     keys: set[str] = set()
@@ -78,17 +81,23 @@ def index_shard(path: Path) -> ShardIndex:
                 skipped.append(SkipRecord(error.cause, place, str(error)))
                 continue
             keys.add(span.key)
-            rows.append((span.start, span.end, text, has_loss, len(sizes_here)))
+            rows.append((span.start, span.end, text, has_loss, len(sizes_here), _lot(span.key)))
             sizes += sizes_here
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    table = np.array(rows, dtype=np.int64).reshape(-1, 6)
     return ShardIndex(
         spans=table[:, :2],
         text_bytes=table[:, 2],
         has_loss=table[:, 3].astype(bool),
         images=table[:, 4],
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        lots=table[:, 5] / _LOTS,
         skipped=tuple(skipped),
     )
+
+
+def _lot(key: str) -> int:
+    """A number below 2**48, by a hash of a sample's key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=6).digest(), "big")
 
 
 def _examine(file: BinaryIO, span: SampleSpan) -> tuple[int, bool, list[tuple[int, int]]]:

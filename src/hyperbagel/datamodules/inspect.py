@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hyperbagel.bagel.images import ImageError, load_image
 from hyperbagel.bagel.shipped import cache_folder
+from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.index import index_shard
 from hyperbagel.datamodules.shards import Sample, find_shards
 from hyperbagel.datamodules.sources import ShardSamples
+from hyperbagel.datamodules.vocabulary import SpelledWords, spelled_words, words_of
 from hyperbagel.files import check_picture, write_picture
 from hyperbagel.messages import clip
 
@@ -29,7 +31,8 @@ _LINE = 12
 class ShardSummary:
     """Counts over the readable samples. Lengths are characters of all texts of a document.
 
-    skipped: the others by cause; examples: the first few of each cause, where they are and what is wrong with them.
+    skipped: the others by cause; examples: the first few of each cause, where they are and what is wrong with them;
+    words: those of all texts, where a tokenizer was given.
     """
 
     shards: int = 0
@@ -41,6 +44,7 @@ class ShardSummary:
     text_lengths: list[int] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    words: SpelledWords | None = None
 
     def __str__(self) -> str:
         """A table for people."""
@@ -56,6 +60,8 @@ class ShardSummary:
             "characters": f"{quantiles} (least, median, 95 %, most)",
             "skipped": ", ".join(f"{cause}: {n}" for cause, n in sorted(self.skipped.items())) or "none",
         }
+        if self.words is not None:
+            rows["words"] = str(self.words)
         lines = [f"{name:<16} {value}" for name, value in rows.items()]
         for cause, examples in sorted(self.examples.items()):
             lines += [f"{cause}, such as", *(f"    {example}" for example in examples)]
@@ -73,12 +79,17 @@ def kind_of(document: InterleavedDocument) -> str:
 
 
 def inspect_shards(
-    shards: str | Sequence[str], out_png: str | Path, cache_dir: str | Path | None = None, cells: int = 24
+    shards: str | Sequence[str],
+    out_png: str | Path,
+    cache_dir: str | Path | None = None,
+    cells: int = 24,
+    tokenizer: Tokenizer | None = None,
 ) -> ShardSummary:
     """Read all samples of a shard list, and draw some of them, evenly picked.
 
     out_png: where the contact sheet goes; cache_dir: for copies of remote and compressed shards;
-    cells: number of samples drawn. Raises FileNotFoundError for missing shards, and as `check_picture`.
+    cells: number of samples drawn; tokenizer: that of a small world, to count the words that it spells in bytes.
+    Raises FileNotFoundError for missing shards, and as `check_picture`.
     """
     out = Path(out_png)
     check_picture(out)
@@ -94,15 +105,19 @@ def inspect_shards(
     for index in indexes:
         summary.image_sizes.update((width, height) for width, height in index.sizes.tolist())
     drawn = set(range(0, len(samples), max(1, -(-len(samples) // cells))))
-    pictures = []
+    pictures, counts = [], Counter[str]()
     for i in range(len(samples)):
         sample = samples.read(i)
         document = sample.document()
         summary.kinds[kind_of(document)] += 1
         summary.images[len(document.images)] += 1
         summary.text_lengths.append(sum(len(part.text) for part in document.parts if isinstance(part, TextPart)))
+        if tokenizer is not None:
+            counts.update(words_of(document))
         if i in drawn:
             pictures.append(_draw(sample, document))
+    if tokenizer is not None:
+        summary.words = spelled_words(counts, tokenizer)
     write_picture(out, _sheet(pictures))
     return summary
 

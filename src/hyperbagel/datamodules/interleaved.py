@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Sequence
@@ -18,9 +19,12 @@ from hyperbagel.datamodules.batch_order import BatchOrder, OrderedSource, OrderS
 from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting, check_vit_pictures
 from hyperbagel.datamodules.skipped import SkipLog
-from hyperbagel.datamodules.sources import Source, open_source
+from hyperbagel.datamodules.sources import Samples, Source, open_source
+from hyperbagel.datamodules.vocabulary import source_words
 from hyperbagel.files import require_all
 from hyperbagel.training.stage import student_updates
+
+log = logging.getLogger(__name__)
 
 _FORMATTING = Formatting()
 _DROPOUT = CondDropout()
@@ -129,6 +133,11 @@ class InterleavedDataModule(L.LightningDataModule):
             ]
             for source in self._open[split]:
                 self.skips.add(source.samples.skipped)
+                self._warn_of_words(source)
+
+    def opened(self, split: str) -> dict[str, Samples]:
+        """The samples of each source of a split that was set up, by name."""
+        return {source.name: source.samples for source in self._open.get(split, [])}
 
     def train_dataloader(self) -> DocumentLoader:
         """The training batches that were not handed out yet."""
@@ -191,6 +200,12 @@ class InterleavedDataModule(L.LightningDataModule):
                         check_vit_pictures(f"vit_transform of source {source.name!r}", source.vit_transform, config)
             self.builder, self._built_for = DocumentBuilder(formatting), folder
         return self.builder
+
+    def _warn_of_words(self, source: OpenSource) -> None:
+        """Tell which words of a source's texts the tokenizer of a small world spells in bytes."""
+        found = source_words(source.samples, self._build().tokenizer)
+        if found.spelled and (self.trainer is None or self.trainer.is_global_zero):
+            log.warning("source %r: %s; the model has to learn them letter by letter", source.name, found)
 
     @staticmethod
     def _splits(stage: str | None) -> tuple[str, ...]:
@@ -256,6 +271,7 @@ class InterleavedDataModule(L.LightningDataModule):
                     "batch_size": ordered.batch_size,
                     "weight": ordered.weight,
                 }
+                | ({"part": list(source.part)} if source.part != (0, 1) else {})
                 for source, ordered in zip(self.sources["train"], sources, strict=True)
             ],
             "batches_per_epoch": len(order),

@@ -20,6 +20,7 @@ from hyperbagel.datamodules.shards import Sample, SampleSpan, find_samples, find
 from hyperbagel.datamodules.skipped import Skip, SkippedSampleError, SkipRecord
 
 _OPEN_FILES = 64
+_WHOLE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Source:
     """Documents per batch of this source, where it is not the module's."""
     vit_transform: ImageTransform | None = None
     """Resize rules of the ViT's pictures of this source, where they are not the module's."""
+    part: tuple[float, float] = _WHOLE
+    """Which of the shards' samples belong to the source. Each draws a number from 0 to 1 by a hash of its key. Read are
+    those from the first limit on and below the second. So [0, 0.9] for training and [0.9, 1] for testing share none and
+    leave none out."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a source."""
@@ -51,6 +56,13 @@ class Source:
             raise ValueError(f"source {self.name!r}: `weight` must not be negative, got {self.weight}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"source {self.name!r}: `batch_size` must be at least 1, got {self.batch_size}")
+        low, high = self.part
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"source {self.name!r}: `part` needs two limits from 0 to 1 in order, got {list(self.part)}"
+            )
+        if self.samples is not None and self.part != _WHOLE:
+            raise ValueError(f"source {self.name!r}: `part` is for shards; `samples` need a split of their own")
 
 
 class Samples(ABC):
@@ -77,18 +89,27 @@ class Samples(ABC):
 class ShardSamples(Samples):
     """The samples of a list of shards, read at random.
 
-    with_loss: leave out samples without anything to learn (they are in `skipped` then, with the unreadable ones).
+    with_loss: leave out samples without anything to learn (they are in `skipped` then, with the unreadable ones);
+    part: limits of the lots that are read, see `Source`.
     """
 
-    def __init__(self, paths: Sequence[Path], indexes: Sequence[ShardIndex], with_loss: bool) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        indexes: Sequence[ShardIndex],
+        with_loss: bool,
+        part: tuple[float, float] = _WHOLE,
+    ) -> None:
         self._paths = list(paths)
         counts = [len(index) for index in indexes]
         shard = np.repeat(np.arange(len(paths)), counts)
         spans = np.concatenate([index.spans for index in indexes])
         images = np.concatenate([index.images for index in indexes])
-        keep = np.concatenate([index.has_loss for index in indexes]) if with_loss else np.ones(len(shard), dtype=bool)
+        lots = np.concatenate([index.lots for index in indexes])
+        inside = (part[0] <= lots) & (lots < part[1])
+        keep = inside & np.concatenate([index.has_loss for index in indexes]) if with_loss else inside
         self.skipped = [record for index in indexes for record in index.skipped]
-        for i in np.flatnonzero(~keep):
+        for i in np.flatnonzero(inside & ~keep):
             place = _place(self._paths[shard[i]], spans[i])
             self.skipped.append(SkipRecord(Skip.NO_LOSS, place, "no segment of the document has a loss"))
         self._shard, self._spans, self._images = shard[keep], spans[keep], images[keep]
@@ -186,8 +207,9 @@ def open_source(source: Source, cache_dir: Path, with_loss: bool) -> Samples:
         samples = DrawnSamples(source.name, source.samples)
     else:
         paths = find_shards(source.shards, cache_dir)
-        samples = ShardSamples(paths, load_indexes(paths, cache_dir), with_loss)
+        samples = ShardSamples(paths, load_indexes(paths, cache_dir), with_loss, source.part)
     if len(samples) == 0:
         reasons = "; ".join(f"{record.sample}: {record.reason}" for record in samples.skipped[:3])
-        raise ValueError(f"source {source.name!r} has no usable sample ({reasons or 'it is empty'})")
+        empty = "it is empty" if source.part == _WHOLE else f"none lies in its part {list(source.part)}; widen it"
+        raise ValueError(f"source {source.name!r} has no usable sample ({reasons or empty})")
     return samples

@@ -1,16 +1,23 @@
-"""Counts the tokens in the answers of shards, for draft heads of a reduced vocabulary."""
+"""Counts in texts of shards: tokens of answers, for draft heads of a reduced vocabulary, and words without a token."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperbagel.bagel.segments import TextSegment
-from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.datamodules.documents import TextPart
+from hyperbagel.bagel.tokenizer import Tokenizer, words
+from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
+from hyperbagel.datamodules.sources import Samples, ShardSamples
 from hyperbagel.draft.vocabulary import count_tokens, frequent_tokens
+from hyperbagel.messages import clip
+
+_SHOWN = 12
+_LOOKED_AT = 200
 
 
 def answer_vocabulary(shards: str | Sequence[str], tokenizer: Tokenizer, size: int) -> tuple[list[int], float]:
@@ -36,3 +43,55 @@ def _answers(paths: Sequence[Path], tokenizer: Tokenizer) -> Iterator[list[TextS
                     for part in parts
                     if isinstance(part, TextPart) and part.loss
                 ]
+
+
+@dataclass
+class SpelledWords:
+    """The words of texts, and those that the tokenizer of a small world has no token for and spells in bytes.
+
+    A model reads such a word as a row of letters that it never saw together, and has to learn it from the data alone.
+
+    known, spelled: in how many texts each word comes.
+    """
+
+    known: Counter[str] = field(default_factory=Counter)
+    spelled: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """`3 of 20 words are spelled in bytes: unicorn (4 texts), ...`, the most frequent first."""
+        number, most = len(self.spelled), self.spelled.most_common(_SHOWN)
+        told = ", ".join(f"{word} ({count} texts)" if count > 1 else word for word, count in most)
+        more = f" and {number - len(most)} more" if number > len(most) else ""
+        listed = f": {clip(told, 500)}{more}" if number else ""
+        return f"{number} of {number + len(self.known)} words are spelled in bytes{listed}"
+
+
+def spelled_words(counts: Mapping[str, int], tokenizer: Tokenizer) -> SpelledWords:
+    """Tell words with a token from those without. counts: how often each comes, see `words_of`.
+
+    A tokenizer that is not of a small world (its `knows` is empty) spells none.
+    """
+    unknown = set(tokenizer.unknown_words(" ".join(counts)))
+    found = SpelledWords()
+    for word, count in counts.items():
+        (found.spelled if word in unknown else found.known)[word] = count
+    return found
+
+
+def source_words(samples: Samples, tokenizer: Tokenizer) -> SpelledWords:
+    """The words in the texts of a source of shards, of up to 200 documents that are evenly spread over it.
+
+    Nothing is read for a tokenizer that is not of a small world, nor of a source that draws its samples.
+    """
+    if not tokenizer.knows or not isinstance(samples, ShardSamples):
+        return SpelledWords()
+    number = min(len(samples), _LOOKED_AT)
+    counts = Counter[str]()
+    for place in range(number):
+        counts.update(words_of(samples.read(place * len(samples) // number).document()))
+    return spelled_words(counts, tokenizer)
+
+
+def words_of(document: InterleavedDocument) -> Iterator[str]:
+    """The different words of each text of a document."""
+    return (word for part in document.parts if isinstance(part, TextPart) for word in words(part.text))

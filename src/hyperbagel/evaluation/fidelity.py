@@ -14,20 +14,24 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hyperbagel.bagel.finite import require_finite
+from hyperbagel.evaluation.batches import batches_of_equals
 
 log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def extract_features(images: Sequence[Tensor], extractor: nn.Module, batch_size: int = 64) -> Tensor:
-    """Features (n, d) float32 on the CPU of n images (3, H, W) uint8 of one size.
+    """Features (n, d) float32 on the CPU of n images (3, H, W) uint8, those of one size in batches.
 
     extractor: (B, 3, H, W) uint8 -> (B, d); it does its own scaling and sits on its own device. NotFiniteError for
     features that are no numbers.
     """
     device = next((tensor.device for tensor in extractor.parameters()), torch.device("cpu"))
-    batches = [torch.stack(list(images[start : start + batch_size])) for start in range(0, len(images), batch_size)]
-    features = torch.cat([extractor(batch.to(device)).float().cpu() for batch in batches])
+    rows: dict[int, Tensor] = {}
+    for batch in batches_of_equals([(image.shape[-2], image.shape[-1]) for image in images], batch_size):
+        found = extractor(torch.stack([images[index] for index in batch]).to(device)).float().cpu()
+        rows |= zip(batch, found, strict=True)
+    features = torch.stack([rows[index] for index in range(len(images))])
     require_finite(features, f"features of {len(images)} pictures by {type(extractor).__name__}")
     return features
 
