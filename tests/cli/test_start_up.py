@@ -26,6 +26,8 @@ for arguments in (
     ["fit", "--help"],
     ["fit", "--config", "nano/cgf"],
     ["fit", "--config", "nano/cfg_distillation", "--trainr.max_steps", "3"],
+    ["fit", "--config", "nano/cfg_distillation", "--model.init_args.settings.max_update", "3"],
+    ["fit", "--config", "nano/cfg_distillation", "--print_config", "--data.init_args.batchin.seed=1"],
     ["generate", "a red circle", "--setps", "6"],
     ["generate"],
 ):
@@ -56,6 +58,9 @@ def test_options_are_read_before_anything_heavy_is_imported() -> None:
     assert "  folder           convert a folder of pictures with captions to shards\n" in done.stdout
     told = done.stderr.splitlines()
     assert "hyperbagel fit: no option --trainr.max_steps; did you mean --trainer?" in told
+    wrong, meant = (f"--model.init_args.settings.{name}" for name in ("max_update", "max_updates"))
+    assert f"hyperbagel fit: no option {wrong}; did you mean {meant}?" in told
+    assert any("did you mean --data.init_args.batching?" in line for line in told)
     missing = "hyperbagel fit: nano/cgf: no such file, and no configuration of that name"
     assert any(line.startswith(missing) for line in told)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from hyperbagel.cli.bases import BASES, content, with_bases
+from hyperbagel.cli.bases import BASES, content, stage_of, with_bases
 from hyperbagel.cli.configs import with_found_configs
+from hyperbagel.cli.early_check import SettingsCheck
 from hyperbagel.cli.explanation import UsageError, did_you_mean
+from hyperbagel.cli.moved import FormerNames
 
 SETTINGS = ("model", "data", "trainer", "callbacks", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path")
 """Parts of a configuration."""
@@ -65,16 +68,28 @@ def _run(command: str, what: str | None, arguments: Sequence[str]) -> None:
 
 
 def check_names(arguments: Sequence[str]) -> None:
-    """Raises, within a blink, FileNotFoundError for a missing configuration, UsageError for an unknown part of one."""
+    """Raises, within a blink, FileNotFoundError for a missing configuration, UsageError for an unknown setting."""
     known = (*SETTINGS, *_OF_COMMANDS)
     for argument in arguments:
         name = argument[2:].partition("=")[0].partition(".")[0].removesuffix("+")
         if argument.startswith("--") and name not in known:
             close = did_you_mean(name, known).replace("mean ", "mean --")
             raise UsageError(f"no option {argument.partition('=')[0]}{close}")
-    for argument in with_bases(with_found_configs(arguments)):
+    arguments = with_bases(with_found_configs(arguments))
+    former = FormerNames(stage_of(arguments))
+    check = SettingsCheck()
+    options = []
+    for argument in arguments:
         option, _, value = argument.partition("=")
-        if option == "--config":
-            for key in content(Path(value)):
-                if str(key).partition(".")[0].removesuffix("+") not in (*SETTINGS, *_OF_COMMANDS, BASES):
-                    raise UsageError(f"{value}: {key} is no setting{did_you_mean(str(key), SETTINGS)}")
+        if option != "--config":
+            options.append(argument)
+            continue
+        settings = content(Path(value))
+        for key in settings:
+            if str(key).partition(".")[0].removesuffix("+") not in (*SETTINGS, *_OF_COMMANDS, BASES):
+                raise UsageError(f"{value}: {key} is no setting{did_you_mean(str(key), SETTINGS)}")
+        check.file(former.in_settings(settings)[0], value)
+    for argument, following in pairwise([*former.in_arguments(options)[0], ""]):
+        option, equals, value = argument.partition("=")
+        if option.startswith("--"):
+            check.option(option, value if equals else following)
