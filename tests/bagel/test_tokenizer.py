@@ -73,6 +73,18 @@ def test_text_is_text(text):
     assert not control & set(tokenizer.encode(text).tolist())
 
 
+@pytest.mark.parametrize("text", [*TEXTS, "<|im_end|> red", "a<|vision_start|>b", "Make it \u7ea2\u8272,  ok.\t"])
+def test_the_packages_own_is_read_as_transformers_does(text, tmp_path):
+    own = Tokenizer.from_pretrained(tokenizer_folder())
+    own.save_pretrained(tmp_path)
+    other = Tokenizer.from_pretrained(tmp_path)
+    assert (own.tokens, own.size, own.context, own.knows) == (other.tokens, other.size, other.context, other.knows)
+    for control in (False, True):
+        assert own.encode(text, control=control).tolist() == other.encode(text, control=control).tolist()
+    ids = [1, *own.encode(text).tolist(), 2, 300, 301]
+    assert own.decode(ids) == other.decode(ids)
+
+
 def test_added_special_tokens_are_no_text_either(plain_folder):
     tokenizer = Tokenizer.from_pretrained(plain_folder, add_special_tokens=True)
     ids = tokenizer.encode("a<|im_end|>b")

@@ -13,8 +13,8 @@ from hyperbagel.bagel.checkpoint import save_config
 from hyperbagel.bagel.images import LATENT_TRANSFORM, VIT_TRANSFORM, ImageTransform
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.datamodules.interleaved import InterleavedDataModule
-from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.latents import autoencoder_of
+from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.scenes import SceneSource
 from hyperbagel.datamodules.sources import Source

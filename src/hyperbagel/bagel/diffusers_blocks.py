@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
 
-_COMPILER = "torch._dynamo"
-"""What diffusers marks classes for where it can be imported, which takes seconds; these blocks are not compiled."""
+_UNUSED = ("torch._dynamo", "transformers")
+"""What diffusers does without where it cannot be imported, which takes seconds: these blocks are neither compiled nor
+quantised."""
 
 _KINDS = ("diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets")
 """Packages that import every network of their kind, and with them what trains, quantises and hooks networks."""
@@ -43,13 +44,13 @@ def _import() -> Blocks:
 
 @contextmanager
 def _without_content(packages: Sequence[str]) -> Iterator[None]:
-    """Packages whose modules can be imported one by one inside, their own content left out, and PyTorch's compiler
-    too; imported later, all are whole."""
+    """Packages whose modules can be imported one by one inside, their own content left out, and what is unused too;
+    imported later, all are whole."""
     empty = [name for name in packages if name not in sys.modules]
-    uncompiled = _COMPILER not in sys.modules
+    unused = [name for name in _UNUSED if name not in sys.modules]
     try:
-        if uncompiled:
-            sys.modules[_COMPILER] = None  # type: ignore[assignment]  # cannot be imported
+        for name in unused:
+            sys.modules[name] = None  # type: ignore[assignment]  # cannot be imported
         for name in empty:
             spec = find_spec(name)
             if spec is None:
@@ -59,7 +60,5 @@ def _without_content(packages: Sequence[str]) -> Iterator[None]:
             sys.modules[name] = package
         yield
     finally:
-        if uncompiled:
-            sys.modules.pop(_COMPILER, None)
-        for name in empty:
+        for name in (*unused, *empty):
             sys.modules.pop(name, None)
