@@ -34,7 +34,14 @@ _EMBEDDER = re.compile(r"(?P<condition>\w+)_embedder\.")
 
 
 class GenerationBranch(nn.Module):
-    """Generation experts, latent projections and embedders. A fresh branch takes no conditions but the time."""
+    """Generation experts, latent projections and embedders. A fresh branch takes no conditions but the time.
+
+    Examples:
+        >>> branch = model.generation.copy()
+        >>> branch.add_condition("text_scale", "image_scale")
+        >>> branch.guided, branch.conditions
+        (True, ('text_scale', 'image_scale'))
+    """
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
@@ -84,6 +91,12 @@ class GenerationBranch(nn.Module):
         """Latent tokens to layer inputs (B, N, D). tokens: (B, N, C), t: (B, N) or (B, 1) in [0, 1], grid_ids: (B, N).
 
         Raises ValueError unless the conditions are those that the branch takes.
+
+        Examples:
+            >>> tokens = torch.zeros(1, 4, model.config.latent_token_dim)
+            >>> grid_ids = torch.arange(4)[None]
+            >>> model.generation.embed(tokens, torch.full((1, 1), 0.5), grid_ids).shape[:2]
+            torch.Size([1, 4])
         """
         given = set(conditions or ())
         if given != set(self.conditions):

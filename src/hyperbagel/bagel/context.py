@@ -20,6 +20,11 @@ class Context:
 
     past: keys and values, each (layers, B, kv_heads, T, head_dim); valid: (B, T) bool, or None when every entry is a
     real token that may be attended to; next_position: (B,) rope position of the next block.
+
+    Examples:
+        >>> context = model.prefill([document, document])
+        >>> context.batch_size, context.length
+        (2, 5)
     """
 
     past: Past

@@ -66,7 +66,14 @@ class ViTBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch of documents as token streams."""
+    """A batch of documents as token streams.
+
+    Examples:
+        >>> from hyperbagel.bagel.segments import TextSegment
+        >>> layout = model.layout([[TextSegment(torch.tensor([5, 6]), loss=True)]])
+        >>> layout.ids.shape, int((layout.labels >= 0).sum())  # two ids and eos are learnt
+        (torch.Size([1, 4]), 3)
+    """
 
     und: TokenOrder
     """Where the Nu columns of the understanding stream stand."""

@@ -32,6 +32,12 @@ class Bagel(nn.Module):
 
     checkpointing, compiled: of the layers, see `mot.mot_forward`; source: the folder it was loaded from, for messages;
     merged: what the branch says of itself that was merged into its generation weights, None where none was.
+
+    Examples:
+        >>> model = Bagel.from_pretrained(folder)
+        >>> context = model.prefill([document])  # bos, three ids and eos
+        >>> context.length
+        5
     """
 
     def __init__(self, config: BagelConfig, without: Collection[Part] = ()) -> None:

@@ -107,6 +107,11 @@ class DocumentBatch:
 
     documents: the segments, condition dropout already applied; keys: unique sample names, for error reports;
     metas: the samples' free-form `meta`; source: name of the data source (one source per batch).
+
+    Examples:
+        >>> batch = DocumentBatch((document,), keys=("a",), metas=({},), source="mine")
+        >>> len(batch), len(batch.repeat(3))
+        (1, 3)
     """
 
     documents: tuple[Document, ...]

@@ -16,6 +16,11 @@ class AddLoss(Callback):
 
     Args:
         term: the term, by class path; its name must be new to the stage.
+
+    Examples:
+        >>> from hyperbagel.losses.regression import Regression
+        >>> AddLoss(Regression("mine", weight=0.1)).term.name
+        'mine'
     """
 
     def __init__(self, term: LossTerm) -> None:

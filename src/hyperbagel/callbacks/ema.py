@@ -24,6 +24,10 @@ class EMA(Callback):
     Args:
         decay: share of the old average that is kept at a batch with an update, or several.
         module: path of the submodule in the stage, such as `model` or `student`.
+
+    Examples:
+        >>> EMA(decay=0.99, module="student").state_key
+        "EMA{'module': 'student'}"
     """
 
     def __init__(self, decay: float = 0.999, module: str = "model") -> None:

@@ -26,6 +26,10 @@ class ExportModel(Callback):
     Args:
         folder: to write.
         dtype: type of the stored weights.
+
+    Examples:
+        >>> ExportModel("runs/mine/model", dtype="bfloat16").dtype
+        'bfloat16'
     """
 
     def __init__(self, folder: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:

@@ -38,6 +38,11 @@ class Fidelity:
         teacher: features of the teacher's pictures of the same prompts, a file that `save` wrote.
         save: folder in which to leave the features of each row as `<row>.safetensors`.
         extractor: (B, 3, H, W) uint8 -> (B, d) features; None for BAGEL's own vision tower.
+
+    Examples:
+        >>> features = {(prompt, image): torch.randn(8) for prompt in range(4) for image in range(2)}
+        >>> sorted(Fidelity().compare("teacher", features, run))
+        ['diversity', 'fidelity/other_run']
     """
 
     def __init__(

@@ -73,6 +73,13 @@ class GEdit(Evaluation):
             distilled branch to measure instead of the stage's.
         settings: batch size, threads of the judge, seed.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
+
+    Examples:
+        >>> from hyperbagel.callbacks.gedit import GEditData
+        >>> from hyperbagel.evaluation.gedit.judges.scene import SceneJudge
+        >>> callback = GEdit(SceneJudge(), GEditData(per_kind=1, languages=("en",)), every_n_updates=100)
+        >>> callback.samples[0].instruction
+        'Make the brown square orange.'
     """
 
     def __init__(

@@ -87,6 +87,15 @@ class GenEval(Evaluation):
         settings: pictures per prompt, batch size, seed.
         fidelity: also measure distances of the pictures to others, and diversity.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
+
+    Examples:
+        >>> from hyperbagel.callbacks.evaluation import Row
+        >>> from hyperbagel.callbacks.geneval import GenEvalPrompts
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> rows = {"teacher": None, "6 steps": Row(steps=6)}
+        >>> callback = GenEval(SceneDetector(), prompts=GenEvalPrompts(limit=6), rows=rows)
+        >>> callback.prompts.prompts[0].prompt
+        'a photo of a ring'
     """
 
     def __init__(

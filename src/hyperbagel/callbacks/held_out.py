@@ -80,6 +80,12 @@ class HeldOut(Evaluation):
         fidelity: how distances are measured, where not by BAGEL's own vision tower and to the documents' pictures.
         sources: names of the data sources whose documents are drawn; None for all.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
+
+    Examples:
+        >>> from hyperbagel.callbacks.evaluation import Row
+        >>> callback = HeldOut(rows={"teacher": None, "6 steps": Row(steps=6)}, every_n_updates=500)
+        >>> callback.settings.limit
+        256
     """
 
     def __init__(

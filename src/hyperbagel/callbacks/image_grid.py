@@ -16,6 +16,10 @@ class ImageGrid(Evaluation):
         number: pictures, where there are no prompts.
         seed: of the first picture; the others count up.
         every_n_updates: student updates between two grids in `fit`; 0 for none.
+
+    Examples:
+        >>> ImageGrid(number=2, every_n_updates=100).prompts
+        ['a photo of a ring', 'a photo of a purple ring']
     """
 
     def __init__(

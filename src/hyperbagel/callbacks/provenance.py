@@ -31,6 +31,10 @@ class Provenance(Callback):
     HParams compares runs.
 
     The settings themselves are in `config.yaml` beside it.
+
+    Examples:
+        >>> from hyperbagel.callbacks import Report
+        >>> callbacks = [Provenance(), Report()]  # what a run leaves beside its checkpoints
     """
 
     def __init__(self) -> None:

@@ -30,6 +30,10 @@ class Report(Callback):
 
     Args:
         folder: to write to; None for the run's own.
+
+    Examples:
+        >>> Report(folder="runs/mine").folder
+        'runs/mine'
     """
 
     def __init__(self, folder: str | None = None) -> None:

@@ -59,6 +59,12 @@ class RewardGuard(Callback):
         watch: metrics to watch; those that no evaluation measures are left out.
         factor: of the weight at an alarm, below 1.
         alarms: at which alarm training stops; 1 stops at once, 0 never does.
+
+    Examples:
+        >>> from hyperbagel.callbacks.reward_guard import Watch
+        >>> guard = RewardGuard("tuning", watch=(Watch("geneval/overall", tolerance=0.05),))
+        >>> guard.watch[0].failed(value=0.70, best=0.80)
+        True
     """
 
     def __init__(

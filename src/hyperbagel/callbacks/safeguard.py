@@ -93,6 +93,10 @@ class Safeguard(Callback):
 
     Args:
         largest_loss: absolute value of a loss above which a run counts as exploded.
+
+    Examples:
+        >>> Safeguard(largest_loss=1e4).largest_loss
+        10000.0
     """
 
     def __init__(self, largest_loss: float = 1e6) -> None:

@@ -100,6 +100,11 @@ class Speculation(Evaluation):
         batch_size: questions answered at once.
         questions: most questions of a run, on each rank.
         warmup: batches answered before the clock runs.
+
+    Examples:
+        >>> from hyperbagel.decoding.speculative import SpeculationSettings
+        >>> list(Speculation({"chain": SpeculationSettings()}, questions=20).ways)
+        ['chain']
     """
 
     def __init__(

@@ -34,6 +34,12 @@ class Understanding(Evaluation):
         batch_size: questions answered at once.
         max_tokens: longest answer.
         every_n_updates: student updates between two runs in `fit`; 0 for none.
+
+    Examples:
+        >>> from hyperbagel.datamodules.scenes import SceneSource
+        >>> callback = Understanding(SceneSource("test", 4, weights={"yes_no": 1}), max_tokens=8)
+        >>> callback.questions[0].sample.prompt
+        'Does this picture show a star below a circle?'
     """
 
     def __init__(

@@ -35,6 +35,11 @@ class DiscriminatorHead(nn.Module):
     """Three `ConvBlock`s, a 3x3 convolution, the mean over the map, and a linear layer to one logit.
 
     features: channels of the map; channels: width of the head.
+
+    Examples:
+        >>> head = DiscriminatorHead(features=6, channels=8)
+        >>> head(torch.randn(2, 6, 5, 7)).shape
+        torch.Size([2])
     """
 
     def __init__(self, features: int, channels: int) -> None:

@@ -51,6 +51,12 @@ class LatentCritic(nn.Module):
         backbone: a branch that trains too; it sees the conditions that it takes.
         config: of the model that the branch belongs to.
         settings: which layers are tapped, and how wide the heads are.
+
+    Examples:
+        >>> from hyperbagel.critics.latent import CriticSettings
+        >>> critic = LatentCritic(model.generation.copy(), model.config, CriticSettings(layers=2, channels=8))
+        >>> critic(model, episode.x_0, torch.full((len(episode),), 0.5), episode.judged).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, backbone: GenerationBranch, config: BagelConfig, settings: CriticSettings) -> None:

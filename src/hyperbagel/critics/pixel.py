@@ -47,7 +47,15 @@ class VisionFeatures(nn.Module, ABC):
 
 
 class BagelViTFeatures(VisionFeatures):
-    """BAGEL's own vision tower: no further weights."""
+    """BAGEL's own vision tower: no further weights.
+
+    Examples:
+        >>> features = BagelViTFeatures()
+        >>> features.attach(model)
+        >>> maps = features.features([torch.zeros(3, 32, 32)], layers=[1])
+        >>> len(maps.layers), len(maps.sizes)
+        (1, 1)
+    """
 
     def attach(self, model: Bagel) -> None:
         """Use this model's tower."""
@@ -80,6 +88,12 @@ class TransformersFeatures(VisionFeatures):
         size: side in pixels to which pictures are resized; default what the encoder was trained with.
 
     Raises FileNotFoundError when the folder or its configuration is missing.
+
+    Examples:
+        >>> TransformersFeatures("dinov2")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: dinov2: no config.json; give the folder of a vision model of transformers
     """
 
     mean: Tensor
@@ -127,6 +141,15 @@ class PixelCritic(nn.Module):
     Args:
         encoder: the features, already attached.
         settings: which layers are tapped, and how wide the heads are.
+
+    Examples:
+        >>> from hyperbagel.critics.latent import CriticSettings
+        >>> from hyperbagel.critics.pixel import BagelViTFeatures
+        >>> features = BagelViTFeatures()
+        >>> features.attach(model)
+        >>> critic = PixelCritic(features, CriticSettings(layers=1, channels=8))
+        >>> critic([torch.zeros(3, 32, 32)]).shape
+        torch.Size([1, 1])
     """
 
     def __init__(self, encoder: VisionFeatures, settings: CriticSettings) -> None:

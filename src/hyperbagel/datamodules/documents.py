@@ -50,7 +50,13 @@ Part: TypeAlias = TextPart | ImagePart
 
 @dataclass(frozen=True, slots=True)
 class InterleavedDocument:
-    """A document in memory: its parts in order and free-form `meta`."""
+    """A document in memory: its parts in order and free-form `meta`.
+
+    Examples:
+        >>> from hyperbagel.datamodules.documents import TextPart
+        >>> InterleavedDocument((TextPart("hello", loss=True),)).generates
+        False
+    """
 
     parts: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)

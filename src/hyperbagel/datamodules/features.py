@@ -71,6 +71,11 @@ class FeatureDataModule(L.LightningDataModule):
         batch_size: documents a batch on each rank.
         num_workers: processes that load, 0 for the main process.
         seed: of the order.
+
+    Examples:
+        >>> data = FeatureDataModule(train="runs/features", batch_size=4)
+        >>> data.val_dataloader()  # no folder to validate on
+        []
     """
 
     def __init__(

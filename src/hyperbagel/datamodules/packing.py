@@ -39,6 +39,12 @@ class PackedBatch:
 
     ids: (all tokens,) int64; pixels: (all channels of all pictures,) uint8; latents: (all channels of all stored
     latents,) float16; tokens: (documents,) length of each; skipped: samples that turned out to be unusable.
+
+    Examples:
+        >>> from hyperbagel.datamodules.packing import pack
+        >>> packed = pack([built, built], "scenes", [])
+        >>> len(packed.unpack()), packed.pixels.dtype
+        (2, torch.uint8)
     """
 
     places: tuple[tuple[_Place, ...], ...]

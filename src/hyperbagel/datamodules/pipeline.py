@@ -132,7 +132,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BuiltDocument:
-    """The blocks of one document. tokens: its length in the model, delimiters included."""
+    """The blocks of one document. tokens: its length in the model, delimiters included.
+
+    Examples:
+        >>> [block.kind for block in built.blocks]
+        ['text', 'image']
+    """
 
     key: str
     blocks: tuple[Block, ...]

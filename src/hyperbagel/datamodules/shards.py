@@ -46,7 +46,13 @@ Member: TypeAlias = bytes | NDArray[np.uint8] | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample. key: its name; members: by file name, `json` among them."""
+    """One sample. key: its name; members: by file name, `json` among them.
+
+    Examples:
+        >>> sample = Sample("a", {"json": {"segments": [{"type": "text", "text": "hello", "loss": True}]}})
+        >>> sample.document().parts
+        (TextPart(text='hello', loss=True),)
+    """
 
     key: str
     members: Mapping[str, Member]

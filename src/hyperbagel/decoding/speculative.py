@@ -33,6 +33,13 @@ class Speculator:
     A snapshot of both models' weights. draft: None decodes plainly by the same operations; fuse: keep joined copies of
     projections, default on CPUs, where it pays; statistics: filled by `decode`, replaced by whoever wants to start
     anew.
+
+    Examples:
+        >>> from hyperbagel.decoding.autoregressive import DecodingSettings
+        >>> speculator = Speculator(model)
+        >>> (answer,) = speculator.decode(speculator.prefill([document]), DecodingSettings(4))
+        >>> len(answer) <= 4
+        True
     """
 
     def __init__(

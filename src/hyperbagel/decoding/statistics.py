@@ -11,6 +11,13 @@ class SpeculationStatistics:
 
     passes: target verification passes, one a document and round; tokens: those emitted by them, stop tokens included;
     proposed: how often position n was reached with all earlier ones accepted; accepted: how often it was accepted too.
+
+    Examples:
+        >>> statistics = SpeculationStatistics()
+        >>> statistics.add(emitted=4, accepted=3, proposed=3)
+        >>> statistics.add(emitted=2, accepted=1, proposed=3)
+        >>> statistics.acceptance_length, statistics.n_alpha
+        (3.0, [1.0, 0.5, 1.0])
     """
 
     passes: int = 0

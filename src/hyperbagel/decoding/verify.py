@@ -14,6 +14,10 @@ def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -
     tokens: of nodes 1, 2, ...; parents: their parents, which come before them; chosen: what the target chooses after
     each node, the root first. Its choice after the last node of the path is the next token. Exact for greedy choices
     and for choices drawn from the target, as the tree does not depend on them.
+
+    Examples:
+        >>> walk(tokens=[7, 8, 9], parents=[0, 0, 2], chosen=[8, 1, 9, 4])  # the target goes by 8 to 9
+        [0, 2, 3]
     """
     path, node = [0], 0
     for child, (token, parent) in enumerate(zip(tokens, parents, strict=True), start=1):
@@ -31,6 +35,12 @@ def sample_chain(
     tokens: (B, K) drawn from the draft's distributions q (B, K, V); p: (B, K + 1, V) the target's. Token i is accepted
     with probability min(1, p / q); after the first rejected one the next token comes from max(p - q, 0), normalised.
     What results is distributed as p.
+
+    Examples:
+        >>> p = torch.eye(3)[None, [1, 2]]  # the target is sure of 1, then of 2
+        >>> accepted, following = sample_chain(torch.tensor([[1]]), torch.eye(3)[None, [1]], p)
+        >>> accepted, following
+        (tensor([1]), tensor([2]))
     """
     drawn = tokens[..., None]
     threshold = torch.rand(tokens.shape, generator=generator, device=generator.device if generator else p.device)

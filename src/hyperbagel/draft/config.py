@@ -10,7 +10,13 @@ from hyperbagel.bagel.config import LLMConfig
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """What a draft head is made of; the defaults are Hyper-Bagel's, each field an ablation of its Table 1."""
+    """What a draft head is made of; the defaults are Hyper-Bagel's, each field an ablation of its Table 1.
+
+    Examples:
+        >>> eagle3 = DraftConfig(kind="eagle3", layers=1)
+        >>> eagle3.attends, DraftConfig().attends
+        (False, True)
+    """
 
     kind: Literal["hyper", "eagle3"] = "hyper"
     """"hyper" fuses token embedding and feature by a linear layer before layers of the target's own architecture;

@@ -74,6 +74,12 @@ class DraftHead(nn.Module):
     through the hidden states of the tokens after them.
 
     vocabulary: ids of the target that the draft can propose; default all.
+
+    Examples:
+        >>> from hyperbagel.draft.config import DraftConfig
+        >>> head = DraftHead.from_target(DraftConfig(layers=1), model)
+        >>> head.config.layers
+        1
     """
 
     def __init__(self, config: DraftConfig, llm: LLMConfig, vocabulary: Sequence[int] | None = None) -> None:

@@ -23,6 +23,12 @@ class MetaQueryAttention(nn.Module):
 
     Nothing is shared between tokens, so there is no cache. Multi-head attention as usual, in an order that suits a few
     fixed queries over many keys: queries are folded into the key projection, and values are projected after mixing.
+
+    Examples:
+        >>> attention = MetaQueryAttention(queries=3, llm=model.config.llm)
+        >>> width, layers = model.config.llm.hidden_size, model.config.llm.num_hidden_layers
+        >>> attention(torch.randn(1, 5, layers, width)).shape == (1, 5, 3, width)
+        True
     """
 
     def __init__(self, queries: int, llm: LLMConfig) -> None:
@@ -54,6 +60,12 @@ class IntermediateLayer(nn.Module):
 
     For EAGLE-3 only fc1 over the levels is left (its `fc`). `Dec` has the target's architecture at Q times its width
     and heads, and the target's key-value heads. It runs once a token, never at draft steps.
+
+    Examples:
+        >>> from hyperbagel.draft.config import DraftConfig
+        >>> layer = IntermediateLayer(DraftConfig(), model.config.llm)
+        >>> float(layer.fc1.weight.abs().sum())  # starts at zero
+        0.0
     """
 
     def __init__(self, config: DraftConfig, llm: LLMConfig) -> None:

@@ -46,6 +46,15 @@ def unroll(head: DraftHead, batch: FeatureBatch, steps: int) -> Iterator[Unrolle
     Step 0 covers every row, since all of them are context to later ones; later steps only rows that count. There is
     one softmax over the keys of step 0 up to the row and, for each later step, the row's own key; each layer has its
     own.
+
+    Examples:
+        >>> from hyperbagel.draft.batch import extract_features
+        >>> from hyperbagel.draft.config import DraftConfig
+        >>> from hyperbagel.draft.head import DraftHead
+        >>> head = DraftHead.from_target(DraftConfig(), model)
+        >>> batch = extract_features(model, answers.documents, head.config.entries(model.config.llm), answers.keys)
+        >>> [step.number for step in unroll(head, batch, steps=3)]
+        [0, 1]
     """
     counts = chain_rows(batch.labels, steps)
     if not bool(counts.any()):

@@ -96,6 +96,12 @@ def combine(
 
     All velocities (B, n, C), zero at padding; v_no_image None: no image guidance. scales: (text, image), each (B,), in
     place of guidance.text_scale and image_scale; scales <= 1 switch their term off for that image.
+
+    Examples:
+        >>> from hyperbagel.flow.guidance import Guidance
+        >>> v, v_no_text = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 1.0)
+        >>> combine(v, v_no_text, None, Guidance(text_scale=3.0, renorm_min=1.0)).item()  # 1 + 3 (2 - 1)
+        4.0
     """
     text, image = (_column(s, v) for s in scales or (guidance.text_scale, guidance.image_scale))
     guided = v_no_text + text * (v - v_no_text)

@@ -18,6 +18,12 @@ class SharedNoise:
 
     What a sampler makes of it still varies in colour and arrangement, which follow from coarse noise, while a network
     needs to look at few numbers only. Standard normal noise stays standard normal.
+
+    Examples:
+        >>> shared = SharedNoise(frequencies=0, seed=1)
+        >>> x_t = shared(torch.randn(2, 4, 3), sizes=[(2, 2), (2, 2)])
+        >>> bool((x_t[0] == x_t[1]).all())  # with no frequency of their own, both pictures start alike
+        True
     """
 
     frequencies: int = 2

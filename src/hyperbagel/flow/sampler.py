@@ -44,6 +44,15 @@ class Sampler:
     """Euler sampler.
 
     A CFG-distilled branch takes the guidance scales as inputs and makes one pass per step.
+
+    Examples:
+        >>> from hyperbagel.flow.guidance import PAPER_GENERATION
+        >>> sampler = Sampler(steps=4, guidance=PAPER_GENERATION)
+        >>> contexts = sampler.read(model, [document])
+        >>> grid = model.latent_grid([(16, 16)])
+        >>> noise = torch.randn(1, grid.position_ids.shape[1], model.config.latent_token_dim)
+        >>> sampler.sample(model, contexts, grid, noise).nfe  # two passes per step
+        8
     """
 
     steps: int = 50

@@ -39,6 +39,11 @@ class Segments:
 
     teacher_steps: Euler steps of the teacher in one comparison; whole: compare jumps over whole segments only, from
     their upper to their lower end.
+
+    Examples:
+        >>> times = Segments(count=2, steps=4, shift=1.0).times(n=torch.tensor([4]), position=torch.tensor([0.0]))
+        >>> times.t_n, times.t_next, times.t_end
+        (tensor([1.]), tensor([0.7500]), tensor([0.5000]))
     """
 
     count: int = 3

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class Velocity(Protocol):
-    """The velocity of one batch as a function of noisy latents and times, everything else being bound."""
+    """The velocity of one batch as a function of noisy latents and times, everything else being bound.
+
+    Examples:
+        >>> def straight(x_t, t, s=None):  # any function of this form is one
+        ...     return x_t - 1
+        ...
+        >>> straight(torch.tensor([3.0]), torch.tensor([1.0]))
+        tensor([2.])
+    """
 
     def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """The velocity (B, n, C) of x_t (B, n, C) at t (B,).
@@ -42,6 +50,11 @@ def trajectory(velocity: Velocity, noise: Tensor, grid_t: Tensor, progress: Prog
     """The Euler trajectory of a velocity: (steps + 1, B, n, C) float32, from the noise (B, n, C) to x_0.
 
     With gradients where they are enabled. grid_t: (steps + 1,), falling from 1 to 0.
+
+    Examples:
+        >>> states = trajectory(lambda x, t, s: x, torch.ones(1, 1, 1), torch.tensor([1.0, 0.5, 0.0]))
+        >>> states.flatten()
+        tensor([1.0000, 0.5000, 0.2500])
     """
     x = noise.float()
     states = [x]

@@ -17,6 +17,10 @@ def critic_loss(real: Tensor, fake: Tensor, objective: Objective = "hinge") -> T
     """What the critic minimises.
 
     hinge: mean ReLU(1 - real) + mean ReLU(1 + fake); non_saturating: mean softplus(-real) + mean softplus(fake).
+
+    Examples:
+        >>> critic_loss(real=torch.tensor([[2.0]]), fake=torch.tensor([[0.0]]))
+        tensor(1.)
     """
     real, fake = real.float(), fake.float()
     if objective == "hinge":
@@ -25,7 +29,12 @@ def critic_loss(real: Tensor, fake: Tensor, objective: Objective = "hinge") -> T
 
 
 def generator_loss(fake: Tensor, objective: Objective = "hinge") -> Tensor:
-    """What the generator minimises: -mean fake (hinge), or mean softplus(-fake) (non_saturating)."""
+    """What the generator minimises: -mean fake (hinge), or mean softplus(-fake) (non_saturating).
+
+    Examples:
+        >>> generator_loss(torch.tensor([[2.0]]))
+        tensor(-2.)
+    """
     fake = fake.float()
     return -fake.mean() if objective == "hinge" else F.softplus(-fake).mean()
 
@@ -34,6 +43,10 @@ def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
     """Approximate R1 penalty (arXiv 2501.08316): mean (D(x) - D(x + sigma e))^2 over real samples, free of the
     second-order gradients that R1 needs. The caller divides by sigma^2 if it wants the penalty's scale to be that of
     R1.
+
+    Examples:
+        >>> approximate_r1(torch.tensor([[1.0]]), torch.tensor([[3.0]]))
+        tensor(4.)
     """
     return (real.float() - perturbed.float()).square().mean()
 

@@ -33,7 +33,14 @@ class CriticLogits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a stage computed in one update; loss terms read it."""
+    """What a stage computed in one update; loss terms read it.
+
+    Examples:
+        >>> noise, t = episode.noise, torch.ones(len(episode))
+        >>> step = episode.step(x_t=noise, t=t, velocity=noise)
+        >>> float(step.x0_hat.abs().sum())  # x_t - t v
+        0.0
+    """
 
     model: Bagel
     """The frozen model."""
@@ -152,7 +159,17 @@ class WeightedTerm(nn.Module, ABC):
 
 
 class LossTerm(WeightedTerm):
-    """One addend of the loss of a stage that draws; see `WeightedTerm`."""
+    """One addend of the loss of a stage that draws; see `WeightedTerm`.
+
+    Examples:
+        >>> class Small(LossTerm):
+        ...     def forward(self, step):
+        ...         return step.velocity.square().mean()
+        ...
+        >>> term = Small("small", weight=0.1)
+        >>> term.name, term.weight, term.update
+        ('small', 0.1, 'student')
+    """
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:

@@ -22,6 +22,11 @@ def dmd_gradient(x0_hat: Tensor, real: Tensor, fake: Tensor, valid: Tensor | Non
 
     x0_hat: the generator's estimate; real, fake: estimates of x_0 by the guided teacher and the fake branch from the
     same re-noised x0_hat; all (B, n, C); valid: (B, n) bool or None -> (B, n, C), zero at padding.
+
+    Examples:
+        >>> x0_hat = torch.zeros(1, 1, 1)
+        >>> dmd_gradient(x0_hat, torch.ones(1, 1, 1), torch.full((1, 1, 1), 3.0)).item()
+        2.0
     """
     x0_hat, real, fake = (x.detach().float() for x in (x0_hat, real, fake))
     scale = mean_per_image((x0_hat - real).abs(), valid).clamp(min=EPSILON)
@@ -30,7 +35,12 @@ def dmd_gradient(x0_hat: Tensor, real: Tensor, fake: Tensor, valid: Tensor | Non
 
 
 def dmd_loss(x0_hat: Tensor, gradient: Tensor, valid: Tensor | None = None) -> Tensor:
-    """1/2 MSE(x0_hat, stopgrad(x0_hat - gradient)): its gradient with respect to x0_hat is `gradient` / elements."""
+    """1/2 MSE(x0_hat, stopgrad(x0_hat - gradient)): its gradient with respect to x0_hat is `gradient` / elements.
+
+    Examples:
+        >>> dmd_loss(torch.zeros(1, 1, 1), torch.full((1, 1, 1), 2.0)).item()
+        2.0
+    """
     target = (x0_hat.detach().float() - gradient).detach()
     return 0.5 * mean_squared_error(x0_hat, target, valid)
 

@@ -32,6 +32,11 @@ class PairFilter(nn.Module):
         threshold: lowest reward of a picture that is kept.
         prompt_key: entry of a document's meta that holds the text to score against, as in `RewardTerm`.
         sources: names of the data sources whose pictures are judged; None: all.
+
+    Examples:
+        >>> from hyperbagel.rewards.bagel import BagelReward
+        >>> PairFilter(BagelReward(), threshold=0.0, sources=["generation"]).threshold
+        0.0
     """
 
     def __init__(
@@ -94,6 +99,11 @@ class PairRegression(LossTerm):
         filters: which pairs to regress on; none: all. The share that they keep is logged as `kept/<name>`.
 
     Raises ValueError for a scale that is not above 0.
+
+    Examples:
+        >>> term = PairRegression("nfe6.safetensors", steps=6, scale=0.1, weight=10)
+        >>> term.name, term.weight
+        ('pairs', 10)
     """
 
     unsaved = ("branch", "filters")

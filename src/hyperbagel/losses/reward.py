@@ -16,7 +16,12 @@ from hyperbagel.rewards.prompts import PROMPT_KEY, reward_prompts
 
 
 def reward_feedback_loss(reward: Tensor, threshold: float) -> Tensor:
-    """ReFL: mean ReLU(threshold - r) over images, (B,) -> scalar. Images above the threshold give no gradient."""
+    """ReFL: mean ReLU(threshold - r) over images, (B,) -> scalar. Images above the threshold give no gradient.
+
+    Examples:
+        >>> reward_feedback_loss(torch.tensor([5.0, 8.0]), threshold=6.0)  # the second is above it
+        tensor(0.5000)
+    """
     return F.relu(threshold - reward.float()).mean()
 
 
@@ -31,6 +36,12 @@ class RewardTerm(LossTerm):
         weight: factor in the student's loss.
         name: logged as `loss/<name>`.
         sources: names of the data sources whose pictures it scores; None: all.
+
+    Examples:
+        >>> from hyperbagel.rewards.bagel import BagelReward
+        >>> term = RewardTerm(BagelReward(), threshold=1.0)
+        >>> term.name, term.threshold
+        ('refl', 1.0)
     """
 
     unsaved = ("reward",)

@@ -60,6 +60,11 @@ class AutoencoderTraining(Stage):
         method: weights of the terms, and what trains.
         student: how the autoencoder is trained.
         settings: what all stages have in common.
+
+    Examples:
+        >>> stage = AutoencoderTraining(model=folder)
+        >>> stage.learns_from
+        ('picture',)
     """
 
     latent_mean: Tensor

@@ -62,6 +62,11 @@ class DMDO(DistillationStage):
         method: settings of the method.
         student, fake: how the networks are trained.
         settings: what all distillation stages have in common.
+
+    Examples:
+        >>> stage = DMDO(model=folder)
+        >>> sorted(stage.networks)
+        ['fake', 'student']
     """
 
     def __init__(
@@ -105,7 +110,13 @@ class DMDO(DistillationStage):
                 self.update_student(episode, states)
 
     def update_fake(self, episode: Episode, states: Tensor) -> None:
-        """Regress the fake branch to the velocity between the ends of a trajectory (steps + 1, B, n, C)."""
+        """Regress the fake branch to the velocity between the ends of a trajectory (steps + 1, B, n, C).
+
+        Examples:
+            >>> from hyperbagel.modules import DMDO
+            >>> DMDO(model=folder).method.fake_updates  # updates on each trajectory
+            5
+        """
         t = self.draw_times(episode)
         x_noise, x_0 = self.renoising(episode, states), states[-1]
         x_t = interpolate(x_0, x_noise, t[:, None, None])
@@ -127,7 +138,16 @@ class DMDO(DistillationStage):
         self.update("student", self.total(step, "student"))
 
     def repeated_step(self, episode: Episode, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step of each trajectory with gradients: its x_t (B, n, C), t (B,), velocity and estimate of x_0."""
+        """One step of each trajectory with gradients: its x_t (B, n, C), t (B,), velocity and estimate of x_0.
+
+        Examples:
+            >>> from hyperbagel.modules import DMDO
+            >>> stage = DMDO(model=folder)
+            >>> states = episode.noise.expand(stage.settings.steps + 1, -1, -1, -1)
+            >>> x_t, t, velocity, x0 = stage.repeated_step(episode, states)
+            >>> x0.shape == episode.noise.shape, t.shape == (len(episode),)
+            (True, True)
+        """
         grid_t = self.grid_t
         start = interval_above(self.draw_times(episode), grid_t)
         x_t, t = states[start, torch.arange(len(episode), device=self.device)], grid_t[start]
@@ -136,7 +156,15 @@ class DMDO(DistillationStage):
 
     @torch.no_grad()
     def score(self, episode: Episode, x0_hat: Tensor, x_noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What teacher and fake branch take for x_0 behind the same re-noised estimate, each (B, n, C)."""
+        """What teacher and fake branch take for x_0 behind the same re-noised estimate, each (B, n, C).
+
+        Examples:
+            >>> from hyperbagel.modules import DMDO
+            >>> stage = DMDO(model=folder)
+            >>> real, fake = stage.score(episode, episode.x_0, episode.noise)
+            >>> real.shape == fake.shape == episode.x_0.shape
+            True
+        """
         t = self.draw_times(episode, self.method.times)
         column = t[:, None, None]
         x_t = interpolate(x0_hat, x_noise, column)

@@ -73,6 +73,11 @@ class DraftTraining(Stage):
         losses: terms of the loss; default KL(target || draft) + 0.1 cross-entropy with the target's choice.
         student: how the head is trained.
         settings: what all stages have in common.
+
+    Examples:
+        >>> stage = DraftTraining(model=folder)
+        >>> stage.draft_head.config.queries
+        3
     """
 
     learns_from: tuple[LearnsFrom, ...] | None = ("text",)

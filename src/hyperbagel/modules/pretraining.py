@@ -74,6 +74,12 @@ class Pretraining(Stage):
         method: what trains, from what, and the objective.
         student: how it is trained.
         settings: what all stages have in common.
+
+    Examples:
+        >>> from hyperbagel.modules.pretraining import PretrainingMethod
+        >>> stage = Pretraining(model=folder, method=PretrainingMethod(train="generation"))
+        >>> stage.learns_from
+        ('image',)
     """
 
     def __init__(

@@ -82,6 +82,12 @@ class RewardTuning(DistillationStage):
         method: settings of the method.
         student: how the student is trained.
         settings: what all distillation stages have in common.
+
+    Examples:
+        >>> from hyperbagel.rewards.bagel import BagelReward
+        >>> stage = RewardTuning(model=folder, reward=BagelReward(probability=True))
+        >>> stage.nfe
+        6
     """
 
     asks_teacher = False

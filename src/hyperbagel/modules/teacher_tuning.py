@@ -26,6 +26,12 @@ class TeacherTuning(RewardTuning):
         student: how the generation weights are trained.
         settings: what all distillation stages have in common; `settings.steps` make a picture in training,
             `settings.samplers` in evaluation.
+
+    Examples:
+        >>> from hyperbagel.rewards.bagel import BagelReward
+        >>> stage = TeacherTuning(model=folder, reward=BagelReward(probability=True))
+        >>> stage.learns_from
+        ('image',)
     """
 
     conditions = ()

@@ -46,6 +46,12 @@ class Pipeline(Answering):
         branch: file or name of a distilled branch.
         draft: file or name of a draft head.
         context: which branch reads the source pictures of edits; None: as the branch was made for.
+
+    Examples:
+        >>> pipeline = load(folder)
+        >>> picture = pipeline.generate("a photo of a red circle", steps=2, size=(16, 16))
+        >>> picture.image.size, picture.nfe
+        ((16, 16), 4)
     """
 
     def __init__(
@@ -246,6 +252,11 @@ def load(
         pipeline = load("scenes", branch="scenes/nfe6", draft="scenes/draft")
         picture = pipeline.generate("a photo of a red circle")
         print(pipeline.ask("What color is the circle?", picture.image))
+
+    Examples:
+        >>> pipeline = load(folder)
+        >>> [p.nfe for p in pipeline.generate(["a red circle", "a blue star"], steps=1, text_scale=1, size=(16, 16))]
+        [1, 1]
     """
     check_files(branch, draft=draft)
     return Pipeline(*load_model(str(model), Device(device, dtype), without), branch, draft, context)

@@ -76,6 +76,14 @@ class BagelReward(UnderstandingReward):
         answers: the two answers; their first tokens are compared.
         probability: score p(yes) of the two instead, between 0 and 1.
         model: folder of another BAGEL to ask; None asks the one that is trained.
+
+    Examples:
+        >>> from hyperbagel.bagel.tokenizer import Tokenizer
+        >>> reward = BagelReward(probability=True)
+        >>> reward.attach(model, Tokenizer.from_pretrained(folder))
+        >>> (score,) = reward.score([torch.zeros(3, 32, 32)], ["a photo of a red circle"])
+        >>> 0 <= float(score) <= 1
+        True
     """
 
     def __init__(
@@ -124,6 +132,13 @@ class CaptionReward(UnderstandingReward):
         model: folder of another BAGEL to ask; None asks the one that is trained.
 
     Raises ValueError for a temperature that is not above 0.
+
+    Examples:
+        >>> from hyperbagel.bagel.tokenizer import Tokenizer
+        >>> reward = CaptionReward()
+        >>> reward.attach(model, Tokenizer.from_pretrained(folder))
+        >>> reward.score([torch.zeros(3, 32, 32)], ["A red circle."]).shape
+        torch.Size([1])
     """
 
     def __init__(

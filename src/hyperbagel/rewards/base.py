@@ -24,6 +24,14 @@ class Reward(nn.Module, ABC):
     """Scores pictures against prompts, differentiably; frozen.
 
     The scale is the reward's own, so a threshold (see ReFL) belongs to one reward.
+
+    Examples:
+        >>> class Brightness(Reward):
+        ...     def score(self, images, prompts):
+        ...         return torch.stack([image.mean() for image in images])
+        ...
+        >>> Brightness().score([torch.ones(3, 8, 8)], ["a white square"])
+        tensor([1.])
     """
 
     def attach(self, model: Bagel, tokenizer: Tokenizer) -> None:

@@ -22,6 +22,12 @@ class CLIPReward(Reward):
         weights: file of its weights; None leaves them random, for tests only.
 
     Raises ImportError when open_clip is missing, FileNotFoundError when the weights are.
+
+    Examples:
+        >>> CLIPReward("ViT-B-32", weights="ViT-B-32.safetensors")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ViT-B-32.safetensors: no such file of CLIP weights for ViT-B-32
     """
 
     mean: Tensor

@@ -38,6 +38,12 @@ class HPSv3Reward(Reward):
         dtype: of the network.
 
     Raises FileNotFoundError for missing files, ImportError without the package's texts, ValueError for other weights.
+
+    Examples:
+        >>> HPSv3Reward(weights="HPSv3.safetensors", base="Qwen2-VL")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: HPSv3.safetensors: no such file or folder; HPSv3Reward needs the published HPSv3.safetensors
     """
 
     mean: Tensor

@@ -48,6 +48,11 @@ class AdversarialGame:
         training: how the critic is trained.
         settings: of the game.
         weight: of the student's term.
+
+    Examples:
+        >>> from hyperbagel.modules import TSCD
+        >>> TSCD(model=folder).game.critic.layers
+        (1, 2)
     """
 
     def __init__(

@@ -27,7 +27,15 @@ def ema_copy(branch: GenerationBranch) -> GenerationBranch:
 
 
 def update_ema(average: GenerationBranch, branch: GenerationBranch, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * branch, for what trains."""
+    """average <- decay * average + (1 - decay) * branch, for what trains.
+
+    Examples:
+        >>> average, student = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+        >>> _ = average.weight.data.fill_(0.0), student.weight.data.fill_(1.0)
+        >>> update_ema(average, student, decay=0.9)
+        >>> round(average.weight.item(), 4)
+        0.1
+    """
     pairs = [(a, b) for a, b in zip(average.parameters(), branch.parameters(), strict=True) if b.requires_grad]
     move_towards((a for a, _ in pairs), (b for _, b in pairs), 1 - decay)
 

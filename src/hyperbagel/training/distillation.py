@@ -45,7 +45,12 @@ Noise = Callable[[Sequence[int], torch.Generator], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings(StageSettings):
-    """What all distillation stages have in common."""
+    """What all distillation stages have in common.
+
+    Examples:
+        >>> DistillationSettings(max_updates=100).in_one_step().steps
+        1
+    """
 
     steps: int = 6
     """Steps of the sampler that the student is made for."""
@@ -86,6 +91,16 @@ class DistillationStage(Stage):
             the original branch.
         student: how the student is trained.
         settings: what all distillation stages have in common.
+
+    Examples:
+        >>> class Frozen(DistillationStage):
+        ...     def training_step(self, batch, batch_idx):
+        ...         episode = self.begin(batch)
+        ...
+        >>> from hyperbagel.training.networks import Training
+        >>> stage = Frozen(folder, None, Training(), DistillationSettings())
+        >>> stage.student.conditions, stage.nfe
+        (('text_scale', 'image_scale'), 6)
     """
 
     conditions: tuple[str, ...] = (TEXT_SCALE, IMAGE_SCALE)

@@ -29,6 +29,11 @@ class Episode:
     variants: whether with those of guidance; noise: (B, n, C) standard normal latent tokens; conditions: drawn for each
     image; generator: of all further draws of the update; student, student_step: what trains, and its updates so far.
     readers: branches that go on what they have read of source pictures themselves, where others go on `contexts`.
+
+    Examples:
+        >>> t = torch.full((len(episode),), 0.5)
+        >>> episode.velocity(episode.student)(episode.noise, t).shape == episode.noise.shape
+        True
     """
 
     model: Bagel
@@ -190,6 +195,13 @@ class Teacher:
     branch: a CFG-distilled branch, which takes the scales as conditions and one pass; None: the model's original branch
     with classifier-free guidance, all variants in one batched pass. generation, editing: the guidance of either kind,
     whose scales are replaced by those of each image.
+
+    Examples:
+        >>> from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
+        >>> teacher = Teacher(None, PAPER_GENERATION, PAPER_EDITING)  # the model's own branch, guided
+        >>> t = torch.full((len(episode),), 0.5)
+        >>> teacher.over(episode).velocity(episode.noise, t).shape == episode.noise.shape
+        True
     """
 
     branch: GenerationBranch | None

@@ -40,7 +40,14 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Training:
-    """How one network is trained."""
+    """How one network is trained.
+
+    Examples:
+        >>> from functools import partial
+        >>> training = Training(partial(torch.optim.AdamW, lr=1e-4), accumulate=4)
+        >>> training.clip, training.accumulate
+        (1.0, 4)
+    """
 
     optimizer: OptimizerCallable = torch.optim.AdamW
     """Optimizer of the network's named parameters."""

@@ -62,7 +62,13 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """What all stages have in common."""
+    """What all stages have in common.
+
+    Examples:
+        >>> from hyperbagel.training.stage import Compute
+        >>> StageSettings(max_updates=100, compute=Compute(dtype="bfloat16")).seed
+        0
+    """
 
     max_updates: int | None = None
     """Student updates after which training stops; None: as long as the trainer says."""
@@ -87,6 +93,12 @@ class Stage(Optimization):
     Args:
         model: folder of the model.
         settings: what all stages have in common.
+
+    Examples:
+        >>> from hyperbagel.modules import Pretraining
+        >>> stage = Pretraining(model=folder)
+        >>> stage.sampler.steps, stage.branch is None, int(stage.student_step)
+        (50, True, 0)
     """
 
     learns_from: tuple[LearnsFrom, ...] | None = None

@@ -9,7 +9,12 @@ from hyperbagel.datamodules.skipped import Skip
 
 
 class RowCause(StrEnum):
-    """Why a row of a data set is left out, beyond what can be wrong with any sample (`Skip`)."""
+    """Why a row of a data set is left out, beyond what can be wrong with any sample (`Skip`).
+
+    Examples:
+        >>> str(RowCause.MISSING_CAPTION)
+        'missing_caption'
+    """
 
     BAD_TURNS = "bad_turns"
     IMAGE_COUNT = "image_count"
@@ -29,7 +34,13 @@ EXPECTED: frozenset[str] = frozenset({RowCause.NOT_DOWNLOADED, RowCause.NO_ANNOT
 
 
 class BadRowError(ValueError):
-    """A row that cannot become a document. cause: the count it adds to."""
+    """A row that cannot become a document. cause: the count it adds to.
+
+    Examples:
+        >>> from hyperbagel.datamodules.convert import RowCause
+        >>> str(BadRowError(RowCause.MISSING_IMAGE, "there is no a.png").cause)
+        'missing_image'
+    """
 
     def __init__(self, cause: Cause, message: str) -> None:
         super().__init__(message)
@@ -37,8 +48,22 @@ class BadRowError(ValueError):
 
 
 class FormatError(ValueError):
-    """A data set is not of the expected format; the message names the file, the place and the remedy."""
+    """A data set is not of the expected format; the message names the file, the place and the remedy.
+
+    Examples:
+        >>> raise FormatError("captions.csv, line 1: no key 'text'; set `fields.text`")
+        Traceback (most recent call last):
+        ...
+        hyperbagel.datamodules.convert.errors.FormatError: captions.csv, line 1: no key 'text'; set `fields.text`
+    """
 
 
 class TooManyBadRowsError(ValueError):
-    """A larger share of the rows is unusable than `max_skipped` allows."""
+    """A larger share of the rows is unusable than `max_skipped` allows.
+
+    Examples:
+        >>> raise TooManyBadRowsError("2 of 3 rows are unusable")
+        Traceback (most recent call last):
+        ...
+        hyperbagel.datamodules.convert.errors.TooManyBadRowsError: 2 of 3 rows are unusable
+    """

@@ -43,6 +43,10 @@ class CaptionFields:
         image: The picture's file name; by default the first of file_name, filename, file, image, img_path and path.
         text: The caption; by default the first of text, caption and prompt. All others are kept in `meta`, so that
             further wordings are not lost.
+
+    Examples:
+        >>> CaptionFields(image="file", text="title").text
+        'title'
     """
 
     image: str | None = None
@@ -73,6 +77,14 @@ def convert_folder(
             kinds in `src`; if there is none, each picture needs a .txt file of the same name beside it.
         fields: Names of the columns or keys.
         options: Shard size, number of processes, and so on.
+
+    Examples:
+        >>> from PIL import Image
+        >>> Path("pictures").mkdir()
+        >>> Image.new("RGB", (8, 8), "red").save("pictures/a.png")
+        >>> _ = Path("pictures/a.txt").write_text("a red square")
+        >>> convert_folder("pictures", "shards").written
+        1
     """
     root = Path(src)
     if not root.is_dir():

@@ -61,6 +61,12 @@ def convert_journeydb(
         wording: Which wording is the text: the caption, the prompt, or either of them by chance. The other one is kept
             in `meta`. A line without the wanted wording is left out.
         options: Shard size, number of processes, and so on.
+
+    Examples:
+        >>> convert_journeydb("train", "shards")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no folder train with pictures or archives of them; set `images`
     """
     folder = Path(images) if images else _picture_folder(Path(src))
     if not folder.is_dir():

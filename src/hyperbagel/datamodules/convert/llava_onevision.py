@@ -45,6 +45,12 @@ def convert_llava_onevision(
         images: Folder that the names of pictures in JSON files start from; by default the folder `images` beside a
             JSON file, then the folder of the JSON file.
         options: Shard size, number of processes, and so on.
+
+    Examples:
+        >>> convert_llava_onevision("LLaVA-OneVision-Data", "shards")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no LLaVA-OneVision-Data; give a folder with *.parquet or *.json of LLaVA-OneVision-Data
     """
     found = _find(Path(src), Path(out))
     units = []

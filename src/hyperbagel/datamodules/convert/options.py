@@ -19,6 +19,14 @@ class ConvertOptions:
             Without it, a folder that has a conversion in it is refused.
         max_skipped: Largest share of bad rows, above which the conversion stops with an error. It is looked at from
             1000 rows on and at the end.
+
+    Examples:
+        >>> ConvertOptions(workers=2, limit=100).processes
+        2
+        >>> ConvertOptions(max_skipped=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: max_skipped is a share from 0 to 1, got 2
     """
 
     shard_size: int = 1000

@@ -52,6 +52,11 @@ class ConversionSummary:
     rows: of the data set that were looked at; written: documents; skipped: bad rows by cause; examples: the first few
     of each cause; shards, bytes: what is in the folder `out` now; kept: shards that were there before this run;
     notes: what else there is to tell of the data set; repeated: whether all was done before, so that nothing was read.
+
+    Examples:
+        >>> print(ConversionSummary("shards", rows=3, written=2, shards=1, skipped={"missing_image": 1}))
+        2 of 3 rows written to 1 shards (0.0 MB) in shards, 1 skipped
+        skipped 1 missing_image, such as
     """
 
     out: str

@@ -53,6 +53,12 @@ def convert_seed_data_edit(
         wording: Which wording is the text, where a line has also a rewritten instruction; `either` takes one by chance.
             The other one is kept in `meta`.
         options: Shard size, number of processes, and so on.
+
+    Examples:
+        >>> convert_seed_data_edit("SEED-Data-Edit", "shards")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no SEED-Data-Edit; give the folder of SEED-Data-Edit
     """
     units: list[Unit] = []
     unpackings: dict[Path, Unpacking] = {}

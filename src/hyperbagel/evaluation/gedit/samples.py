@@ -98,6 +98,19 @@ class Judge(Protocol):
 
     Attributes `name` and `version` (strings) go into the report if the judge has them. They matter: figures of
     different judges must not be mixed.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from hyperbagel.evaluation.gedit.samples import JudgeScore, Rating
+        >>> class Same:
+        ...     name, version = "same", "1"
+        ...
+        ...     def score(self, instruction: str, source: Image.Image, edited: Image.Image) -> JudgeScore:
+        ...         return JudgeScore(Rating((10.0 * (source == edited),)), Rating((10.0,)))
+        ...
+        >>> picture = Image.new("RGB", (8, 8))
+        >>> Same().score("Leave it.", picture, picture).o
+        10.0
     """
 
     def score(self, instruction: str, source: Image.Image, edited: Image.Image) -> JudgeScore:

@@ -32,6 +32,12 @@ class CLIPColorClassifier:
 
     Raises ValueError when `quick_gelu` contradicts what open_clip knows of the weights, for the features would be
     wrong, and ImportError without open_clip.
+
+    Examples:
+        >>> CLIPColorClassifier(quick_gelu=False)
+        Traceback (most recent call last):
+        ...
+        ValueError: open_clip's ViT-L-14 / openai was trained with quick_gelu=True
     """
 
     colors: tuple[str, ...] = COLORS

@@ -46,6 +46,10 @@ class Mask2FormerDetector:
         batch_size: pictures looked at together.
 
     Raises ValueError when the weights are incomplete or not of 80 classes.
+
+    Examples:
+        >>> len(Mask2FormerDetector.classes)
+        80
     """
 
     classes: tuple[str, ...] = COCO_CLASSES

@@ -29,6 +29,10 @@ class Vocabulary:
 
     objects: class names; colors: colour names; counts: numbers of objects to ask for (2 to 10);
     uncolored: objects never asked for in a colour; plurals: irregular plurals, object -> plural.
+
+    Examples:
+        >>> Vocabulary(("box", "star")).plural("box")
+        'boxes'
     """
 
     objects: Sequence[str]
@@ -61,6 +65,12 @@ def generate_prompts(
 
     accept: keeps a drawn prompt or not, for example held-out combinations only. ValueError for an unknown task, or
     when a task yields nothing that `accept` keeps.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import Vocabulary
+        >>> prompts = generate_prompts(Vocabulary(("box", "star")), mix={"counting": 1})
+        >>> prompts.prompts[0].prompt
+        'a photo of three stars'
     """
     unknown = set(mix) - set(_TASKS)
     if unknown:

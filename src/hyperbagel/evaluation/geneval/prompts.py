@@ -49,7 +49,15 @@ class Exclude:
 
 @dataclass(frozen=True, slots=True)
 class GenEvalPrompt:
-    """One prompt. metadata: the official JSON text, which is also what makes two prompts the same one."""
+    """One prompt. metadata: the official JSON text, which is also what makes two prompts the same one.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval.prompts import parse_prompt
+        >>> include = [{"class": "star", "count": 1, "color": "red"}]
+        >>> metadata = {"tag": "colors", "include": include, "prompt": "a red star"}
+        >>> sorted(parse_prompt(metadata).classes)
+        ['star']
+    """
 
     tag: str
     include: tuple[Include, ...]
@@ -74,6 +82,12 @@ class PromptSet:
     """Prompts and where they came from, which has to stand beside every figure.
 
     name: file name or description; sha256: of the file, or of the metadata lines where there is no file.
+
+    Examples:
+        >>> from hyperbagel.scenes.prompts import geneval_prompts
+        >>> prompts = PromptSet.from_metadata(geneval_prompts(), "scenes")
+        >>> len(prompts.thinned(12))
+        12
     """
 
     prompts: tuple[GenEvalPrompt, ...]
@@ -110,6 +124,12 @@ def read_prompts(path: Path | str) -> PromptSet:
     """Read an official metadata file (one JSON object per line).
 
     FileNotFoundError without the file; PromptError naming line and key where a prompt can not be scored.
+
+    Examples:
+        >>> line = '{"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a star"}'
+        >>> _ = Path("prompts.jsonl").write_text(line)
+        >>> read_prompts("prompts.jsonl").prompts[0].prompt
+        'a star'
     """
     path = Path(path)
     if not path.is_file():

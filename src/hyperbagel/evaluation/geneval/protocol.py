@@ -23,6 +23,11 @@ class ClassDetections:
 
     boxes: (n, 4) float32, x0 y0 x1 y1 in pixels, right and bottom exclusive; scores: (n,) float32.
     masks: (n, H, W) bool at image size, or None; colors: n colour names where the detector itself knows them, or None.
+
+    Examples:
+        >>> found = ClassDetections(boxes=[[0, 0, 8, 8], [4, 4, 9, 9]], scores=[0.9, 0.4])
+        >>> len(found)
+        2
     """
 
     boxes: FloatArray
@@ -57,7 +62,14 @@ def _none() -> ClassDetections:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Everything found in one image, class name -> detections. A class that is missing was not detected."""
+    """Everything found in one image, class name -> detections. A class that is missing was not detected.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import ClassDetections
+        >>> found = Detections({"circle": ClassDetections(boxes=[[0, 0, 8, 8]], scores=[0.9])})
+        >>> len(found["circle"]), len(found["star"])
+        (1, 0)
+    """
 
     by_class: Mapping[str, ClassDetections] = field(default_factory=dict)
 
@@ -67,7 +79,13 @@ class Detections:
 
 
 class Detector(Protocol):
-    """Finds objects. `classes` are all the class names it can ever return."""
+    """Finds objects. `classes` are all the class names it can ever return.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> "circle" in SceneDetector().classes  # one of them
+        True
+    """
 
     @property
     def classes(self) -> Sequence[str]:
@@ -80,7 +98,14 @@ class Detector(Protocol):
 
 
 class ColorClassifier(Protocol):
-    """Names the colour of detected objects. `colors` are all the names it can ever return."""
+    """Names the colour of detected objects. `colors` are all the names it can ever return.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval.protocol import names_colors
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> names_colors(SceneDetector())  # a detector may be one too
+        True
+    """
 
     @property
     def colors(self) -> Sequence[str]:

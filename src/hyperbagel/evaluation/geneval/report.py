@@ -48,7 +48,12 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class GenEvalReport:
-    """Judged images and their figures. tasks, overall: scores with intervals from resampling prompts."""
+    """Judged images and their figures. tasks, overall: scores with intervals from resampling prompts.
+
+    Examples:
+        >>> report.missing, report.metrics()["geneval/overall"]
+        (0, 0.5)
+    """
 
     info: RunInfo
     results: tuple[ImageResult, ...]
@@ -122,7 +127,13 @@ class GenEvalReport:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences first - second on the same prompts and noise, with paired intervals; images: how many pairs."""
+    """Differences first - second on the same prompts and noise, with paired intervals; images: how many pairs.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import compare
+        >>> compare(report, report).images
+        2
+    """
 
     overall: Interval
     tasks: dict[str, Interval]
@@ -130,7 +141,14 @@ class Comparison:
 
 
 def build_report(results: Iterable[ImageResult], info: RunInfo, settings: BootstrapSettings = DEFAULT) -> GenEvalReport:
-    """Figures of judged images, in whatever order they come. ValueError for none, or for an image judged twice."""
+    """Figures of judged images, in whatever order they come. ValueError for none, or for an image judged twice.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval.report import ImageResult, RunInfo
+        >>> results = [ImageResult(0, 0, "colors", "{}"), ImageResult(0, 1, "colors", "{}", ("no circle",))]
+        >>> build_report(results, RunInfo("mine", "", 1, 2, 0)).overall.estimate
+        0.5
+    """
     ordered = sorted(results, key=lambda one: (one.prompt_index, one.image_index))
     keys = [(one.prompt_index, one.image_index) for one in ordered]
     if len(set(keys)) < len(keys):
@@ -145,6 +163,10 @@ def compare(first: GenEvalReport, second: GenEvalReport, settings: BootstrapSett
     """Paired comparison over the images that both runs have.
 
     ValueError unless both ran the same prompts from the same seed and share images: otherwise they are not paired.
+
+    Examples:
+        >>> compare(report, report).overall.estimate
+        0.0
     """
     for name in ("prompts_sha256", "seed"):
         values = getattr(first.info, name), getattr(second.info, name)

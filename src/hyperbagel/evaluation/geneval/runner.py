@@ -30,7 +30,12 @@ Generate: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Tensor |
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How images are drawn and judged."""
+    """How images are drawn and judged.
+
+    Examples:
+        >>> RunSettings(images_per_prompt=2).batch_size
+        16
+    """
 
     images_per_prompt: int = 4
     """Images of each prompt; 4 officially."""
@@ -60,6 +65,12 @@ class Scorer:
     """Judges images of prompts with a detector and a colour classifier (the detector itself, if it is one).
 
     ValueError when the detector reports no colours and there is no classifier.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> scorer = Scorer(SceneDetector())
+        >>> scorer.color_classifier is scorer.detector
+        True
     """
 
     def __init__(
@@ -99,7 +110,13 @@ def noise_seed(seed: int, prompt_index: int, image_index: int) -> int:
 
 
 def jobs(prompts: PromptSet, settings: RunSettings) -> list[Job]:
-    """All images of a run, prompt by prompt."""
+    """All images of a run, prompt by prompt.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import RunSettings
+        >>> [(job.prompt_index, job.image_index) for job in jobs(prompts, RunSettings(images_per_prompt=2))][:3]
+        [(0, 0), (0, 1), (1, 0)]
+    """
     return [
         Job(prompt, image, noise_seed(settings.seed, prompt, image))
         for prompt in range(len(prompts))
@@ -113,6 +130,15 @@ def judge_jobs(
     """Generate and judge the wanted images; images that `generate` returns as None are left out.
 
     ValueError if `generate` returns another number of images than it was asked for.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import RunSettings, Scorer, jobs
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> blank = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+        >>> wanted = jobs(prompts, RunSettings(images_per_prompt=1))[:1]
+        >>> (result,) = judge_jobs(wanted, lambda prompts, seeds: [blank], prompts, Scorer(SceneDetector()))
+        >>> result.correct
+        False
     """
     for start in range(0, len(wanted), batch_size):
         batch = wanted[start : start + batch_size]
@@ -128,7 +154,13 @@ def judge_jobs(
 
 
 def run_info(prompts: PromptSet, settings: RunSettings) -> RunInfo:
-    """What a run of these prompts is asked to do."""
+    """What a run of these prompts is asked to do.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import RunSettings
+        >>> run_info(prompts, RunSettings(images_per_prompt=2)).expected_images == 2 * len(prompts)
+        True
+    """
     return RunInfo(prompts.name, prompts.sha256, len(prompts), settings.images_per_prompt, settings.seed)
 
 
@@ -139,7 +171,18 @@ def evaluate(
     settings: RunSettings | None = None,
     color_classifier: ColorClassifier | None = None,
 ) -> GenEvalReport:
-    """Run GenEval on one model. Missing images are not scored, but counted in the report and warned of."""
+    """Run GenEval on one model. Missing images are not scored, but counted in the report and warned of.
+
+    Examples:
+        >>> from hyperbagel.evaluation.geneval import RunSettings
+        >>> from hyperbagel.evaluation.geneval.scene_detector import SceneDetector
+        >>> def draw(prompts, seeds):
+        ...     return [torch.full((3, 64, 64), 255, dtype=torch.uint8) for _ in prompts]
+        ...
+        >>> report = evaluate(draw, prompts, SceneDetector(), RunSettings(images_per_prompt=1))
+        >>> report.overall.estimate  # blank pictures show nothing
+        0.0
+    """
     settings = settings or RunSettings()
     scorer = Scorer(detector, color_classifier, settings.rules)
     scorer.check(prompts.prompts)

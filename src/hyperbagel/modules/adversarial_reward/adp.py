@@ -27,7 +27,12 @@ from hyperbagel.training.networks import Training, frozen
 
 @dataclass(frozen=True, kw_only=True)
 class ADPMethod(AdversarialSettings):
-    """Settings of ADP, with those of its adversarial game."""
+    """Settings of ADP, with those of its adversarial game.
+
+    Examples:
+        >>> ADPMethod(latent_weight=0, pixel_weight=0, pair_weight=1).pair_steps
+        6
+    """
 
     pair_steps: int = 6
     """Steps with which the pairs are made."""
@@ -103,6 +108,12 @@ class ADP(DistillationStage):
         settings: what all distillation stages have in common; the student samples in one step.
 
     Raises ValueError when the settings leave no loss.
+
+    Examples:
+        >>> from hyperbagel.modules.adversarial_reward.adp import ADPMethod
+        >>> stage = ADP(model=folder, method=ADPMethod(latent_weight=0, pair_weight=1, pair_scale=0.1))
+        >>> stage.nfe, [term.name for term in stage.loss_terms]
+        (1, ['pairs'])
     """
 
     asks_teacher = False
@@ -194,7 +205,13 @@ class ADP(DistillationStage):
         return tuple(name for name in ("critic", "pixel_critic") if getattr(self, name) is not None)
 
     def pairs(self, episode: Episode) -> Tensor:
-        """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T, or from what `shared_noise` leaves of it."""
+        """The x_0 (B, n, C) at which the 6-NFE model arrives from x_T, or from what `shared_noise` leaves of it.
+
+        Examples:
+            >>> from hyperbagel.modules import ADP
+            >>> ADP(model=folder).pairs(episode).shape == episode.noise.shape
+            True
+        """
         grid_t = timesteps(self.method.pair_steps, self.settings.shift)
         velocity = episode.velocity(self.pair_branch)
         return paired_x0(velocity, episode.noise, episode.grid.sizes, grid_t, self.method.shared_noise)

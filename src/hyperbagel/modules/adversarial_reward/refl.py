@@ -35,6 +35,12 @@ class ReFL(DistillationStage):
         method: settings of the method.
         student: how the student is trained.
         settings: what all distillation stages have in common; the student samples in one step.
+
+    Examples:
+        >>> from hyperbagel.rewards.bagel import BagelReward
+        >>> stage = ReFL(model=folder, reward=BagelReward())
+        >>> stage.nfe, stage.sampler.steps
+        (1, 1)
     """
 
     asks_teacher = False

@@ -28,6 +28,11 @@ class CFGDistillation(DistillationStage):
         method: settings of the method.
         student: how the student is trained.
         settings: what all distillation stages have in common.
+
+    Examples:
+        >>> stage = CFGDistillation(model=folder)
+        >>> stage.branch.conditions
+        ('text_scale', 'image_scale')
     """
 
     def __init__(

@@ -25,7 +25,12 @@ from hyperbagel.training.networks import Training, frozen
 
 @dataclass(frozen=True, kw_only=True)
 class TSCDMethod(AdversarialSettings):
-    """Settings of TSCD, with those of its adversarial game."""
+    """Settings of TSCD, with those of its adversarial game.
+
+    Examples:
+        >>> TSCDMethod(segments=6, grid_steps=24, whole_segments=True, teacher_steps=4).ema_decay
+        0.95
+    """
 
     segments: int = 3
     """Segments of the training grid."""
@@ -67,6 +72,12 @@ class TSCD(DistillationStage):
         method: settings of the method.
         student, critic: how the networks are trained.
         settings: what all distillation stages have in common.
+
+    Examples:
+        >>> from hyperbagel.modules.consistency.tscd import TSCDMethod
+        >>> stage = TSCD(model=folder, method=TSCDMethod(adversarial_weight=0, mse_weight=1))
+        >>> stage.nfe, stage.branch is stage.ema
+        (6, True)
     """
 
     def __init__(

@@ -27,6 +27,12 @@ class TransformersJudge:
         dtype: type of the weights, as in transformers.
 
     Raises FileNotFoundError if the folder has no config.json.
+
+    Examples:
+        >>> TransformersJudge("Qwen2.5-VL")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: Qwen2.5-VL: no config.json; name the folder of a model with its processor files
     """
 
     def __init__(
