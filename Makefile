@@ -22,7 +22,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS
 RELEASE := 'import sys; print(sys.version_info[:2])'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pretrain distill reproduce test test-all test-oldest smoke check docs figures format clean
+.PHONY: help setup demo pretrain distill reproduce test test-all test-oldest smoke check docs figures screenshots format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -148,6 +148,10 @@ docs: setup ## Show the documentation at http://127.0.0.1:8000
 
 figures: setup ## Draw the pictures in README anew, with the model in the package
 	$(BIN)/python scripts/figures.py
+
+screenshots: setup $(BROWSER) ## Take the screenshots in the documentation anew (three minutes; needs a Chromium)
+	[ -f runs/scenes/quick/report.json ] || $(BIN)/hyperbagel test --config scenes/quick
+	$(BIN)/python scripts/screenshots.py runs/scenes/quick
 
 format: setup ## Sort imports, apply safe fixes and format
 	$(BIN)/ruff check --fix

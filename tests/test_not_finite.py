@@ -159,9 +159,9 @@ def test_answers_in_evaluation_and_on_the_page(tokenizer: Tokenizer) -> None:
     with pytest.raises(NotFiniteError, match="logits of answer 1 of 1"):
         answer(model, tokenizer, [(RED, "What is it?")], 3)
     with pytest.raises(ValueError, match="logits of answer 1 of 1"):
-        list(Studio(model, tokenizer).ask(None, "What is it?", 3))
+        list(Studio(model, tokenizer).ask(None, "What is it?", max_tokens=3))
     with pytest.raises(ValueError, match="latents after step 1 of 2"):
-        Studio(spoiled(GENERATION), tokenizer, steps=2).generate("a red circle", "teacher")
+        list(Studio(spoiled(GENERATION), tokenizer, steps=2).generate("a red circle", ["teacher"]))
 
 
 @pytest.mark.parametrize("temperature", [-1.0, 1e-30, 1e-5, math.nan, math.inf])

@@ -90,7 +90,7 @@ def test_test_logs_scores_costs_and_pictures_and_writes_a_report(stage: Pretrain
     assert report["results"]["loss"]["rows"]["model"].keys() == {"image", "text"}
     assert len(report["results"]["gedit"]["captions"]) == 2 and len(report["results"]["geneval"]["captions"]) == 4
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 2 * 4 + 2 * 2  # single pictures of two rows; edits beside their sources
     rows = report["results"]["geneval"]["rows"]
     assert rows["teacher"]["nfe"] == 4
     assert list(rows) == ["teacher", "naive-1"]

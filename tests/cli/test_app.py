@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hyperbagel.cli.app import build_page, launch_settings, load_studio
+from hyperbagel.cli.app import launch_settings, load_studio
 from hyperbagel.cli.options import App
+from hyperbagel.cli.page import build_page
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -64,26 +65,32 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
 
 def shown(tab: Any, name: str) -> str:
     """Address of the picture in a component, when there is one."""
-    picture = tab.locator(f"#{name} img").first
+    picture = tab.locator(f"#{name} img").last
     picture.wait_for()
     return str(picture.get_attribute("src"))
 
 
-def cost(tab: Any, name: str, text: str) -> None:
-    """Wait until a cost line holds a text."""
+def told(tab: Any, name: str, text: str) -> None:
+    """Wait until a line holds a text."""
     tab.wait_for_function(
-        "([id, text]) => document.querySelector(`#${id} textarea`)?.value.includes(text)",
+        "([id, text]) => document.getElementById(id)?.textContent.includes(text)",
         arg=[name, text],
     )
 
 
+TEACHER, SIX, ONE = 0, 1, 2
+"""Columns of the networks."""
+
+
 def test_generate_then_edit_then_ask(tab: Any, tmp_path: Path) -> None:
-    tab.get_by_label("teacher").check()
     tab.locator("#prompt textarea").fill("a photo of a red circle")
-    cost(tab, "generate-cost", "1 NFE: 1 NFE")  # drawn while it was typed
+    told(tab, f"generated-cost-{ONE}", "1 NFE")  # drawn while it was typed
+    assert not tab.locator(f"#generated-{TEACHER} img").count()
     tab.locator("#generate").click()
-    cost(tab, "generate-cost", "teacher: 4 NFE")
-    assert shown(tab, "generated").startswith("http")
+    told(tab, f"generated-cost-{TEACHER}", "4 NFE")
+    told(tab, f"generated-cost-{SIX}", "6 NFE")
+    told(tab, f"generated-cost-{ONE}", "times as fast as")
+    assert shown(tab, f"generated-{TEACHER}").startswith("http")
     screenshot = Image.open(io.BytesIO(tab.screenshot(path=tmp_path / "generate.png")))
     assert len(screenshot.convert("RGB").getcolors(2**24) or []) > 50  # not an empty page
 
@@ -92,14 +99,45 @@ def test_generate_then_edit_then_ask(tab: Any, tmp_path: Path) -> None:
     before = shown(tab, "edit-source")
     tab.locator("#instruction textarea").fill("make it blue")
     tab.locator("#edit").click()
-    cost(tab, "edit-cost", "teacher: 6 NFE")
-    assert shown(tab, "edited") != before
+    told(tab, f"edited-cost-{TEACHER}", "6 NFE")
+    assert tab.locator(f"#edited-{ONE} img").count() == 2  # before and after
+    assert shown(tab, f"edited-{ONE}") != before
 
     tab.get_by_role("tab", name="Ask").click()
+    tab.locator("#take-edited").click()
+    assert shown(tab, "ask-source")
     tab.locator("#question textarea").fill("what is it?")
     tab.locator("#ask").click()
-    cost(tab, "ask-cost", "passes")
+    told(tab, "ask-cost", "without the draft head")
+    told(tab, "ask-note", "words that the model does not know: what")
     assert not tab.foreign
+
+
+def test_an_example_is_drawn_when_it_is_clicked_by_the_chosen_networks(tab: Any) -> None:
+    tab.get_by_label("teacher").uncheck()
+    tab.locator(f"#generated-{TEACHER}").wait_for(state="hidden")
+    tab.get_by_text("a photo of three green stars").first.click()
+    told(tab, f"generated-cost-{SIX}", "6 NFE")
+    told(tab, f"generated-cost-{ONE}", "times as fast as 6 steps")
+    drawn = shown(tab, f"generated-{ONE}")
+    tab.locator("#again").click()
+    tab.locator("#generate").click()
+    tab.wait_for_function(
+        "([id, old]) => document.querySelector(`#${id} img`)?.src !== old", arg=[f"generated-{ONE}", drawn]
+    )
+    tab.get_by_role("tab", name="Ask").click()
+    tab.get_by_text("Where is the star?").first.click()
+    told(tab, "ask-cost", "tokens/s")
+    assert shown(tab, "ask-source")
+
+
+def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(address)
+    for tab in ("Generate", "Edit", "Ask"):
+        phone.get_by_role("tab", name=tab).click()
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.close()
 
 
 def test_uploads_that_are_too_large_or_no_pictures_are_refused(tab: Any, address: str, tmp_path: Path) -> None:
@@ -116,4 +154,4 @@ def test_uploads_that_are_too_large_or_no_pictures_are_refused(tab: Any, address
     tab.locator("#instruction textarea").fill("make it blue")
     tab.locator("#edit").click()
     tab.get_by_text("Error").first.wait_for()
-    assert tab.locator("#edited img").count() == 0
+    assert tab.locator(f"#edited-{ONE} img").count() == 0

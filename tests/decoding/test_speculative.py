@@ -12,7 +12,7 @@ from hyperbagel.decoding.drafter import Proposal
 from hyperbagel.decoding.fused import FusedStack, RopeTable
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
 from hyperbagel.decoding.speculative_loop import DecodingRun
-from hyperbagel.decoding.statistics import SpeculationStatistics
+from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
 from hyperbagel.decoding.tree import TreeSettings, tree_mask
 from hyperbagel.decoding.verify import walk
 from hyperbagel.draft.batch import extract_features
@@ -205,6 +205,16 @@ def test_statistics_by_hand() -> None:
     other.add(emitted=5, accepted=4, proposed=4)
     statistics.merge(other)
     assert statistics.proposed == [4, 3, 2, 1] and statistics.tokens == 12
+
+
+def test_the_draft_is_marked_where_it_was_accepted() -> None:
+    """All but each pass's last token are its own."""
+    statistics = SpeculationStatistics()
+    origin, marks = Origin(statistics), []
+    for emitted, accepted in ((3, 2), (1, 0), (4, 3), (2, 2)):
+        statistics.add(emitted, accepted, 6)
+        marks += [origin.drafted() for _ in range(emitted)]
+    assert marks == [True, True, False, False, True, True, True, False, True, True]
 
 
 def test_an_adaptive_chain_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

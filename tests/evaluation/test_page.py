@@ -86,6 +86,29 @@ def test_a_page_stands_alone(runs: dict[str, Path]) -> None:
     assert text.count("<polyline") == 2 and "hparams/x" not in text
 
 
+def test_single_pictures_stand_under_what_they_should_show(runs: dict[str, Path]) -> None:
+    """Of both runs side by side, an edit's source once; large ones are made smaller, sheets are for runs without."""
+    for folder in runs.values():
+        report = json.loads((folder / "report.json").read_text())
+        names = {"source": ["pictures/s.png"], "model": ["pictures/m.png"]}
+        report["results"]["gedit"] = {"rows": {"model": {}}, "captions": ["Make it <blue>."], "pictures": names}
+        (folder / "report.json").write_text(json.dumps(report))
+        for size, name in (((8, 8), "s"), ((1024, 512), "m")):
+            (folder / "pictures").mkdir(exist_ok=True)
+            Image.new("RGB", size, "red").save(folder / "pictures" / f"{name}.png")
+        Image.new("RGB", (8, 8)).save(folder / "gedit.png")
+    (runs["second"] / "pictures" / "s.png").unlink()  # the first run has it too
+    folders = {name: RunFolder.of(folder) for name, folder in runs.items()}
+    text = page({name: read_report(folder) for name, folder in runs.items()}, folders)
+    (card,) = re.findall(r"<section>(.*?)</section>", text)
+    assert card.startswith("<p>Make it &lt;blue&gt;.</p>")
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", card) == ["source", "first", "second"]
+    assert re.findall(r"data:image/(\w+)", card) == ["png", "jpeg", "jpeg"]
+    assert "geneval: the same prompts" in text and "gedit: the same prompts" not in text
+    (runs["second"] / "pictures" / "m.png").unlink()
+    assert "<em>m.png is missing</em>" in page({n: read_report(f) for n, f in runs.items()}, folders)
+
+
 def test_the_command_writes_it_and_lists_what_differs(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,7 @@ def test_validation_has_the_same_noise_each_time(folder: str, tmp_path: Path):
     one = runner.validate(module, scenes(ALL), verbose=False)
     other = runner.validate(module, scenes(ALL), verbose=False)
     assert one == other
-    assert set(one[0]) == {"val/loss/text", "val/loss/image"}
+    assert set(one[0]) == {"val/loss/text", "val/loss/image", "step"}
 
 
 def test_answers_can_be_reweighted_by_length(folder: str):

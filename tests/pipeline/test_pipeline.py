@@ -17,8 +17,9 @@ from hyperbagel.bagel.images import ImageError
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.flow.guidance import PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.pipeline.answers import question_document
+from hyperbagel.pipeline.answers import TextStream, question_document
 from hyperbagel.pipeline.painter import Painter
+from hyperbagel.pipeline.results import Piece
 
 PROMPT = "a photo of a red circle"
 
@@ -83,6 +84,31 @@ def test_answers_are_those_of_plain_decoding_and_come_in_pieces(pipeline: Pipeli
     described = pipeline.ask("Describe the image.", picture)
     assert described.text == pipeline.tokenizer.decode(plain) and described.passes < described.tokens
     assert len(pipeline.ask("What is a circle?", settings=DecodingSettings(3)).text.split()) <= 3
+
+
+def test_pieces_tell_whether_they_were_drafted(pipeline: Pipeline) -> None:
+    """In plain decoding none is; in both they add up to the answer, and count its tokens and passes as they come."""
+    picture = pipeline.generate(PROMPT).image
+    plain = Pipeline(pipeline.model, pipeline.tokenizer)
+    pieces: dict[str, list[Piece]] = {"draft": [], "plain": []}
+    drafted = pipeline.ask("Describe the image.", picture, stream=pieces["draft"].append)
+    alone = plain.ask("Describe the image.", picture, stream=pieces["plain"].append)
+    assert "".join(pieces["draft"]) == "".join(pieces["plain"]) == drafted.text == alone.text
+    assert not any(piece.drafted for piece in pieces["plain"]) and alone.passes == alone.tokens
+    own = sum(not piece.drafted for piece in pieces["draft"])
+    assert own <= drafted.passes < len(pieces["draft"])
+    counts = [(piece.tokens, piece.passes) for piece in pieces["draft"]]
+    assert counts == sorted(counts) and counts[-1][0] <= drafted.tokens and counts[-1][1] <= drafted.passes
+
+
+def test_characters_of_several_tokens_appear_whole() -> None:
+    class Bytes:
+        def decode(self, ids: list[int]) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    stream = TextStream(Bytes(), eos=0)  # type: ignore[arg-type]
+    assert [stream.add(token) for token in (*"é!".encode(), 0)] == ["", "é", "!", ""]
+    assert stream.count == 4
 
 
 def test_what_is_not_there_is_told_before_the_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

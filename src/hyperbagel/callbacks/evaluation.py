@@ -15,13 +15,14 @@ import lightning as L
 import torch
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.callbacks.loggers import flush, log_captions, log_pictures
 from hyperbagel.callbacks.requirements import check_requirements, require_branch
 from hyperbagel.flow.guidance import Guidance
 from hyperbagel.flow.sampler import Reader, Sampler
@@ -37,14 +38,16 @@ class Findings:
     """What an evaluation yields.
 
     rows: metrics by the name of what was measured (a sampler setting); the first row is the stage's result.
-    details: whatever else goes into report.json, JSON-able. pictures: (3, H, W) uint8 by tag, for the logger;
-    captions: what is in them, in the order of their parts.
+    details: whatever else goes into report.json, JSON-able. pictures: (3, H, W) uint8 by tag, for loggers; captions:
+    what is in them, in the order of their parts. samples: these parts as single pictures, by what drew them, for
+    reports.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    samples: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,15 +201,19 @@ class Evaluation(Callback, ABC):
                 if not math.isfinite(value):
                     raise NotFiniteError(f"{type(self).__name__}: {metric} of {row!r} is {value}")
         pl_module.train(training)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                for tag, picture in self.findings.pictures.items():
-                    logger.experiment.add_image(tag, picture, student_updates(pl_module))
-                if self.findings.pictures and self.findings.captions and not self._captioned:
-                    tag, *_ = self.findings.pictures
-                    logger.experiment.add_text(f"{tag.partition('/')[0]}/captions", numbered(self.findings.captions))
-                    self._captioned = True
-                logger.experiment.flush()
+        if trainer.is_global_zero:
+            self._log_pictures(trainer.loggers, student_updates(pl_module))
+
+    def _log_pictures(self, loggers: Sequence[Logger], step: int) -> None:
+        """Log what was drawn, and once in a run what it should show."""
+        found = self.findings
+        for logger in loggers:
+            log_pictures(logger, found.pictures, found.captions, step)
+            if found.pictures and not self._captioned:
+                benchmark = next(iter(found.pictures)).partition("/")[0]
+                log_captions(logger, f"{benchmark}/captions", found.captions, step)
+            flush(logger)
+        self._captioned |= bool(found.pictures)
 
     def _metrics(self) -> dict[str, float]:
         """Of all rows, under the names of loggers."""
@@ -216,11 +223,6 @@ class Evaluation(Callback, ABC):
             for row, metrics in self.findings.rows.items()
             for metric, value in metrics.items()
         }
-
-
-def numbered(captions: Sequence[str]) -> str:
-    """A numbered list in Markdown."""
-    return "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1))
 
 
 def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:

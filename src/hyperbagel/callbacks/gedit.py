@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from PIL import Image
 from torch import Tensor
@@ -15,10 +15,10 @@ from hyperbagel.bagel.appearance import as_seen
 from hyperbagel.bagel.images import of_uint8
 from hyperbagel.callbacks.evaluation import Evaluation, Findings, Row, Run
 from hyperbagel.evaluation.gedit.dataset import GEditBench
-from hyperbagel.evaluation.gedit.runner import EditFunction, GEditSettings, report, sample_seed, score_samples
+from hyperbagel.evaluation.gedit.runner import GEditSettings, report, sample_seed, score_samples
 from hyperbagel.evaluation.gedit.samples import LANGUAGES, OFFICIAL_CATEGORIES, EditSample, ExactJudge, Judge
 from hyperbagel.evaluation.gedit.scene_world import SCENE_CATEGORIES, scene_edit_samples
-from hyperbagel.evaluation.reports import OWN
+from hyperbagel.evaluation.reports import OWN, SOURCE
 from hyperbagel.pipeline.painter import Cost, Painter
 
 
@@ -61,6 +61,9 @@ class GEditRun:
 
 _DATA, _SETTINGS = GEditData(), GEditRun()
 
+_Editor: TypeAlias = Callable[[Sequence[EditSample], Sequence[int]], list[Image.Image]]
+"""(samples, one seed a sample) -> one edited image a sample."""
+
 
 class GEdit(Evaluation):
     """Edits pictures by instructions and has a judge score them: logs `gedit/{sc,pq,o}` (of the first language, and of
@@ -98,14 +101,19 @@ class GEdit(Evaluation):
 
     def evaluate(self, run: Run) -> Findings:
         """Every row."""
-        findings = Findings(captions=[sample.instruction for sample in self._chosen()])
+        chosen = self._chosen()
+        findings = Findings(captions=[sample.instruction for sample in chosen])
+        sources = [as_seen(sample.source) for sample in chosen]
+        findings.samples[SOURCE] = [pil_to_tensor(picture) for picture in sources]
         for name, row in self.rows.items():
             painter = run.painter(run.stage.editing_sampler, row)
             scored = run.gather(score_samples(_editor(painter), self._share(run), self.judge, self.settings))
             result = report(scored, self.judge, self.settings)
             findings.rows[name] = result.metrics() | run.gather_cost(painter.cost)
             findings.details[name] = result.to_dict()
-            findings.pictures[f"gedit/{name}"] = self._grid(replace(painter, cost=Cost()))
+            edited = self._edited(replace(painter, cost=Cost()))
+            findings.samples[name] = [pil_to_tensor(picture) for picture in edited]
+            findings.pictures[f"gedit/{name}"] = _grid(sources, edited)
         return findings
 
     def _share(self, run: Run) -> list[EditSample]:
@@ -118,17 +126,20 @@ class GEdit(Evaluation):
         number = min(self.shown, len(self.samples))
         return [self.samples[slot * len(self.samples) // number] for slot in range(number)]
 
-    def _grid(self, painter: Painter) -> Tensor:
-        """Sources above their edits, the same samples and seeds in every run."""
+    def _edited(self, painter: Painter) -> list[Image.Image]:
+        """The edits in the grid, of the same samples and seeds in every run."""
         chosen = self._chosen()
-        edited = _editor(painter)(chosen, [sample_seed(self.settings.seed, sample.key) for sample in chosen])
-        size = as_seen(chosen[0].source).size
-        pairs = [as_seen(sample.source).resize(size) for sample in chosen]
-        pairs += [picture.resize(size) for picture in edited if picture is not None]
-        return make_grid([pil_to_tensor(picture) for picture in pairs], nrow=max(len(chosen), 1))
+        return _editor(painter)(chosen, [sample_seed(self.settings.seed, sample.key) for sample in chosen])
 
 
-def _editor(painter: Painter) -> EditFunction:
+def _grid(sources: Sequence[Image.Image], edited: Sequence[Image.Image]) -> Tensor:
+    """Sources above their edits, all of one size."""
+    size = sources[0].size
+    pictures = [pil_to_tensor(picture.resize(size)) for picture in (*sources, *edited)]
+    return make_grid(pictures, nrow=max(len(sources), 1))
+
+
+def _editor(painter: Painter) -> _Editor:
     def edit(samples: Sequence[EditSample], seeds: Sequence[int]) -> list[Image.Image]:
         images = painter.edit([s.source for s in samples], [s.instruction for s in samples], seeds)
         return [of_uint8(image) for image in images]

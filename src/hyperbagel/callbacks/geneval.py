@@ -138,7 +138,8 @@ class GenEval(Evaluation):
             shown = dict(run.gather(list(drawing.shown.items())))
             findings.rows[name] = metrics
             findings.details[name] = report.to_dict() | {"interval": str(report.overall)}
-            findings.pictures[f"geneval/{name}"] = make_grid([shown[key] for key in sorted(shown)], nrow=4)
+            findings.samples[name] = [shown[key] for key in sorted(shown)]
+            findings.pictures[f"geneval/{name}"] = make_grid(findings.samples[name], nrow=4)
         return findings
 
     def slots(self) -> dict[int, int]:

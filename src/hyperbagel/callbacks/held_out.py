@@ -158,10 +158,12 @@ class HeldOut(Evaluation):
             metrics = self.fidelity.compare(name, features, run) | self._distance(run, features)
             findings.rows[name] = metrics | self._rewards(run, drawn) | run.gather_cost(painter.cost)
             shown = dict(run.gather([(key, p) for key, p in drawn.items() if self._is_shown(key)]))
-            findings.pictures[f"heldout/{name}"] = _grid([shown[key] for key in sorted(shown)])
+            findings.samples[name] = [shown[key] for key in sorted(shown)]
+            findings.pictures[f"heldout/{name}"] = _grid(findings.samples[name])
         if self.rewards:
             findings.rows[PICTURES] = self._rewards(run, self._own(run))
-        findings.pictures[f"heldout/{PICTURES}"] = _grid([h.picture for h in self._held[: self.settings.shown]])
+        findings.samples[PICTURES] = [held.picture for held in self._held[: self.settings.shown]]
+        findings.pictures[f"heldout/{PICTURES}"] = _grid(findings.samples[PICTURES])
         return findings
 
     def _is_shown(self, key: ImageKey) -> bool:

@@ -1,4 +1,4 @@
-"""The callback `Provenance`: versions, weights and cost of a run, and its summary for TensorBoard's HParams."""
+"""The callback `Provenance`: versions, weights and cost of a run, and its settings for loggers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "lightning", "transformers", "diffusers", "numpy")
 class Provenance(Callback):
     """Writes `provenance.json` into the run's folder when a command ends: versions, the model's fingerprint, updates,
     wall-clock and CPU seconds; and logs the settings that are no defaults with the results, so that TensorBoard's
-    HParams compares runs.
+    HParams compares runs. Other loggers get the settings alone.
 
     The settings themselves are in `config.yaml` beside it.
 
@@ -57,7 +57,7 @@ class Provenance(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run or not self._begin:  # type: ignore[attr-defined]
             return
         write_json(folder / "provenance.json", self._record(pl_module))
-        self._summarize(trainer)
+        self._summarize(trainer, student_updates(pl_module))
 
     def _record(self, pl_module: L.LightningModule) -> dict[str, Any]:
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
@@ -74,15 +74,19 @@ class Provenance(Callback):
             | {package: version(package) for package in PACKAGES},
         }
 
-    def _summarize(self, trainer: L.Trainer) -> None:
+    def _summarize(self, trainer: L.Trainer, step: int) -> None:
         metrics: dict[str, float] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluation) and callback.findings.rows:
                 metrics |= next(iter(callback.findings.rows.values()))
-        settings = _settings(trainer)
+        if not (settings := _settings(trainer)):
+            return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and metrics and settings:
-                logger.log_hyperparams(settings, {f"hparams/{name}": value for name, value in metrics.items()})
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings)
+            elif metrics:
+                results = {f"hparams/{name}": value for name, value in metrics.items()}
+                logger.log_hyperparams(settings, results, step)
 
 
 def _settings(trainer: L.Trainer) -> dict[str, Any]:

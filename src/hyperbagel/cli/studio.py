@@ -4,115 +4,62 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from hyperbagel.bagel.branch import GenerationBranch
-from hyperbagel.bagel.branch_checkpoint import load_branch
-from hyperbagel.bagel.images import load_image, of_uint8
+from hyperbagel.bagel.branch_checkpoint import branch_file, read_info
+from hyperbagel.bagel.images import load_image
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
-from hyperbagel.decoding.speculative import Speculator
-from hyperbagel.decoding.statistics import SpeculationStatistics
-from hyperbagel.draft.head import DraftHead
-from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
-from hyperbagel.flow.sampler import Reader, Sampler
-from hyperbagel.pipeline.answers import TextStream, question_document
-from hyperbagel.pipeline.painter import Cost, Painter, warn_of_misfits
+from hyperbagel.flow.guidance import PAPER_EDITING
+from hyperbagel.pipeline.answering import Answering
+from hyperbagel.pipeline.pipeline import STEPS, Pipeline
+from hyperbagel.pipeline.results import Answer, Picture, Piece
+from hyperbagel.pipeline.thinking import BEFORE_PICTURE
 
-TEACHER, MERGED = "teacher", "merged"
+TEACHER: Final = "teacher"
+MERGED: Final = "merged"
 """Names of a model's own branch among the networks: of an original, and of one that a distilled one was merged into."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A branch that denoises (None: the model's own), in how many steps, with which shift; reader: of sources."""
+    """What draws, in how many steps."""
 
-    name: str
-    branch: GenerationBranch | None
+    pipeline: Pipeline
     steps: int
-    shift: float
-    reader: Reader = "original"
-
-    def painter(self, model: Bagel, tokenizer: Tokenizer, guidance: Guidance) -> Painter:
-        """Draws with this network and counts what that costs."""
-        guides = None if self.branch is None and model.merged is not None else guidance  # merged weights have it inside
-        return Painter(model, tokenizer, Sampler(self.steps, self.shift, guides, self.reader), self.branch, Cost())
-
-
-def load_network(path: str | Path, model: Bagel, nfe: int) -> Network:
-    """A distilled branch for `nfe` evaluations. Warns when it was not made for the scales that `Studio` draws with.
-
-    Raises CheckpointError as `load_branch`, ValueError for another NFE.
-    """
-    branch, info = load_branch(path, model)
-    if info.nfe not in (0, nfe):
-        raise ValueError(f"{path}: this branch was made for {info.nfe} evaluations, give one for {nfe}")
-    warn_of_misfits(str(path), info, Sampler(nfe, info.shift, PAPER_EDITING))
-    return Network(f"{nfe} NFE", branch, nfe, info.shift, info.reader)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A finished picture. nfe: network evaluations; milliseconds: from text to pixels."""
-
-    picture: Image.Image
-    network: str
-    nfe: int
-    milliseconds: float
-
-    @property
-    def caption(self) -> str:
-        """What it cost, for people."""
-        return f"{self.network}: {self.nfe} NFE, {self.milliseconds:.0f} ms, {self.picture.width}x{self.picture.height}"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of an answer. drafted: the draft head proposed it and the model accepted it."""
-
-    text: str
-    drafted: bool
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer so far. passes: verification passes of the model; milliseconds: since the question was asked."""
+    """An answer so far. passes: of the model; seconds: of the whole answer, 0 while it is being written."""
 
     pieces: tuple[Piece, ...]
     tokens: int
     passes: int
-    milliseconds: float
+    seconds: float = 0.0
 
     @property
     def text(self) -> str:
         """All pieces together."""
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def caption(self) -> str:
-        """What it cost, for people."""
-        return (
-            f"{self.tokens} tokens in {self.passes} passes ({self.tokens / max(self.passes, 1):.2f} tokens a pass), "
-            f"{self.milliseconds:.0f} ms"
-        )
+        return "".join(self.pieces)
 
 
 class Studio:
-    """Generates, edits and answers; one request at a time, from any thread.
+    """Draws, edits and answers by several pipelines over one model; one request at a time, from any thread.
+
+    networks: what draws, by name: the model's own branch, then the distilled ones.
 
     Args:
         model: what reads, and with its own branch draws.
         tokenizer: its tokenizer.
-        networks: what else can draw, besides the teacher; fewest evaluations last.
-        draft: speeds answers up without changing them.
+        branches: files of distilled branches by their evaluations.
+        draft: file of a draft head, which speeds answers up without changing them.
         steps: of the teacher.
     """
 
@@ -120,105 +67,98 @@ class Studio:
         self,
         model: Bagel,
         tokenizer: Tokenizer,
-        networks: Sequence[Network] = (),
-        draft: DraftHead | None = None,
-        steps: int = 50,
+        branches: Mapping[int, str | Path] | None = None,
+        draft: str | Path | None = None,
+        steps: int = STEPS,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        if model.merged is None:
-            own = Network(TEACHER, None, steps, model.config.timestep_shift)
-        else:
-            own = Network(MERGED, None, model.merged.nfe or steps, model.merged.shift)
-        self.networks = {network.name: network for network in (own, *networks)}
-        self.speculator = Speculator(model, draft)
+        own = Pipeline(model, tokenizer)
+        merged = model.merged
+        name, own_steps = (TEACHER, steps) if merged is None else (MERGED, merged.nfe or steps)
+        self.networks = {name: Network(own, own_steps)}
+        for nfe, file in (branches or {}).items():
+            network = Network(Pipeline(model, tokenizer, file), nfe)
+            network.pipeline.painter(PAPER_EDITING, nfe)  # warns of what it was not made for
+            self.networks[f"{nfe} step{'s' * (nfe > 1)}"] = network
+        self.plain: Answering = own
+        self.drafting = None if draft is None else Answering(model, tokenizer, draft)
         self._lock = threading.Lock()
 
     @property
+    def thinks(self) -> bool:
+        """Whether the model can read what asks for a thought; small ones do not know the words."""
+        return not self.plain.advice(BEFORE_PICTURE)
+
+    @property
     def live(self) -> str | None:
-        """The network that draws while a prompt is typed: one of a single evaluation, where there is one."""
-        return next((name for name, network in self.networks.items() if network.branch and network.steps == 1), None)
+        """The network that draws while a prompt is typed: a distilled one of a single step, where there is one."""
+        _, *distilled = self.networks
+        return next((name for name in distilled if self.networks[name].steps == 1), None)
 
-    def generate(self, prompt: str, network: str, seed: int = 0) -> Drawing:
-        """A picture of a prompt. Raises ValueError for an empty prompt or an unknown network."""
-        text = _present(prompt, "say what the picture shall show")
-        painter = self._network(network).painter(self.model, self.tokenizer, PAPER_GENERATION)
-        with self._lock:
-            (picture,) = painter.generate([text], [int(seed)])
-        return _drawing(picture, network, painter.cost)
+    def generate(
+        self, prompt: str, networks: Sequence[str], seed: int = 0, think: bool = False
+    ) -> Iterator[tuple[str, Picture]]:
+        """Pictures of a prompt by networks, all from the same noise, each with the network's name; the quickest first.
 
-    def edit(self, source: str | Path | None, instruction: str, network: str, seed: int = 0) -> Drawing:
-        """A picture file changed by an instruction. Raises ValueError when one is missing or the file is no picture."""
-        text = _present(instruction, "say what shall change")
-        if source is None:
-            raise ValueError("give a picture to edit")
-        painter = self._network(network).painter(self.model, self.tokenizer, PAPER_EDITING)
-        picture = read_picture(source)
-        with self._lock:
-            (edited,) = painter.edit([picture], [text], [int(seed)])
-        return _drawing(edited, network, painter.cost)
+        Raises ValueError for an empty prompt and for unknown networks.
+        """
+        for name, network in self._chosen(networks):
+            with self._lock:
+                picture = network.pipeline.generate(prompt.strip(), steps=network.steps, seed=seed, think=think)
+            yield name, picture
 
-    def ask(self, source: str | Path | None, question: str, max_tokens: int = 256) -> Iterator[Reply]:
-        """The answer as it grows, about a picture file or about none. Raises ValueError as `edit`."""
-        text = _present(question, "ask something")
-        picture = None if source is None else read_picture(source)
-        updates: queue.SimpleQueue[Reply | BaseException | None] = queue.SimpleQueue()
-        worker = threading.Thread(target=self._answer, args=(picture, text, max_tokens, updates), daemon=True)
-        worker.start()
-        while (update := updates.get()) is not None:
-            if isinstance(update, BaseException):
-                raise update
-            yield update
+    def edit(
+        self, source: Image.Image, instruction: str, networks: Sequence[str], seed: int = 0, think: bool = False
+    ) -> Iterator[tuple[str, Picture]]:
+        """A picture changed as an instruction says, by networks as in `generate`."""
+        for name, network in self._chosen(networks):
+            with self._lock:
+                picture = network.pipeline.edit(
+                    source, instruction.strip(), steps=network.steps, seed=seed, think=think
+                )
+            yield name, picture
 
-    def _answer(
+    def ask(
         self,
-        picture: Image.Image | None,
+        source: Image.Image | None,
         question: str,
-        max_tokens: int,
-        updates: queue.SimpleQueue[Reply | BaseException | None],
-    ) -> None:
-        """Decode, and put a reply into `updates` for each token, None at the end."""
-        try:
-            with self._lock, torch.inference_mode():
-                started = time.perf_counter()
-                statistics = self.speculator.statistics = SpeculationStatistics()
-                stream = TextStream(self.tokenizer, self.model.config.tokens.eos)
-                origin = Origin(statistics)
-                pieces: list[Piece] = []
+        think: bool = False,
+        draft: bool = True,
+        max_tokens: int | None = None,
+    ) -> Iterator[Reply]:
+        """The answer as it grows, about a picture or none; the last reply tells the time.
 
-                def show(new: Tensor) -> None:
-                    drafted = origin.drafted()
-                    if part := stream.add(int(new[0])):
-                        pieces.append(Piece(part, drafted))
-                    spent = 1000 * (time.perf_counter() - started)
-                    updates.put(Reply(tuple(pieces), stream.count, statistics.passes, spent))
+        draft: whether the draft head, if there is one, takes part. Raises ValueError for an empty question.
+        """
+        answering = self.drafting if self.drafting is not None and draft else self.plain
+        settings = None if max_tokens is None else DecodingSettings(max_tokens)
 
-                context = self.speculator.prefill([question_document(self.model, self.tokenizer, question, picture)])
-                self.speculator.decode(context, DecodingSettings(max_tokens), on_tokens=show)
-            updates.put(None)
-        except BaseException as error:
-            updates.put(error)
+        def answer(stream: Callable[[Piece], None]) -> Answer:
+            with self._lock:
+                return answering.ask(question.strip(), source, settings=settings, think=think, stream=stream)
 
-    def _network(self, name: str) -> Network:
-        if name not in self.networks:
-            raise ValueError(f"no network {name!r}; there are {', '.join(self.networks)}")
-        return self.networks[name]
+        pieces: list[Piece] = []
+        for new in streamed(answer):
+            if isinstance(new, Piece):
+                pieces.append(new)
+                yield Reply(tuple(pieces), new.tokens, new.passes)
+            else:
+                yield Reply(tuple(pieces), new.tokens, new.passes, new.seconds)
+
+    def _chosen(self, names: Sequence[str]) -> list[tuple[str, Network]]:
+        if not names:
+            raise ValueError(f"no network is chosen; there are {', '.join(self.networks)}")
+        for name in names:
+            if name not in self.networks:
+                raise ValueError(f"no network {name!r}; there are {', '.join(self.networks)}")
+        chosen = [(name, self.networks[name]) for name in names]
+        return sorted(chosen, key=lambda network: network[1].steps)
 
 
-class Origin:
-    """Whether each token came from the draft: in a verification pass, the accepted ones come before the model's own."""
-
-    def __init__(self, statistics: SpeculationStatistics) -> None:
-        self._statistics = statistics
-        self._passes = self._accepted_before = self._accepted = self._index = 0
-
-    def drafted(self) -> bool:
-        """Of the next token."""
-        if self._statistics.passes != self._passes:
-            accepted = sum(self._statistics.accepted)
-            self._accepted, self._accepted_before = accepted - self._accepted_before, accepted
-            self._passes, self._index = self._statistics.passes, 0
-        self._index += 1
-        return self._index <= self._accepted
+def require_nfe(branch: str | Path, nfe: int) -> None:
+    """Raises ValueError for a branch that was made for another number of evaluations, CheckpointError for none."""
+    info = read_info(branch_file(branch))
+    if info.nfe not in (0, nfe):
+        raise ValueError(f"{branch}: this branch was made for {info.nfe} evaluations, give one for {nfe}")
 
 
 def read_picture(source: str | Path) -> Image.Image:
@@ -226,12 +166,24 @@ def read_picture(source: str | Path) -> Image.Image:
     return load_image(source, name=Path(source).name)
 
 
-def _drawing(picture: Tensor, network: str, cost: Cost) -> Drawing:
-    image = of_uint8(picture)
-    return Drawing(image, network, cost.nfe, 1000 * cost.seconds)
+def streamed(work: Callable[[Callable[[Piece], None]], Answer]) -> Iterator[Piece | Answer]:
+    """What `work`, on a thread of its own, hands to the function that it is given, and at the end what it returns.
 
+    Raises what `work` raises.
+    """
+    news: queue.SimpleQueue[Piece | Answer | BaseException] = queue.SimpleQueue()
 
-def _present(text: str, remedy: str) -> str:
-    if not text.strip():
-        raise ValueError(remedy)
-    return text.strip()
+    def run() -> None:
+        try:
+            news.put(work(news.put))
+        except BaseException as error:
+            news.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        new = news.get()
+        if isinstance(new, BaseException):
+            raise new
+        yield new
+        if isinstance(new, Answer):
+            return

@@ -1,4 +1,4 @@
-"""Statistics of speculative decoding: acceptance length and the curve of acceptance rates."""
+"""Statistics of speculative decoding: acceptance length, the curve of acceptance rates, and the origin of tokens."""
 
 from __future__ import annotations
 
@@ -62,3 +62,23 @@ class SpeculationStatistics:
         """Mean of the curve over the positions that were reached."""
         reached = [alpha for alpha, count in zip(self.n_alpha, self.proposed, strict=True) if count]
         return sum(reached) / len(reached) if reached else 0.0
+
+
+class Origin:
+    """Whether each token of one answer came from the draft: in a pass, the accepted ones come before the model's own.
+
+    statistics: of the decoding, which counts a pass before its tokens are handed out.
+    """
+
+    def __init__(self, statistics: SpeculationStatistics) -> None:
+        self._statistics = statistics
+        self._passes = self._accepted_before = self._accepted = self._index = 0
+
+    def drafted(self) -> bool:
+        """Of the next token."""
+        if self._statistics.passes != self._passes:
+            accepted = sum(self._statistics.accepted)
+            self._accepted, self._accepted_before = accepted - self._accepted_before, accepted
+            self._passes, self._index = self._statistics.passes, 0
+        self._index += 1
+        return self._index <= self._accepted

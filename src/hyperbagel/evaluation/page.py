@@ -12,6 +12,7 @@ from typing import Any
 from hyperbagel.evaluation.plots import COLORS, svg
 from hyperbagel.evaluation.reports import tables
 from hyperbagel.evaluation.run_files import Curve, RunFolder, costs, differences
+from hyperbagel.evaluation.samples import cards
 from hyperbagel.files import write_text
 
 PAGE = "report.html"
@@ -22,18 +23,23 @@ _FIRST = ("loss/", "val/", "geneval/overall", "gedit/", "speculation/", "draft/"
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } figure { margin: 0; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 1100px; padding: 0 1rem; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } figure { margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } tr:hover { background: var(--soft); }
+th { white-space: nowrap; } tr:hover { background: var(--soft); }
+th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 .wide { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 1rem; }
-.side img { max-width: 100%; min-width: 240px; image-rendering: pixelated; border: 1px solid var(--line); }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: .8rem; }
+img { max-width: 100%; image-rendering: pixelated; border: 1px solid var(--line); box-sizing: border-box; }
+.side img { min-width: 240px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: .8rem 1.2rem; }
+.cards p { margin: .3rem 0; font-size: 14px; } .cards section > div { display: flex; gap: .4rem; }
+.cards figure { flex: 1 1 0; min-width: 0; max-width: 160px; } .cards img { width: 100%; display: block; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: .8rem; }
 svg polyline { fill: none; stroke-width: 1.6; } svg .frame { fill: none; stroke: var(--line); }
 svg text { font: 10px system-ui, sans-serif; fill: currentColor; } svg .title { font-weight: 600; font-size: 11px; }
 .key span { display: inline-block; margin-right: 1.2rem; } .key i { display: inline-block; width: 1.4em; height: 3px;
-  vertical-align: middle; margin-right: .4em; } figcaption { font-size: 13px; opacity: .8; }
+  vertical-align: middle; margin-right: .4em; } figcaption { font-size: 12px; opacity: .8; overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: 1rem 0 .5rem; }
 """
 
@@ -42,12 +48,12 @@ def page(reports: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunFolder]
     """A page about runs: their reports and folders by name, in the same order."""
     found = [*tables(reports), costs(runs), differences(runs)]
     title = ", ".join(runs)
+    benchmarks = dict.fromkeys(name for report in reports.values() for name in report["results"])
+    sheets = dict.fromkeys(name for run in runs.values() for name in run.pictures())
     parts = [
         f"<h1>{escape(title)}</h1>",
-        *(
-            _sheets(name, reports, runs)
-            for name in dict.fromkeys(name for run in runs.values() for name in run.pictures())
-        ),
+        *(cards(name, reports, runs) for name in benchmarks),
+        *(_sheets(name, reports, runs) for name in sheets),
         *(table.html() for table in found if table is not None),
         _curves(runs),
     ]
@@ -64,15 +70,19 @@ def write_page(reports: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunF
 
 
 def _sheets(name: str, reports: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunFolder]) -> str:
-    """The same pictures by all runs, beside each other."""
-    figures = []
+    """The same pictures by all runs that have them on one sheet only, beside each other."""
+    figures, said = [], dict[str, None]()
     for run, folder in runs.items():
-        if (file := folder.pictures().get(name)) is not None:
-            data = base64.b64encode(file.read_bytes()).decode()
-            picture = f'<img alt="{escape(name)} of {escape(run)}" src="data:image/png;base64,{data}">'
-            figures.append(f"<figure><figcaption>{escape(run)}</figcaption>{picture}</figure>")
-    said = [caption for report in reports.values() for caption in report["results"].get(name, {}).get("captions", ())]
-    items = "".join(f"<li>{escape(caption)}</li>" for caption in dict.fromkeys(said))
+        results = reports[run]["results"].get(name, {})
+        if results.get("pictures") or (file := folder.pictures().get(name)) is None:
+            continue
+        data = base64.b64encode(file.read_bytes()).decode()
+        picture = f'<img alt="{escape(name)} of {escape(run)}" src="data:image/png;base64,{data}">'
+        figures.append(f"<figure><figcaption>{escape(run)}</figcaption>{picture}</figure>")
+        said |= dict.fromkeys(results.get("captions", ()))
+    if not figures:
+        return ""
+    items = "".join(f"<li>{escape(caption)}</li>" for caption in said)
     captions = f"<details><summary>what they should show, in this order</summary><ol>{items}</ol></details>"
     title = f"<h2>{escape(name)}: the same prompts, edits and noise</h2>"
     return f'{title}<div class="side">{"".join(figures)}</div>{captions if items else ""}'

@@ -17,8 +17,14 @@ from hyperbagel.files import write_text
 REPORT = "report.json"
 """Name of the file in a run's folder."""
 
+LOGS = "logs"
+"""Key of the folder with the curves and settings of a run, seen from that of the report, where it is another one."""
+
 OWN = "model"
 """Name of the row of the stage's own sampler."""
+
+SOURCE = "source"
+"""Among the pictures of a benchmark, the name of those that were edited."""
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -81,7 +87,7 @@ def brief(reports: Mapping[str, Mapping[str, Any]]) -> Table:
         for column, (benchmark, metric) in _BRIEFLY.items():
             for row, metrics in report["results"].get(benchmark, {"rows": {}})["rows"].items():
                 if metric in metrics:
-                    name = row if runs_of[row] == 1 and row != OWN else _named(run, row, reports)
+                    name = row if runs_of[row] == 1 and row != OWN else named(run, row, reports)
                     rows[name][column] = _figure(metrics[metric])
     return Table("results", rows)
 
@@ -98,11 +104,11 @@ def combined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for benchmark, found in report["results"].items():
             rows = results.setdefault(benchmark, {"rows": {}, "details": {}})["rows"]
             for row, metrics in found["rows"].items():
-                rows[_named(run, row, reports)] = metrics
+                rows[named(run, row, reports)] = metrics
     return {"runs": list(reports), "results": results}
 
 
-def _named(run: str, row: str, reports: Mapping[str, Any]) -> str:
+def named(run: str, row: str, reports: Mapping[str, Any]) -> str:
     """What a row is called among those of all reports."""
     return row if len(reports) == 1 else run if row == OWN else f"{run}: {row}"
 
@@ -130,7 +136,7 @@ def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> Table |
     for run, report in reports.items():
         for row, details in report["results"].get(benchmark, {}).get("details", {}).items():
             with suppress(ValueError):  # without single verdicts
-                judged[_named(run, row, reports)] = read(details)
+                judged[named(run, row, reports)] = read(details)
     if not judged:
         return None
     (reference, first), *others = judged.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from hyperbagel.evaluation.reports import LOGS, REPORT
 from hyperbagel.evaluation.tables import Table
 
 Curve: TypeAlias = list[tuple[float, float]]
@@ -22,25 +24,33 @@ _LONGEST = 60
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, of which each file may be missing."""
+    """A run's folder, of which each file may be missing. logs: where curves and settings are, if in another one."""
 
     folder: Path
+    logs: Path | None = None
 
     @staticmethod
     def of(run: str | Path) -> RunFolder:
-        """Of a run that is named by its folder or by its report."""
-        return RunFolder(Path(run) if Path(run).is_dir() else Path(run).parent)
+        """Of a run that is named by its folder or by its report, which tells where its logs are."""
+        folder = Path(run) if Path(run).is_dir() else Path(run).parent
+        file = folder / REPORT if Path(run).is_dir() else Path(run)
+        logs = json.loads(file.read_text(encoding="utf-8")).get(LOGS) if file.is_file() else None
+        return RunFolder(folder, None if logs is None else folder / logs)
+
+    @property
+    def _run(self) -> Path:
+        return self.logs or self.folder
 
     def settings(self) -> dict[str, str]:
         """All settings by dotted name, as `config.yaml` has them."""
-        file = self.folder / "config.yaml"
+        file = self._run / "config.yaml"
         if not file.is_file():
             return {}
         return dict(_flat(yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
 
     def cost(self) -> dict[str, str]:
         """What `provenance.json` tells of time and size."""
-        file = self.folder / "provenance.json"
+        file = self._run / "provenance.json"
         if not file.is_file():
             return {}
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -56,19 +66,33 @@ class RunFolder:
         return {name: str(value) for name, value in shown.items() if value is not None}
 
     def curves(self) -> dict[str, Curve]:
-        """Scalars of two points and more by tag, as TensorBoard's event files have them."""
-        if not any(self.folder.glob("events.out.tfevents.*")):
-            return {}
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
-
-        events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
-        events.Reload()
-        curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-        return {tag: points for tag, points in curves.items() if len({step for step, _ in points}) > 1}
+        """Scalars of two points and more by tag, as TensorBoard's event files have them, or else `metrics.csv`."""
+        read = _of_events if any(self._run.glob("events.out.tfevents.*")) else _of_csv
+        return {tag: curve for tag, curve in read(self._run).items() if len({step for step, _ in curve}) > 1}
 
     def pictures(self) -> dict[str, Path]:
         """Sheets of pictures by what they are of, such as `geneval`."""
         return {file.stem: file for file in sorted(self.folder.glob("*.png"))}
+
+
+def _of_events(folder: Path) -> dict[str, Curve]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _of_csv(folder: Path) -> dict[str, Curve]:
+    """As Lightning's `CSVLogger` writes them: a column for each tag, most cells of a line empty."""
+    curves: dict[str, Curve] = {}
+    if (file := folder / "metrics.csv").is_file():
+        with file.open(newline="", encoding="utf-8") as lines:
+            for line in csv.DictReader(lines):
+                for tag, value in line.items():
+                    if value and tag != "step":
+                        curves.setdefault(tag, []).append((float(line["step"]), float(value)))
+    return curves
 
 
 def differences(runs: Mapping[str, RunFolder]) -> Table | None:

@@ -131,7 +131,7 @@ class AutoencoderTraining(Stage):
             result = self.rate_distortion(images, generator)
             terms = (("reconstruction", result.error), ("dissimilarity", result.dissimilarity), ("rate", result.rate))
             for name, value in terms:
-                self.log(f"val/loss/{name}", value, batch_size=len(images), sync_dist=True)
+                self.log_at_step({f"val/loss/{name}": value}, len(images), sync_dist=True)
 
     def test_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """As in validation."""

@@ -256,7 +256,7 @@ class DraftTraining(Stage):
         if rows := int(totals[0, 0]):
             self._log_acceptance("val/draft", totals)
             for term, value in zip(self.loss_terms, self._means(sums, totals), strict=True):
-                self.log(f"val/loss/{term.name}", value, batch_size=rows, sync_dist=True)
+                self.log_at_step({f"val/loss/{term.name}": value}, rows, sync_dist=True)
 
     def test_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
         """As in validation."""

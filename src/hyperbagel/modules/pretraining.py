@@ -218,7 +218,7 @@ class Pretraining(Stage):
         for name, term in self.objective(batch, generator).items():
             count = int(term.count)
             if count:
-                self.log(f"val/loss/{name}", term.total / term.count, batch_size=count, sync_dist=True)
+                self.log_at_step({f"val/loss/{name}": term.total / term.count}, count, sync_dist=True)
 
     def test_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """As in validation."""

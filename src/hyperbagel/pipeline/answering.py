@@ -17,11 +17,11 @@ from hyperbagel.bagel.segments import Document
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import Speculator
-from hyperbagel.decoding.statistics import SpeculationStatistics
+from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.pipeline.answers import ImageLike, TextStream, opened, question_document
 from hyperbagel.pipeline.loading import said
-from hyperbagel.pipeline.results import Answer
+from hyperbagel.pipeline.results import Answer, Piece
 from hyperbagel.pipeline.thinking import BEFORE_ANSWER, LONGEST, split_thought
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Answering:
         seed: int = ...,
         think: bool = ...,
         answer_prefix: str = ...,
-        stream: Callable[[str], object] | None = ...,
+        stream: Callable[[Piece], object] | None = ...,
     ) -> Answer: ...
 
     @overload
@@ -75,14 +75,15 @@ class Answering:
         seed: int = 0,
         think: bool = False,
         answer_prefix: str = "",
-        stream: Callable[[str], object] | None = None,
+        stream: Callable[[Piece], object] | None = None,
     ) -> Answer | list[Answer]:
         """The answer to a question, about a picture (or its file) or none; or to several, written together.
 
         image: of several questions one for all, or one each; settings: longest answer, temperature, top-p; None writes
         the likeliest tokens, 256 at most; seed: of sampling; think: have the model write a thought first (models that
         learnt it); answer_prefix: what answers are made to begin with, as chat models expect (it is not part of them);
-        stream: called with each new piece of the text of a single answer, its thought included.
+        stream: called with each new piece of the text of a single answer, its thought included; a piece is a text that
+        also tells whether the draft head proposed it.
         Raises ValueError for a question longer than the model reads, ImageError for a file that is no picture.
         """
         texts = self.read([question] if isinstance(question, str) else question)
@@ -105,26 +106,30 @@ class Answering:
         seed: int = 0,
         answer_prefix: str = "",
         think: bool = False,
-        stream: Callable[[str], object] | None = None,
+        stream: Callable[[Piece], object] | None = None,
     ) -> list[Answer]:
         """What follows on documents, written together; arguments as of `ask`. think: answers begin with a thought;
-        stream: gets the text of the first."""
+        stream: gets the text of a single one."""
         if not documents:
             return []
         settings = settings or (LONGEST if think else None)
         texts = [TextStream(self.tokenizer, self.model.config.tokens.eos) for _ in documents]
 
+        speculator = self.speculator  # made before the clock runs
+        started = time.perf_counter()
+        statistics = speculator.statistics = SpeculationStatistics()
+        origin = Origin(statistics)
+
         def add(new: Tensor) -> None:
+            drafted = origin.drafted()
             pieces = [text.add(token) for text, token in zip(texts, new.tolist(), strict=True)]
             if pieces[0] and stream is not None:
-                stream(pieces[0])
+                stream(Piece(pieces[0], drafted, texts[0].count, statistics.passes))
 
-        started = time.perf_counter()
-        statistics = self.speculator.statistics = SpeculationStatistics()
         with torch.inference_mode():
             generator = torch.Generator(self.model.device).manual_seed(seed)
             prefix = self.tokenizer.encode(answer_prefix, control=True).tolist()
-            self.speculator.decode(self.speculator.prefill(documents), settings, generator, add, prefix)
+            speculator.decode(speculator.prefill(documents), settings, generator, add, prefix)
         seconds = (time.perf_counter() - started) / len(documents)
         parts = [split_thought(text.text) if think else ("", text.text) for text in texts]
         return [
@@ -132,14 +137,23 @@ class Answering:
             for text, (thought, rest) in zip(texts, parts, strict=True)
         ]
 
+    def advice(self, text: str) -> str:
+        """What to tell whoever gave a text: which words the model cannot know; nothing where it knows them all.
+
+        Raises ValueError for an empty text.
+        """
+        unknown = self.tokenizer.unknown_words(said(text))
+        if not unknown:
+            return ""
+        return f"words that the model does not know: {', '.join(unknown)}; it knows {self.tokenizer.knows}"
+
     def read(self, texts: Sequence[str]) -> list[str]:
         """Texts to be read. Warns of words that the model cannot know; raises ValueError for an empty text."""
         for text in dict.fromkeys(texts):
-            unknown = self.tokenizer.unknown_words(said(text))
-            if unknown and text not in self._told:
+            advice = self.advice(text)
+            if advice and text not in self._told:
                 self._told.add(text)
-                known = self.tokenizer.knows
-                log.warning("words that the model does not know: %s; it knows %s", ", ".join(unknown), known)
+                log.warning("%s", advice)
         return list(texts)
 
     @cached_property

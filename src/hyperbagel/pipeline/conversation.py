@@ -12,7 +12,7 @@ from hyperbagel.bagel.segments import Document, TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.pipeline.answers import ImageLike, opened, seen
-from hyperbagel.pipeline.results import Answer, Picture
+from hyperbagel.pipeline.results import Answer, Picture, Piece
 from hyperbagel.pipeline.thinking import BEFORE_ANSWER, BEFORE_PICTURE, system_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Conversation:
         settings: DecodingSettings | None = None,
         seed: int = 0,
         think: bool = False,
-        stream: Callable[[str], object] | None = None,
+        stream: Callable[[Piece], object] | None = None,
     ) -> Answer:
         """The answer to a question about all that was before; both become part of the conversation.
 

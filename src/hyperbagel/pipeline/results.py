@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
@@ -60,3 +61,20 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+class Piece(str):
+    """A bit of the text of an answer, as it is written: a text like any other, which also tells where it is from."""
+
+    drafted: bool
+    """Whether the draft head proposed it and the model accepted it."""
+    tokens: int
+    """Tokens of the answer so far."""
+    passes: int
+    """Passes of the model so far."""
+
+    def __new__(cls, text: str, drafted: bool, tokens: int, passes: int) -> Self:
+        """A text with what is known of it."""
+        piece = super().__new__(cls, text)
+        piece.drafted, piece.tokens, piece.passes = drafted, tokens, passes
+        return piece

@@ -188,7 +188,8 @@ class Optimization(PartialCheckpoint):
     def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1, **options: Any) -> None:
         """Log metrics against the student's updates. options: of Lightning's `log_dict`."""
         self.log_dict(dict(metrics), batch_size=batch_size, **options)
-        self.log("step", float(self.student_step), batch_size=batch_size)  # what loggers take for the x-axis
+        step = float(self.student_step)  # what loggers take for the x-axis; outside of training, a mean over batches
+        self.log("step", step, batch_size=batch_size, sync_dist=not self.training)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how full each network's accumulation is, and how much was seen. Raises FloatingPointError as `total`."""
