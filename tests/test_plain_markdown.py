@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,13 @@ def test_the_seven_shapes_of_a_document_are_explained() -> None:
     glossary = page.partition("## Glossary")[2]
     for word in ("Branch", "Context", "Episode", "Step", "Term", "Student", "Critic", "Velocity", "NFE", "Part"):
         assert re.search(rf"^\| .*{word}", glossary, re.M | re.I), word
+
+
+def test_the_layers_of_the_house_are_those_that_imports_are_checked_by() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        checked = tomllib.load(stream)["tool"]["importlinter"]["contracts"][0]["layers"]
+    drawn = TEXTS["docs/architecture.md"].partition("```text\n")[2].partition("```")[0]
+    names = [re.split(r"  +", line)[0] for line in drawn.splitlines()]
+    assert [part for name in names for part in name.split(", ")] == [
+        part for layer in checked for part in layer.split(" | ")
+    ]
