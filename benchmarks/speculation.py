@@ -27,8 +27,11 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.drafter import ChainSettings, Drafter, Rows
+from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
+from hyperbagel.decoding.parallel import ParallelDrafter
+from hyperbagel.decoding.proposal import ProposalSettings
+from hyperbagel.decoding.rows import DraftState, Rows
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
 
@@ -41,6 +44,7 @@ HEADS = {
     "hyper, N=1, Q=1": DraftConfig(layers=1, queries=1, zero_init=False),
     "hyper, N=1, no Dec": DraftConfig(layers=1, decoder=False, zero_init=False),
     "eagle3, N=1": DraftConfig(kind="eagle3", layers=1),
+    "parallel, N=1, Q=1": DraftConfig(kind="parallel", layers=1, queries=1, zero_init=False),
 }
 Work = Callable[[], object]
 
@@ -87,26 +91,34 @@ def verification(model: Bagel, context: Context, ids: Tensor) -> Work:
 
 
 def drafting(model: Bagel, config: DraftConfig) -> dict[str, Work]:
-    """Chains, whose difference is the cost of steps, and the rows of accepted tokens."""
+    """Chains, whose difference is the cost of steps, and the rows of accepted tokens; a parallel head does both at
+    once."""
     width = model.config.llm.hidden_size
-    drafter = Drafter(DraftHead.from_target(config, model), model, fuse=True)
+    head = DraftHead.from_target(config, model)
+    drafter = (ParallelDrafter if config.kind == "parallel" else Drafter)(head, model, fuse=True)
     table = RopeTable(model.config.llm, CONTEXT + ROOM, drafter.embed)
     state = drafter.empty_state(1, CONTEXT + ROOM)
-    for cache in (state.layers, state.decoder):
-        if cache is not None:
-            cache.lengths = [CONTEXT]
     hidden, position = torch.randn(1, 1, width), torch.tensor([[CONTEXT]])
     features = {entry: torch.randn(1, STEPS, width) for entry in drafter.entries}
     following, positions = torch.randn(1, STEPS, width), torch.arange(CONTEXT, CONTEXT + STEPS)[None]
+    rows = Rows(features, following, positions, [STEPS])
+
+    def afresh() -> DraftState:
+        for cache in (state.layers, state.decoder):
+            if cache is not None:
+                cache.lengths = [CONTEXT]
+        return state
 
     def chain(length: int) -> Work:
-        settings = ChainSettings(length, 0.0, torch.empty(0), DecodingSettings(), None)
-        return lambda: drafter.chain(state, hidden, position, table, settings).tokens
+        settings = ProposalSettings(length, 0.0, (), DecodingSettings(), None)
+        if isinstance(drafter, ParallelDrafter):
+            return lambda: drafter.propose(afresh(), rows, table, settings)
+        return lambda: drafter.chain(afresh(), hidden, position, table, settings)
 
-    def follow() -> object:
-        return drafter.follow(state, Rows(features, following, positions, [STEPS], [0]), table)
-
-    return {f"chain of {STEPS + 1}": chain(STEPS + 1), "chain of 1": chain(1), f"{STEPS} true rows": follow}
+    work: dict[str, Work] = {f"chain of {STEPS + 1}": chain(STEPS + 1), "chain of 1": chain(1)}
+    if not isinstance(drafter, ParallelDrafter):
+        work[f"{STEPS} true rows"] = lambda: drafter.follow(afresh(), rows, table)
+    return work
 
 
 def main() -> None:
@@ -141,7 +153,7 @@ def main() -> None:
         for name in HEADS:
             longer, shorter = (summary.pop(f"{name}: chain of {n}") for n in (STEPS + 1, 1))
             summary[f"{name}: draft step"] = (longer - shorter) / STEPS
-            rows, pass_ = summary[f"{name}: {STEPS} true rows"], "target pass, {} tokens"
+            rows, pass_ = summary.get(f"{name}: {STEPS} true rows", 0.0), "target pass, {} tokens"
             spent = rows + longer + summary[pass_.format(STEPS + 2)]
             lines.append(f"  {name + ': break-even':32s} {spent / summary[pass_.format(1)]:7.2f} tokens")
         print(f"{kind} CPU time in ms\n" + "\n".join(f"  {n:32s} {v:7.3f}" for n, v in sorted(summary.items())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hyperbagel.datamodules.regenerate import RegenerationSettings, Regenerator,
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
 from hyperbagel.scenes.vocabulary import tokenizer_folder
 from tests.nano import nano_bagel
 
@@ -96,28 +99,39 @@ def test_interrupted_runs_go_on_and_give_the_same_shards(
 ) -> None:  # type: ignore[no-untyped-def]
     source = write(tmp_path / "in")
     regenerate(model, builder(), str(source), tmp_path / "whole", SETTINGS)
-    answer, calls = Regenerator._answer, 0
+    answer = Regenerator._answer
 
-    def interrupted(self: Regenerator, documents: list) -> list:  # type: ignore[type-arg]
-        nonlocal calls
-        calls += bool(documents)
-        if calls == 2:
-            raise KeyboardInterrupt
-        return answer(self, documents)
+    def interrupted(self: Regenerator, documents: Iterator) -> Iterator:  # type: ignore[type-arg]
+        for done, turns in enumerate(answer(self, documents)):
+            if done == 2:
+                raise KeyboardInterrupt
+            yield turns
 
-    monkeypatch.setattr(Regenerator, "_answer", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Regenerator(Speculator(model), builder(), SETTINGS).run(str(source), tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Regenerator, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Regenerator(Speculator(model), builder(), SETTINGS).run(str(source), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
     journal = tmp_path / "out" / ".regeneration" / "in-000.tar.jsonl"
-    done = len(journal.read_text().splitlines())
-    assert done == 2
+    assert len(journal.read_text().splitlines()) == 2
     with journal.open("a") as file:
         file.write('{"key": "s0-4", "ans')  # cut off in the middle of a line
-    calls = 10
     regenerate(model, builder(), str(source), tmp_path / "out", SETTINGS)
     for path in (tmp_path / "whole").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_do_not_depend_on_how_many_are_written_at_once(model, tmp_path: Path, temperature: float) -> None:  # type: ignore[no-untyped-def]
+    """Nor, where they are greedy, on a draft head."""
+    source = write(tmp_path / "in")
+    head = DraftHead.from_target(DraftConfig(layers=1), model) if temperature == 0 else None
+    for size in (1, 3, 16):
+        settings = replace(SETTINGS, batch_size=size, temperature=temperature, max_tokens=40, keep_long=True)
+        regenerate(model, builder(), str(source), tmp_path / str(size), settings, head if size == 3 else None)
+    for path in (tmp_path / "1").glob("*.tar"):
+        for size in ("3", "16"):
+            assert path.read_bytes() == (tmp_path / size / path.name).read_bytes()
 
 
 def test_input_is_never_overwritten(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

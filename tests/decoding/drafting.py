@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,7 @@ from hyperbagel.bagel.build.assemble import NANO
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.policies import Costs
 from hyperbagel.draft.batch import extract_features
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
@@ -20,6 +22,9 @@ from tests.nano import nano_bagel
 
 CONFIG = dataclasses.replace(NANO, llm=dataclasses.replace(NANO.llm, num_hidden_layers=4, vocab_size=64))
 SETTINGS = DecodingSettings(max_tokens=24, stop=(7, 9))
+AHEAD = 5
+COSTS = Costs(start=0.2, step=0.1, verified=0.0)
+"""Of drafting, for policies that should decide by nothing else."""
 
 
 @cache
@@ -49,13 +54,11 @@ def documents(count: int, seed: int = 0) -> list[Document]:
 
 
 @cache
-def draft(kind: str, trained: bool, reduced: bool = False) -> DraftHead:
+def draft(kind: Literal["hyper", "parallel", "eagle3"], trained: bool, reduced: bool = False) -> DraftHead:
     """A head whose proposals are at times accepted, at times not."""
     model = target()
     vocabulary = range(0, 64, 2) if reduced else None
-    config = DraftConfig(
-        kind="eagle3" if kind == "eagle3" else "hyper", layers=1 if kind == "eagle3" else 2, zero_init=trained
-    )
+    config = DraftConfig(kind=kind, layers=1 if kind == "eagle3" else 2, zero_init=trained, ahead=AHEAD)
     head = DraftHead.from_target(config, model, vocabulary, seed=1)
     if not trained:
         return head.eval()
@@ -68,7 +71,7 @@ def draft(kind: str, trained: bool, reduced: bool = False) -> DraftHead:
     for _ in range(100):
         terms = [
             loss(DraftStep(step.number, head.logits(step.hidden), model.next_logits(step.target)[:, ids].detach()))
-            for step in unroll(head, batch, 3)
+            for step in unroll(head, batch, AHEAD if kind == "parallel" else 3)
         ]
         optimizer.zero_grad()
         torch.stack(terms).sum().backward()

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from hyperbagel.bagel.segments import TextSegment
+from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.drafter import Proposal
 from hyperbagel.decoding.fused import FusedStack, RopeTable
+from hyperbagel.decoding.proposal import Proposal, TreeSettings
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
-from hyperbagel.decoding.speculative_loop import DecodingRun
+from hyperbagel.decoding.speculative_loop import DecodingRun, Verdict
 from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
-from hyperbagel.decoding.tree import TreeSettings, tree_mask
+from hyperbagel.decoding.tree import tree_mask
 from hyperbagel.decoding.verify import walk
 from hyperbagel.draft.batch import extract_features
 from hyperbagel.draft.unroll import unroll
-from tests.decoding.drafting import CONFIG, SETTINGS, documents, draft, target
+from tests.decoding.drafting import CONFIG, COSTS, SETTINGS, documents, draft, target
 
 WAYS = {
     "chain": SpeculationSettings(4),
-    "adaptive": SpeculationSettings(6, min_confidence=0.3),
+    "confident": SpeculationSettings(6, min_confidence=0.3),
+    "adaptive": SpeculationSettings(6, policy=Adaptive(2, COSTS)),
     "tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8)),
+    "adaptive tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8), policy=Adaptive(1, COSTS)),
 }
 
+HEADS = [
+    ("hyper", False, False),
+    ("hyper", True, False),
+    ("hyper", True, True),
+    ("eagle3", True, False),
+    ("parallel", True, False),
+]
+CASES = [
+    *((kind, trained, reduced, way) for kind, trained, reduced in HEADS for way in ("chain", "confident", "tree")),
+    ("hyper", True, False, "adaptive"),
+    ("hyper", True, False, "adaptive tree"),
+    ("parallel", True, False, "adaptive"),
+    ("parallel", True, True, "chain"),
+]
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("kind", "trained", "reduced"),
-    [("hyper", False, False), ("hyper", True, False), ("hyper", True, True), ("eagle3", True, False)],
-)
-def test_greedy_answers_are_those_of_plain_decoding(way: str, kind: str, trained: bool, reduced: bool) -> None:
+
+@pytest.mark.parametrize(("kind", "trained", "reduced", "way"), CASES)
+def test_greedy_answers_are_those_of_plain_decoding(kind: str, trained: bool, reduced: bool, way: str) -> None:
     model, head = target(), draft(kind, trained, reduced)
     speculator = Speculator(model, head, WAYS[way])
     asked = documents(8)
@@ -47,8 +63,8 @@ def test_greedy_answers_are_those_of_plain_decoding(way: str, kind: str, trained
         prefixed = decode_text(model, plain, SETTINGS, prefix=(11, 12, 13))
         assert speculator.decode(context, SETTINGS, prefix=(11, 12, 13)) == prefixed
         assert decode_speculative(model, head, plain, SETTINGS, prefix=(11, 12, 13)) == prefixed
-    if trained and not reduced:
-        assert speculator.statistics.acceptance_length > 1.3, "nothing was accepted, so little was tested"
+    if trained and not reduced and way in ("chain", "tree"):
+        assert speculator.statistics.acceptance_length > 1.25, "nothing was accepted, so little was tested"
         assert min(speculator.statistics.n_alpha[:1]) < 1
 
 
@@ -69,16 +85,19 @@ def test_further_documents_continue_a_drafted_context() -> None:
     whole = speculator.prefill([[*a, *b] for a, b in zip(first, second, strict=True)])
     parts = speculator.prefill(second, speculator.prefill(first))
     assert isinstance(whole, DraftedContext) and isinstance(parts, DraftedContext)
-    assert whole.draft.layers.lengths == parts.draft.layers.lengths
-    for row, length in enumerate(whole.draft.layers.lengths):
-        for one, other in ((whole.draft.layers, parts.draft.layers), (whole.draft.decoder, parts.draft.decoder)):
-            assert one is not None and other is not None
-            torch.testing.assert_close(
-                one.keys[:, row, :, :length], other.keys[:, row, :, :length], atol=1e-4, rtol=1e-3
-            )
-    torch.testing.assert_close(whole.draft.position, parts.draft.position)
     expected = decode_text(model, model.prefill(second, model.prefill(first)), SETTINGS)
-    assert speculator.decode(parts, SETTINGS) == speculator.decode(whole, SETTINGS) == expected
+    for again in range(2):
+        assert speculator.decode(parts, SETTINGS) == speculator.decode(whole, SETTINGS) == expected, again
+    one, other = whole.draft, parts.draft
+    assert one.state is not None and other.state is not None and one.unread is other.unread is None
+    assert one.state.layers.lengths == other.state.layers.lengths
+    for row, length in enumerate(one.state.layers.lengths):
+        for cache, same in ((one.state.layers, other.state.layers), (one.state.decoder, other.state.decoder)):
+            assert cache is not None and same is not None
+            torch.testing.assert_close(
+                cache.keys[:, row, :, :length], same.keys[:, row, :, :length], atol=1e-4, rtol=1e-3
+            )
+    torch.testing.assert_close(one.position, other.position)
 
 
 def test_true_rows_replace_drafted_ones() -> None:
@@ -127,21 +146,56 @@ def test_tokens_are_reported_in_order_and_limits_hold() -> None:
         assert max(map(len, answers)) <= limit
 
 
-def test_finished_documents_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first document accepts whatever is proposed, so it is done early and goes on with garbage; the second one
-    takes a token a round."""
+@pytest.mark.parametrize("kind", ["hyper", "parallel"])
+def test_documents_that_take_different_numbers_of_tokens_leave_each_other_alone(
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["hyper", "parallel"]
+) -> None:
+    """The first document accepts whatever is proposed, so it soon leaves; the others take a token a round."""
     judge = DecodingRun._judge
 
     def partial(self: DecodingRun, logits: torch.Tensor, proposal: Proposal | None) -> tuple[list, list]:  # type: ignore[type-arg]
-        _, (first, second) = judge(self, logits, None)
-        return [list(range(len(first))), [0]], [first, second[:1]]
+        _, chosen = judge(self, logits, None)
+        whole = [document == 0 for document in self.documents]
+        paths = [list(range(len(row))) if all_ else [0] for row, all_ in zip(chosen, whole, strict=True)]
+        return paths, [row[: len(path)] for row, path in zip(chosen, paths, strict=True)]
 
-    model, batch, settings = target(), documents(2)[::-1], DecodingSettings(max_tokens=13, stop=())
+    model, batch, settings = target(), documents(4)[::-1], DecodingSettings(max_tokens=13, stop=())
     expected = decode_text(model, model.prefill(batch), settings)
-    speculator = Speculator(model, draft("hyper", trained=True), SpeculationSettings(5))
+    speculator = Speculator(model, draft(kind, trained=True), SpeculationSettings(5))
     monkeypatch.setattr(DecodingRun, "_judge", partial)
     answers = speculator.decode(speculator.prefill(batch), settings)
-    assert answers[1] == expected[1] and len(answers[0]) == 13
+    assert answers[1:] == expected[1:] and len(answers[0]) == 13
+
+
+def test_finished_documents_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, int]] = []
+    verify = DecodingRun._verify
+
+    def watched(self: DecodingRun, proposal: Proposal | None) -> Verdict:
+        passes.append((self.cache.batch_size, len(self.answers)))
+        return verify(self, proposal)
+
+    monkeypatch.setattr(DecodingRun, "_verify", watched)
+    speculator = Speculator(target(), draft("hyper", trained=True), SpeculationSettings(3))
+    asked = documents(12)
+    answers = speculator.decode(speculator.prefill(asked), SETTINGS)
+    assert len(set(map(len, answers))) > 1, "answers are too much alike to show much"
+    assert all(rows == going for rows, going in passes)
+    assert passes[0][0] == 12 and passes[-1][0] < 12
+    alone = [speculator.decode(speculator.prefill([document]), SETTINGS)[0] for document in asked]
+    assert answers == alone
+
+
+def test_the_draft_reads_nothing_until_something_is_drafted() -> None:
+    """An answer that ends with its first tokens costs no pass of the draft head; a longer one is drafted."""
+    speculator = Speculator(target(), draft("hyper", trained=True), SpeculationSettings(4, policy=Adaptive(3, COSTS)))
+    batch = documents(1)
+    context = speculator.prefill(batch)
+    assert isinstance(context, DraftedContext)
+    for limit, read in ((3, False), (12, True)):
+        speculator.decode(context, DecodingSettings(limit, stop=()))
+        assert (context.draft.state is not None) == read == (context.draft.unread is None)
+    assert speculator.statistics.proposed
 
 
 def test_fused_layers_compute_what_the_model_computes() -> None:
@@ -217,28 +271,36 @@ def test_the_draft_is_marked_where_it_was_accepted() -> None:
     assert marks == [True, True, False, False, True, True, True, False, True, True]
 
 
-def test_an_adaptive_chain_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    speculator = Speculator(target(), draft("hyper", trained=True), SpeculationSettings(6, min_confidence=1e-9))
+@pytest.mark.parametrize("kind", ["hyper", "parallel"])
+@pytest.mark.parametrize("least", [0.0, 1e-9])
+def test_nothing_is_proposed_behind_the_end_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["hyper", "parallel"], least: float
+) -> None:
+    """Greedy chains leave out the stop token too, which the target adds unasked."""
+    speculator = Speculator(target(), draft(kind, trained=True), SpeculationSettings(5, least))
     chains = []
-    propose = speculator.drafter.chain
+    propose = speculator.drafter.propose
 
-    def recorded(*args: object) -> Proposal:
+    def recorded(*args: object) -> Proposal | None:
         chains.append(propose(*args))
         return chains[-1]
 
-    monkeypatch.setattr(speculator.drafter, "chain", recorded)
+    monkeypatch.setattr(speculator.drafter, "propose", recorded)
     for document in documents(40):
         speculator.decode(speculator.prefill([document]), SETTINGS)
-    proposed = [chain.tokens[0].tolist() for chain in chains]
-    assert any(chain[-1] in SETTINGS.stop and len(chain) < 6 for chain in proposed)
-    for chain in proposed:
-        assert not set(chain[:-1]) & set(SETTINGS.stop)
-        assert len(chain) == 6 or chain[-1] in SETTINGS.stop
+    proposed = [[] if chain is None else chain.tokens[0].tolist() for chain in chains]
+    assert any(len(chain) < 5 for chain in proposed)
+    assert not {token for chain in proposed for token in chain} & set(SETTINGS.stop or ())
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"length": 0}, {"min_confidence": 1.0}, {"min_confidence": 0.5, "tree": TreeSettings()}],
+    [
+        {"length": 0},
+        {"min_confidence": 1.0},
+        {"min_confidence": 0.5, "tree": TreeSettings()},
+        {"min_confidence": 0.5, "policy": Adaptive()},
+    ],
 )
 def test_impossible_settings_are_refused(options: dict) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match="min_confidence"):

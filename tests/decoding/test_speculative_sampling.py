@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text, next_token_probabilities
+from hyperbagel.decoding.parallel import ParallelDrafter
+from hyperbagel.decoding.proposal import Proposal, ProposalSettings, TreeSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
-from hyperbagel.decoding.tree import TreeSettings
-from hyperbagel.decoding.verify import draw, sample_chain, walk
+from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 from tests.decoding.drafting import documents, draft, target
 
 SAMPLES = 40_000
 VOCABULARY = 5
+WAYS = {
+    "chain": SpeculationSettings(2),
+    "confident": SpeculationSettings(2, min_confidence=0.2),
+    "adaptive": SpeculationSettings(2, policy=Adaptive(1)),
+    "tree": SpeculationSettings(2, tree=TreeSettings(2, 4)),
+    "own generators": SpeculationSettings(2),
+}
 Verifier = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -115,23 +125,26 @@ def test_choices_through_a_tree_keep_the_distribution() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["chain", "adaptive", "tree"])
-def test_whole_decoding_keeps_the_distribution(way: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["hyper", "parallel"])
+def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"], way: str) -> None:
     """Three tokens each of 20,000 answers against the probabilities that plain passes give."""
     settings = DecodingSettings(max_tokens=3, temperature=0.7, top_p=0.8, stop=())
-    spec = {
-        "chain": SpeculationSettings(2),
-        "adaptive": SpeculationSettings(2, min_confidence=0.2),
-        "tree": SpeculationSettings(2, tree=TreeSettings(2, 4)),
-    }[way]
     model = target()
-    speculator = Speculator(model, draft("hyper", trained=True), spec)
+    speculator = Speculator(model, draft(kind, trained=True), WAYS[way])
     question, rows = documents(1), 500
     context = speculator.prefill(question * rows)
-    generator = torch.Generator().manual_seed(0)
+    generator: Randomness = torch.Generator().manual_seed(0)
+    if way == "own generators":
+        generator = [torch.Generator().manual_seed(seed) for seed in range(rows)]
     made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
     assert speculator.statistics.acceptance_length > 1.1
-    counts, expected = Counter(made), exact(settings)
+    assert p_value_of_answers(made, exact(settings)) > 1e-3
+
+
+def p_value_of_answers(made: list[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Of answers, given the probability of each; 0 where one is impossible."""
+    counts = Counter(made)
     frequent = [key for key, value in expected.items() if value * len(made) > 10]
     observed = [counts[key] for key in frequent]
     wanted = [expected[key] * len(made) for key in frequent]
@@ -139,8 +152,9 @@ def test_whole_decoding_keeps_the_distribution(way: str) -> None:
     if rest > 5:
         observed, wanted = [*observed, len(made) - sum(observed)], [*wanted, rest]
     total = sum(wanted)
-    assert not set(counts) - set(expected)
-    assert chisquare(observed, [w * sum(observed) / total for w in wanted]).pvalue > 1e-3
+    if set(counts) - set(expected):
+        return 0.0
+    return float(chisquare(observed, [w * sum(observed) / total for w in wanted]).pvalue)
 
 
 def exact(settings: DecodingSettings) -> dict[tuple[int, ...], float]:
@@ -178,3 +192,43 @@ def test_sampled_answers_repeat_with_the_seed_and_end_like_plain_ones() -> None:
     cold = DecodingSettings(max_tokens=8, temperature=1e-4, stop=(7,))
     greedy = DecodingSettings(max_tokens=8, stop=(7,))
     assert speculator.decode(context, cold, torch.Generator()) == decode_text(model, context, greedy)
+
+
+@pytest.mark.slow
+def test_leaving_out_what_was_drawn_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parallel chain that ends before a drawn token that the draft itself finds unlikely bends the distribution."""
+
+    def without_the_unlikely(self: ParallelDrafter, logits: Tensor, settings: ProposalSettings) -> Proposal | None:
+        q = next_token_probabilities(logits, settings.decoding)
+        drawn = draw(q, settings.generator)
+        likely = q.gather(-1, drawn[..., None])[..., 0] > 0.3
+        steps = int(likely.all(0).long().cumprod(0).sum())
+        return Proposal(drawn[:, :steps], self.widen(q)[:, :steps], steps=steps) if steps else None
+
+    settings = DecodingSettings(max_tokens=3, temperature=1.0, stop=())
+    found = []
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr(ParallelDrafter, "_chain", without_the_unlikely)
+        speculator = Speculator(target(), draft("parallel", trained=True), SpeculationSettings(2))
+        context, generator = speculator.prefill(documents(1) * 4), torch.Generator().manual_seed(0)
+        made = [tuple(a) for _ in range(1500) for a in speculator.decode(context, settings, generator)]
+        found.append(p_value_of_answers(made, exact(settings)))
+    assert found[0] > 1e-3 and found[1] < 1e-6, found
+
+
+def test_with_a_generator_each_answers_do_not_depend_on_their_neighbours() -> None:
+    settings = DecodingSettings(max_tokens=8, temperature=1.0, top_p=0.9, stop=(7,))
+    speculator = Speculator(target(), draft("hyper", trained=True), SpeculationSettings(3))
+    asked = documents(6)
+
+    def generators(rows: range) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(row) for row in rows]
+
+    together = speculator.decode(speculator.prefill(asked), settings, generators(range(6)))
+    halves = [
+        answer
+        for rows in (range(3), range(3, 6))
+        for answer in speculator.decode(speculator.prefill([asked[row] for row in rows]), settings, generators(rows))
+    ]
+    assert [a[:4] for a in together] == [a[:4] for a in halves] and len(set(map(tuple, together))) > 3

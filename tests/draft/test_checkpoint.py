@@ -19,7 +19,14 @@ from tests.nano import nano_bagel
 CONFIG = dataclasses.replace(NANO, llm=dataclasses.replace(NANO.llm, num_hidden_layers=4, vocab_size=64))
 
 
-@pytest.mark.parametrize("config", [DraftConfig(levels=(1, 2, 3)), DraftConfig(kind="eagle3", layers=1)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DraftConfig(levels=(1, 2, 3)),
+        DraftConfig(kind="eagle3", layers=1),
+        DraftConfig(kind="parallel", ahead=5),
+    ],
+)
 def test_round_trip(tmp_path: Path, config: DraftConfig) -> None:
     model = nano_bagel(CONFIG)
     head = DraftHead.from_target(config, model, vocabulary=range(2, 30))

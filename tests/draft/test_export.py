@@ -105,3 +105,9 @@ def test_what_engines_cannot_load_is_refused(tmp_path: Path) -> None:
     head = DraftHead.from_target(DraftConfig(kind="eagle3", layers=2), model)
     with pytest.raises(ValueError, match="1 layer over 3 levels"):
         export_eagle3(head, model, tmp_path)
+
+
+def test_parallel_heads_are_not_exported(tmp_path: Path) -> None:
+    model = nano_bagel(CONFIG)
+    with pytest.raises(ValueError, match="know no parallel heads"):
+        export_eagle3(DraftHead.from_target(DraftConfig(kind="parallel"), model), model, tmp_path)

@@ -82,9 +82,10 @@ def naive(head: DraftHead, batch: FeatureBatch, row: tuple[int, int], steps: int
     for i in range(steps):
         if i == 0:
             x, read = head.fuse(embedded[:, 1 : t + 2], feature)
+            start = x[:, -1:]
         else:
             rope = head.rope(position[:, t : t + 1] + i)
-            x, read = head.fuse(embedded[:, t + 1 + i : t + 2 + i], results[-1])
+            x, read = head.later(i, start, embedded[:, t + 1 + i : t + 2 + i], results[-1])
         for number, layer in enumerate(head.layers):
             q, k, v = layer.input(read if number == 0 else x, rope)
             if i:
@@ -97,7 +98,14 @@ def naive(head: DraftHead, batch: FeatureBatch, row: tuple[int, int], steps: int
     return [result[0, 0] for result in results]
 
 
-@pytest.mark.parametrize("config", [DraftConfig(zero_init=False), DraftConfig(kind="eagle3", layers=2)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DraftConfig(zero_init=False),
+        DraftConfig(kind="eagle3", layers=2),
+        DraftConfig(kind="parallel", ahead=STEPS, zero_init=False),
+    ],
+)
 def test_unrolling_is_what_decoding_does_row_by_row(model, batch: FeatureBatch, config: DraftConfig) -> None:  # type: ignore[no-untyped-def]
     """One softmax over true keys up to the row and the row's own later keys, in every layer; positions advance."""
     head = DraftHead.from_target(config, model)
@@ -132,3 +140,16 @@ def test_padding_and_neighbours_change_nothing(model, batch: FeatureBatch) -> No
 def test_nothing_to_draft_yields_nothing(model) -> None:  # type: ignore[no-untyped-def]
     question = extract_features(model, [[TextSegment(torch.tensor([5, 6]))]], (2,))
     assert list(unroll(DraftHead.from_target(DraftConfig(), model), question, 2)) == []
+
+
+def test_places_ahead_of_a_parallel_head_do_not_depend_on_what_is_proposed(model, batch: FeatureBatch) -> None:  # type: ignore[no-untyped-def]
+    """Other tokens between a row and its place ahead change nothing, in contrast to a head that reads them."""
+    for kind, same in (("parallel", True), ("hyper", False)):
+        head = DraftHead.from_target(DraftConfig(kind=kind, ahead=STEPS, zero_init=False), model)  # type: ignore[arg-type]
+        row = int(chain_rows(batch.labels, STEPS)[-1][0].nonzero()[0])
+        layers = {entry: value.clone() for entry, value in batch.layers.items()}
+        layers[0][0, row + 2 : row + 4] += 1.0
+        other = dataclasses.replace(batch, layers=layers)
+        with torch.no_grad():
+            steps = [list(unroll(head, b, STEPS))[-1].hidden[0] for b in (batch, other)]
+        assert torch.equal(*steps) == same, kind

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -75,11 +76,15 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hyper", "parallel"])
+def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(
+    tmp_path: Path, kind: Literal["hyper", "parallel"]
+) -> None:
     """Two updates, a checkpoint, three more: the same bits as five at once, and a target that did not change."""
     folder = nano_folder(tmp_path / "nano")
     data = partial(scenes, {"caption": 1.0, "dialogue": 1.0})
-    one, resumed = stage(folder), stage(folder)
+    config = replace(WITHOUT_ZEROS, kind=kind, ahead=4)
+    one, resumed = stage(folder, draft=config), stage(folder, draft=config)
     fresh, target = state(one.draft), state(one.model)
     trainer(tmp_path / "one", max_steps=5).fit(one, data())
     assert all(torch.equal(value, target[name]) for name, value in one.model.state_dict().items())
@@ -87,7 +92,7 @@ def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(tmp_path: Pa
     assert not [name for name, value in one.draft.state_dict().items() if torch.equal(value, fresh[name])]
 
     half, path = trainer(tmp_path / "two", max_steps=2), tmp_path / "half.ckpt"
-    half.fit(stage(folder), data())
+    half.fit(stage(folder, draft=config), data())
     half.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)["state_dict"]
     assert {name.split(".")[0] for name in saved} == {"draft", "student_step"}
@@ -101,7 +106,7 @@ def test_only_the_draft_trains_and_is_saved_and_runs_resume_exactly(tmp_path: Pa
     del lost["state_dict"]["draft.norm.weight"]
     torch.save(lost, path)
     with pytest.raises(ValueError, match=r"draft\.norm\.weight"):
-        trainer(tmp_path / "two", max_steps=5).fit(stage(folder), data(), ckpt_path=path)
+        trainer(tmp_path / "two", max_steps=5).fit(stage(folder, draft=config), data(), ckpt_path=path)
 
 
 class Shares(L.LightningDataModule):
@@ -213,13 +218,28 @@ def test_chunks_bound_the_logits_and_change_nothing(folder: str, monkeypatch: py
 
 def test_training_finds_what_the_target_says(folder: str, tmp_path: Path) -> None:
     """On a handful of documents the head soon predicts the target, in every configuration of the ablation."""
-    for config in (DraftConfig(layers=1), DraftConfig(kind="eagle3", layers=1)):
+    for config in (
+        DraftConfig(layers=1),
+        DraftConfig(kind="eagle3", layers=1),
+        DraftConfig(kind="parallel", layers=1, ahead=3),
+    ):
         module = stage(folder, draft=config)
         before = sum(float(step.accepted) for step in module.sums(Answers()[0]))
         run = trainer(tmp_path, max_steps=60)
         run.fit(module, loader())
         after = [(int(step.accepted), int(step.reached)) for step in module.sums(Answers()[0])]
         assert after[0][0] > 0.7 * after[0][1] and sum(a for a, _ in after) > before, (config, after)
+
+
+def test_a_parallel_head_learns_all_its_places_at_once(folder: str) -> None:
+    """Whatever the number of unrolled steps; and a chosen head's own number counts."""
+    module = stage(folder, draft=DraftConfig(kind="parallel", layers=1, ahead=5), steps=2)
+    sums = module.sums(Answers()[0])
+    assert len(sums) == 5 and module.steps == 5
+    torch.stack([step.terms.sum() for step in sums]).sum().backward()
+    embedding = module.draft.ahead_embedding
+    assert embedding is not None and embedding.grad is not None and bool(embedding.grad.abs().sum(1).all())
+    assert all(p.grad is None for p in module.model.parameters())
 
 
 def test_terms_come_by_class_and_name(folder: str) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.cli import main
+from hyperbagel.draft.checkpoint import save_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.export import export_eagle3
 from hyperbagel.draft.head import DraftHead
@@ -36,6 +37,9 @@ def test_a_branch_tells_what_it_was_made_for() -> None:
 def test_draft_heads_are_told_before_and_after_export(nano_folder: str, tmp_path: Path) -> None:
     assert inspect("scenes/draft", SCENES)["what"].startswith("draft head of kind hyper")
     model = Bagel.from_pretrained(nano_folder)
+    parallel = tmp_path / "parallel.safetensors"
+    save_draft(DraftHead.from_target(DraftConfig(kind="parallel", layers=1, ahead=9), model), model, parallel)
+    assert inspect(parallel)["what"] == "draft head of kind parallel, 1 layers, 3 features, 9 tokens in a pass"
     export_eagle3(DraftHead.from_target(DraftConfig(kind="eagle3", layers=1), model), model, tmp_path)
     facts = inspect(tmp_path)
     assert facts["what"] == "draft head for serving engines (LlamaForCausalLMEagle3)"

@@ -12,6 +12,9 @@ from hyperbagel import Pipeline, load
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.segments import ImageSegment, TextSegment, ViTSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.draft.checkpoint import save_draft
+from hyperbagel.draft.config import DraftConfig
+from hyperbagel.draft.head import DraftHead
 from hyperbagel.flow.guidance import PAPER_EDITING
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.pipeline.painter import Painter
@@ -83,6 +86,23 @@ def test_thoughts_are_written_first_and_handed_out(pipeline: Pipeline, monkeypat
         assert each.thought == pipeline.tokenizer.decode(ids)
     plain = pipeline.generate("a red circle", steps=1, size=(16, 16))
     assert plain.thought == "" and plain.image.tobytes() != drawn[0].image.tobytes()
+
+
+def test_a_draft_head_proposes_thoughts_too(
+    pipeline: Pipeline, nano_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before pictures and those before answers; what comes of them is the same."""
+    for module in ("answering", "pipeline"):
+        monkeypatch.setattr(f"hyperbagel.pipeline.{module}.LONGEST", DecodingSettings(24))
+    save_draft(
+        DraftHead.from_target(DraftConfig(layers=1), pipeline.model), pipeline.model, tmp_path / "draft.safetensors"
+    )
+    drafted = load(nano_folder, device="cpu", draft=tmp_path / "draft.safetensors")
+    drawn = [p.generate("a red circle", steps=1, size=(16, 16), think=True) for p in (pipeline, drafted)]
+    assert drawn[0].thought == drawn[1].thought and drawn[0].image.tobytes() == drawn[1].image.tobytes()
+    assert sum(drafted.speculator.statistics.proposed) > 0
+    answers = [p.ask("What is it?", think=True) for p in (pipeline, drafted)]
+    assert (answers[0].thought, answers[0].text) == (answers[1].thought, answers[1].text)
 
 
 def test_answers_come_apart_from_their_thought(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

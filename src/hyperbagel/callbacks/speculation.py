@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import (
     Document,
@@ -87,9 +86,9 @@ class Speculation(Evaluation):
     """Answers the questions of validation and test documents plainly and with the draft head.
 
     All ways share all code but the drafting, on fused layers, and take turns question by question, each time in another
-    order; prefilling is not timed. Runs in every validation and test. Logs
-    `speculation/{acceptance_length,n_alpha,tokens_per_second,speedup,...}` of the first way, and the same for each kind
-    of document as `speculation/<kind>/...`: the sample's own `meta["kind"]`, or what stands before the answer
+    order; prefilling is not timed, but what the draft head reads of a context is. Runs in every validation and test.
+    Logs `speculation/{acceptance_length,n_alpha,tokens_per_second,speedup,...}` of the first way, and the same for each
+    kind of document as `speculation/<kind>/...`: the sample's own `meta["kind"]`, or what stands before the answer
     (`after_image`: after a picture that was to be drawn, `picture`, `text`). Further ways are `<way>/speculation/...`.
     Greedy answers have to be equal: `speculation/differing_answers` counts those that are not. Weights are used as they
     are, whatever the trainer's mixed precision.
@@ -188,31 +187,32 @@ class Speculation(Evaluation):
 
     def measure(self, model: Bagel, draft: DraftHead, asked: Sequence[Question]) -> Results:
         """Figures by way and kind of document."""
-        plain, speculative = Speculator(model), Speculator(model, draft)
+        drafting = Speculator(model, draft)
+        speculators: dict[str | None, Speculator] = {None: Speculator(model)}
+        speculators |= {way: drafting.proposing(settings) for way, settings in self.ways.items()}
         settings = DecodingSettings(self.max_tokens)
         order: list[str | None] = [None, *self.ways]
         results: Results = {way: {} for way in self.ways}
 
-        def timed(way: str | None, batch: list[Question], context: Context) -> _Timed:
-            speculator = plain
+        def timed(way: str | None, batch: list[Question]) -> _Timed:
+            speculator = speculators[way]
             if way is not None:
-                speculator, speculative.speculation = speculative, self.ways[way]
-                speculative.statistics = results[way].setdefault(batch[0].kind, KindResult()).statistics
+                speculator.statistics = results[way].setdefault(batch[0].kind, KindResult()).statistics
+            # Of its own: what the draft reads of a context is kept there, and each way has to spend the time for it.
+            context = speculator.prefill([question.document for question in batch])
             started = time.perf_counter()
             answers = speculator.decode(context, settings, prefix=batch[0].prefix)
             return time.perf_counter() - started, answers
 
         batches = _batches(asked, self.batch_size)
         for batch in batches[: self.warmup]:
-            context = speculative.prefill([question.document for question in batch])
             for way in order:
-                timed(way, batch, context)
+                timed(way, batch)
         for kinds in results.values():
             kinds.clear()
         for turn, batch in enumerate(tqdm(batches, "Speculation", leave=False)):
-            context = speculative.prefill([question.document for question in batch])
             first = turn % len(order)
-            found = {way: timed(way, batch, context) for way in order[first:] + order[:first]}
+            found = {way: timed(way, batch) for way in order[first:] + order[:first]}
             for way in self.ways:
                 _note(results[way][batch[0].kind], found[None], found[way], settings)
         return results
@@ -251,11 +251,15 @@ def _count(answers: list[list[int]], settings: DecodingSettings) -> int:
 
 
 def _batches(asked: Sequence[Question], size: int) -> list[list[Question]]:
-    """Questions of one kind and prefix together."""
+    """Questions of one kind and prefix together, otherwise in the order in which they were asked."""
     groups: dict[tuple[str, tuple[int, ...]], list[Question]] = {}
+    batches = []
     for question in asked:
-        groups.setdefault((question.kind, question.prefix), []).append(question)
-    return [group[i : i + size] for _, group in sorted(groups.items()) for i in range(0, len(group), size)]
+        group = groups.setdefault((question.kind, question.prefix), [])
+        group.append(question)
+        if len(group) == size:
+            batches.append(groups.pop((question.kind, question.prefix)))
+    return batches + list(groups.values())
 
 
 def questions_of(batch: DocumentBatch) -> list[Question]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.files import check_file, check_folder
 from hyperbagel.pipeline.device import Device
-from hyperbagel.pipeline.loading import load_model, model_folder
+from hyperbagel.pipeline.loading import check_files, load_model, model_folder
 
 if TYPE_CHECKING:
     from hyperbagel.bagel.model import Bagel
@@ -30,6 +30,7 @@ def regenerate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    draft: str | None = None,
     device: Device = _DEVICE,
 ) -> RegenerationSummary:
     """Let a model answer the documents of shards anew: what its draft head learns from.
@@ -41,20 +42,24 @@ def regenerate(
         out: folder for the new shards, which have the names of the old ones.
         model: checkpoint folder, or the name of a model that comes with the package.
         answer_prefix: what the model is made to begin its answers with; not part of the written ones.
-        batch_size: documents answered at once.
+        batch_size: documents answered at once; where one is finished, the next takes its place.
         max_tokens: longest answer; documents with a longer one are dropped, since its end is not the model's own.
         keep_long: keep the beginnings of longer answers instead; right for draft heads, wrong for pretraining.
         temperature: 0 always takes the likeliest token; higher values vary more.
         top_p: sample among the likeliest tokens that together have this probability.
         seed: of the sampling.
+        draft: file or name of a draft head, such as scenes/draft, which makes it faster.
         device: where and how to compute.
     """
     from hyperbagel.datamodules import regenerate as answering
+    from hyperbagel.draft.checkpoint import load_draft
 
     check_folder(out)
+    check_files(draft=draft)
     bagel, builder = _with_builder(model, answer_prefix, device)
+    head = None if draft is None else load_draft(draft, bagel)
     settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
-    return answering.regenerate(bagel, builder, shards, out, settings)
+    return answering.regenerate(bagel, builder, shards, out, settings, head)
 
 
 def features(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -22,10 +23,12 @@ from hyperbagel.datamodules.documents import TextPart
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder
 from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
-from hyperbagel.datamodules.skipped import SkippedSampleError, SkipRecord
+from hyperbagel.datamodules.skipped import SkippedSampleError
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import Speculator
+from hyperbagel.draft.head import DraftHead
 from hyperbagel.files import naming, write_bytes, write_json
 from hyperbagel.flow.randomness import step_generator
 from hyperbagel.messages import clip
@@ -41,7 +44,7 @@ class RegenerationSettings:
     """How answers are made anew."""
 
     batch_size: int = 16
-    """Documents answered at once."""
+    """Documents answered at once; where one is finished, the next takes its place."""
     max_tokens: int = 256
     """Longest answer, in tokens."""
     keep_long: bool = False
@@ -158,22 +161,19 @@ class Regenerator:
         journal = out / STATE / f"{path.name}.jsonl"
         journal.parent.mkdir(parents=True, exist_ok=True)
         known = _read_journal(journal)
+        with naming(journal), journal.open("a") as answers, tqdm(desc=path.name, unit="document", leave=False) as bar:
+            asked = (turns for turns in map(self._turns, _samples(path)) if turns and turns.sample.key not in known)
+            for turns in self._answer(asked):
+                known[turns.sample.key] = turns.answers if turns.complete else None
+                answers.write(json.dumps({"key": turns.sample.key, "answers": known[turns.sample.key]}) + "\n")
+                answers.flush()
+                bar.update()
         unfinished = out / STATE / (path.stem + "-{:06d}.tar")
         for stale in unfinished.parent.glob(f"{path.stem}-*.tar*"):
             stale.unlink()
-        with ShardWriter(unfinished, 2**62, 2**62) as writer, naming(journal), journal.open("a") as answers:
-            samples = _samples(path, summary)
-            progress = tqdm(desc=path.name, unit="document", leave=False)
-            while batch := list(islice(samples, self.settings.batch_size)):
-                missing = [turns for turns in map(self._turns, batch) if turns and turns.sample.key not in known]
-                for turns in self._answer(missing):
-                    known[turns.sample.key] = turns.answers if turns.complete else None
-                    answers.write(json.dumps({"key": turns.sample.key, "answers": known[turns.sample.key]}) + "\n")
-                answers.flush()
-                for sample in batch:
-                    self._write(writer, sample, known.get(sample.key, []), summary)
-                progress.update(len(batch))
-            progress.close()
+        with ShardWriter(unfinished, 2**62, 2**62) as writer:
+            for sample in _samples(path, summary):
+                self._write(writer, sample, known.get(sample.key, []), summary)
         if writer.shards:
             os.replace(writer.shards[0], out / path.name)
         journal.unlink()
@@ -192,28 +192,39 @@ class Regenerator:
         given = [i for i, s in enumerate(segments) if isinstance(s, TextSegment) and s.loss]
         return _Turns(sample, segments, given) if given and given[0] > 0 else None
 
-    def _answer(self, documents: list[_Turns]) -> list[_Turns]:
-        """All turns of all documents, a turn of each at a time."""
+    def _answer(self, documents: Iterator[_Turns]) -> Iterator[_Turns]:
+        """All turns of all documents, several documents at once, in the order in which they are finished."""
         settings = self.settings
         eos = self.model.config.tokens.eos
         decoding = DecodingSettings(settings.max_tokens + 1, settings.temperature, settings.top_p, stop=(eos,))
-        while turns := [document for document in documents if document.open]:
-            asked = [[_moved(s, self.model) for s in t.segments[: t.given[len(t.answers)]]] for t in turns]
-            name = f"{turns[0].sample.key}/{len(turns[0].answers)}"
-            generator = step_generator(settings.seed, 0, 0, purpose=name)
-            context = self.speculator.prefill(asked)
-            answers = self.speculator.decode(context, decoding, generator, prefix=self.prefix)
-            for document, ids in zip(turns, answers, strict=True):
-                ended, ids = len(ids) <= settings.max_tokens, ids[: settings.max_tokens]
-                text = self.tokenizer.decode(ids)
-                if not ended:
-                    text = text.rstrip("\ufffd")  # the limit may fall inside of a character
-                document.complete = (ended or settings.keep_long) and bool(text.strip())
-                document.segments[document.given[len(document.answers)]] = TextSegment(
-                    torch.tensor([*self.prefix, *ids], dtype=torch.long)
-                )
-                document.answers.append(text)
-        return documents
+        queue = AnswerQueue(self.speculator, decoding, settings.batch_size, self.prefix)
+        waiting = deque(map(self._request, islice(documents, settings.batch_size)))
+        for request, ids in queue.answer(waiting):
+            turns: _Turns = request.mark
+            self._note(turns, ids)
+            if turns.open:
+                waiting.appendleft(self._request(turns))
+                continue
+            waiting.extend(map(self._request, islice(documents, 1)))
+            yield turns
+
+    def _request(self, turns: _Turns) -> Request:
+        """The next turn of a document. Its draws do not depend on the other documents."""
+        number = len(turns.answers)
+        asked = [_moved(segment, self.model) for segment in turns.segments[: turns.given[number]]]
+        return Request(asked, step_generator(self.settings.seed, 0, 0, purpose=f"{turns.sample.key}/{number}"), turns)
+
+    def _note(self, turns: _Turns, ids: list[int]) -> None:
+        """Take an answer over as what the next turn follows on."""
+        limit = self.settings.max_tokens
+        ended, ids = len(ids) <= limit, ids[:limit]
+        text = self.tokenizer.decode(ids)
+        if not ended:
+            text = text.rstrip("\ufffd")  # the limit may fall inside of a character
+        turns.complete = (ended or self.settings.keep_long) and bool(text.strip())
+        learnt = torch.tensor([*self.prefix, *ids], dtype=torch.long)
+        turns.segments[turns.given[len(turns.answers)]] = TextSegment(learnt)
+        turns.answers.append(text)
 
     def _write(
         self, writer: ShardWriter, sample: Sample, answers: list[str] | None, summary: RegenerationSummary
@@ -243,12 +254,13 @@ def _moved(segment: Segment, model: Bagel) -> Segment:
     return type(segment)(segment.pixels.to(model.device, model.dtype))  # type: ignore[union-attr,call-arg]
 
 
-def _samples(path: Path, summary: RegenerationSummary) -> Iterator[Sample]:
+def _samples(path: Path, summary: RegenerationSummary | None = None) -> Iterator[Sample]:
+    """The usable samples of a shard; others are counted where there is a summary."""
     for found in read_samples(path):
-        if isinstance(found, SkipRecord):
-            summary.skipped += 1
-        else:
+        if isinstance(found, Sample):
             yield found
+        elif summary is not None:
+            summary.skipped += 1
 
 
 def _read_journal(path: Path) -> dict[str, list[str] | None]:
@@ -270,6 +282,7 @@ def regenerate(
     shards: str | Sequence[str],
     out: str | Path,
     settings: RegenerationSettings | None = None,
+    draft: DraftHead | None = None,
 ) -> RegenerationSummary:
-    """Let `model` answer the documents of shards anew; see `Regenerator`."""
-    return Regenerator(Speculator(model), builder, settings or RegenerationSettings()).run(shards, out)
+    """Let `model` answer the documents of shards anew, faster with a draft head; see `Regenerator`."""
+    return Regenerator(Speculator(model, draft), builder, settings or RegenerationSettings()).run(shards, out)

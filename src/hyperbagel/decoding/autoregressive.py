@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,11 +60,12 @@ def finite_rows(logits: Tensor) -> Tensor:
     return logits.amax(-1).isfinite().reshape(len(logits), -1).all(1)
 
 
-def require_logits(finite: Tensor, rows: Iterable[int], model: Bagel) -> None:
-    """Raises NotFiniteError if what `finite_rows` gave is false for one of the documents `rows`."""
+def require_logits(finite: Tensor, answers: Mapping[int, int], total: int, model: Bagel) -> None:
+    """Raises NotFiniteError if what `finite_rows` gave is false for a row that counts. answers: their numbers among the
+    `total` ones, by row."""
     known = finite.tolist()
-    if bad := [row for row in rows if not known[row]]:
-        raise not_finite(f"logits of answer {min(bad) + 1} of {len(known)}", model)
+    if bad := [number for row, number in answers.items() if not known[row]]:
+        raise not_finite(f"logits of answer {min(bad) + 1} of {total}", model)
 
 
 def pick_token(logits: Tensor, settings: DecodingSettings, generator: torch.Generator | None = None) -> Tensor:
@@ -100,7 +101,7 @@ def decode_text(
         logits = model.next_logits(stream)
         finite, tokens = finite_rows(logits), pick_token(logits, settings, generator)
         chosen = tokens.tolist()
-        require_logits(finite, open_rows, model)
+        require_logits(finite, {row: row for row in open_rows}, batch, model)
         if on_tokens is not None:
             on_tokens(tokens)
         for row, token in enumerate(chosen):

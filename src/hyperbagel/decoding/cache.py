@@ -52,6 +52,26 @@ class RowCache:
         keys, values = (F.pad(buffer[:, :, :, :used], (0, 0, 0, room)) for buffer in (self.keys, self.values))
         return RowCache(keys, values, self.lengths)
 
+    def select(self, rows: Sequence[int]) -> RowCache:
+        """The committed tokens of some rows, and as much room."""
+        index = torch.tensor(rows, device=self.keys.device)
+        keys, values = (buffer.index_select(1, index) for buffer in (self.keys, self.values))
+        return RowCache(keys, values, [self.lengths[row] for row in rows])
+
+    def beside(self, other: RowCache) -> RowCache:
+        """One cache of the rows of both, with the room of the larger."""
+        capacity = max(self.keys.shape[3], other.keys.shape[3])
+        keys, values = (
+            torch.cat([F.pad(buffer, (0, 0, 0, capacity - buffer.shape[3])) for buffer in pair], dim=1)
+            for pair in ((self.keys, other.keys), (self.values, other.values))
+        )
+        return RowCache(keys, values, [*self.lengths, *other.lengths])
+
+    def upto(self, lengths: Sequence[int]) -> RowCache:
+        """An earlier state, without room, which shares its memory: tokens are only ever written behind it."""
+        used = max(lengths)
+        return RowCache(self.keys[:, :, :, :used], self.values[:, :, :, :used], lengths)
+
     @property
     def batch_size(self) -> int:
         """Number of rows."""

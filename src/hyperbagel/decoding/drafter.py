@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.decoding.autoregressive import DecodingSettings, next_token_probabilities
+from hyperbagel.decoding.autoregressive import next_token_probabilities
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, Projection, Rope, RopeTable
+from hyperbagel.decoding.proposal import Proposal, ProposalSettings, stack_chain
+from hyperbagel.decoding.rows import DraftState, Rows
+from hyperbagel.decoding.tree import grow_tree
+from hyperbagel.decoding.verify import draw
 from hyperbagel.draft.head import DraftHead
 
 
-@dataclass(frozen=True)
-class DraftState:
-    """What a draft head keeps of a context.
-
-    layers: keys and values of its decoder layers; decoder: those of `Dec`, if it has one; pending: the last token's
-    features by entry, each (B, 1, D), whose row waits for the token that follows; position: (B, 1) rope position of it.
-    """
-
-    layers: RowCache
-    decoder: RowCache | None
-    pending: dict[int, Tensor]
-    position: Tensor
-
-    def copy(self, room: int) -> DraftState:
-        """The same state with room for that many more tokens."""
-        decoder = None if self.decoder is None else self.decoder.copy(room)
-        return replace(self, layers=self.layers.copy(room), decoder=decoder)
-
-
-@dataclass
-class Rows:
-    """True rows that the draft has not seen yet, padded on the right.
-
-    features: entry -> (B, n, D); embedded: (B, n, D) the tokens that follow; position: (B, n) rope positions;
-    counts: how many rows each document has, at least 1; frozen: numbers of documents whose rows are not to be kept.
-    """
-
-    features: dict[int, Tensor]
-    embedded: Tensor
-    position: Tensor
-    counts: list[int]
-    frozen: Collection[int] = ()
-
-
-@dataclass
-class Proposal:
-    """Proposed tokens. tokens: (B, M) ids of the target; probabilities: (B, M, V) what they were drawn from, None for
-    fixed proposals; parents: (B, M) node numbers, the root being 0, or None for a chain; depth: (B, M), likewise."""
-
-    tokens: Tensor
-    probabilities: Tensor | None = None
-    parents: Tensor | None = None
-    depth: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """How a chain is proposed. length: tokens; min_confidence: go on only while the product of their draft
-    probabilities is at least this (of the most confident document whose answer goes on); stop: ids (S,) that end an
-    answer; decoding: temperature and top-p; generator: of the draws.
-    """
-
-    length: int
-    min_confidence: float
-    stop: Tensor
-    decoding: DecodingSettings
-    generator: torch.Generator | None
-
-
 class Drafter:
-    """Runs a draft head over caches. A snapshot of its weights: build it anew after training on."""
+    """Runs a draft head over caches, one token after another. A snapshot of its weights: build it anew after training
+    on."""
 
     def __init__(self, head: DraftHead, model: Bagel, fuse: bool) -> None:
         self.head = head
@@ -97,73 +40,144 @@ class Drafter:
             with torch.no_grad():
                 self.queries = intermediate.attention.folded_queries()
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it can propose at most; None: any number."""
+        return None
+
     def empty_state(self, batch: int, capacity: int) -> DraftState:
         """Caches without a context."""
         decoder = None if self.decoder is None else self.decoder.cache(batch, capacity, self.embed)
-        return DraftState(self.stack.cache(batch, capacity, self.embed), decoder, {}, torch.empty(0))
+        return DraftState(self.stack.cache(batch, capacity, self.embed), decoder)
+
+    def propose(self, state: DraftState, rows: Rows, table: RopeTable, settings: ProposalSettings) -> Proposal | None:
+        """Read true rows, and propose what follows on each document's last one; None where that is not worth it."""
+        hidden = self.follow(state, rows, table)
+        position = last_rows(rows.position, rows.counts)
+        if settings.tree is None:
+            return self.chain(state, hidden, position, table, settings)
+        steps = _TreeSteps(self, state, (hidden, position), table)
+        return grow_tree(steps, self.logits(hidden)[:, 0], self.head, settings)
 
     def follow(self, state: DraftState, rows: Rows, table: RopeTable) -> Tensor:
         """Add true rows to the caches; the draft feature (B, 1, D) of each document's last row."""
-        new = rows.embedded.shape[1]
         rope = table.at(rows.position)
-        mask = state.layers.place(new)
+        mask = state.layers.place(rows.embedded.shape[1])
+        feature = self.features(state, rows, rope, mask)
+        hidden = self.step(rows.embedded, feature, rope, mask, state.layers)
+        self.commit(state, rows)
+        return last_rows(hidden, rows.counts)
+
+    def features(self, state: DraftState, rows: Rows, rope: Rope, mask: Tensor | None) -> Tensor:
+        """Input features (B, n, D) of true rows. mask: causal, as a cache gives it."""
         x = self.head.features.combine(rows.features, self.queries)
         if self.decoder is not None and state.decoder is not None:
-            state.decoder.place(new, masked=False)
+            state.decoder.place(x.shape[1], masked=False)
             x = self.decoder(x, rope, mask, state.decoder)
-        feature = self.fc1(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        hidden = self.step(rows.embedded, feature, rope, mask, state.layers)
-        kept = [0 if row in rows.frozen else count for row, count in enumerate(rows.counts)]
-        state.layers.commit(kept)
+        return self.fc1(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def commit(self, state: DraftState, rows: Rows) -> None:
+        """Keep the rows that were just read."""
+        state.layers.commit(rows.counts)
         if state.decoder is not None:
-            state.decoder.commit(kept)
-        last = [count - 1 for count in rows.counts]
-        if last.count(last[0]) == len(last):
-            return hidden[:, last[0] : last[0] + 1]
-        return hidden[torch.arange(len(last)), last][:, None]
+            state.decoder.commit(rows.counts)
+
+    def fuse(self, embedded: Tensor, feature: Tensor) -> Tensor:
+        """What enters the first layer of a Hyper-Bagel head, (B, n, D) of both."""
+        assert self.fc2 is not None and self.norm is not None
+        pair = torch.cat([self.norm(embedded), feature], dim=-1)
+        return self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
 
     def step(self, embedded: Tensor, feature: Tensor, rope: Rope, mask: Tensor | None, cache: RowCache) -> Tensor:
         """One draft step for rows (B, n, D), written where the cache was told to: the features for the next."""
-        if self.fc2 is None or self.norm is None:
+        if self.fc2 is None:
             return self.stack(feature, rope, mask, cache, read=torch.cat([embedded, feature], dim=-1))
-        pair = torch.cat([self.norm(embedded), feature], dim=-1)
-        x = self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
-        return self.stack(x, rope, mask, cache)
+        return self.stack(self.fuse(embedded, feature), rope, mask, cache)
 
     def chain(
-        self, state: DraftState, hidden: Tensor, position: Tensor, table: RopeTable, settings: ChainSettings
-    ) -> Proposal:
-        """Propose one token after another. hidden: (B, 1, D) of the last true row, position: (B, 1) of it."""
+        self, state: DraftState, hidden: Tensor, position: Tensor, table: RopeTable, settings: ProposalSettings
+    ) -> Proposal | None:
+        """Propose one token after another. hidden: (B, 1, D) of the last true row, position: (B, 1) of it.
+
+        A greedy chain ends before the token that would end the last open answer: the target says that one itself,
+        without being asked. None if nothing is left.
+        """
         tokens: list[Tensor] = []
         probabilities: list[Tensor] = []
-        confidence: Tensor | None = None
+        # Whether to go on depends on what was proposed so far, never on a drawn token that is then left out: that would
+        # bend the distribution.
+        confidence = [1.0] * len(hidden)
         for i in range(settings.length):
             if i:
                 mask = state.layers.place(1, ahead=i - 1)
                 rope = table.at(position + i)
                 hidden = self.step(F.embedding(tokens[-1], self.embed), hidden, rope, mask, state.layers)
             logits = self.logits(hidden)
-            if settings.decoding.temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                q = next_token_probabilities(logits, settings.decoding)
-                token = torch.multinomial(q[:, 0], 1, generator=settings.generator)
-                probabilities.append(self._widen(q))
-            tokens.append(self.head.target_ids(token))
+            token = self._pick(logits, settings, probabilities)
+            ids = self.head.target_ids(token)
+            goes_on = [number not in settings.stop for number in ids[:, 0].tolist()]
+            confidence = [c * on for c, on in zip(confidence, goes_on, strict=True)]
+            if not any(confidence) and settings.greedy:
+                break
+            tokens.append(ids)
             if settings.min_confidence > 0 and i + 1 < settings.length:
-                # Whether to go on depends on what was proposed so far, never on a token that is then left out: that
-                # would bend the distribution.
-                step = logits.float().softmax(-1).gather(-1, token[..., None])[..., 0]
-                step = step.masked_fill(torch.isin(tokens[-1], settings.stop), 0)
-                confidence = step if confidence is None else confidence * step
-                if float(confidence.max()) < settings.min_confidence:
-                    break
-        return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1) if probabilities else None)
+                step = logits.float().softmax(-1).gather(-1, token[..., None])[:, 0, 0]
+                confidence = [c * s for c, s in zip(confidence, step.tolist(), strict=True)]
+            if max(confidence) <= 0 or max(confidence) < settings.min_confidence:
+                break
+        return stack_chain(tokens, probabilities)
 
-    def _widen(self, q: Tensor) -> Tensor:
+    def _pick(self, logits: Tensor, settings: ProposalSettings, probabilities: list[Tensor]) -> Tensor:
+        """Tokens (B, 1) of the draft's vocabulary; what they were drawn from is added to `probabilities`."""
+        if settings.greedy:
+            return logits.argmax(-1)
+        q = next_token_probabilities(logits, settings.decoding)
+        probabilities.append(self.widen(q))
+        return draw(q, settings.generator)
+
+    def widen(self, q: Tensor) -> Tensor:
         """Probabilities over the draft's vocabulary (..., V') to the target's (..., V)."""
         if self.head.vocabulary is None:
             return q
         wide = q.new_zeros(*q.shape[:-1], self.head.llm.vocab_size)
         wide[..., self.head.vocabulary] = q
         return wide
+
+
+class _TreeSteps:
+    """The draft steps of a tree's levels: a node sees the true rows, its ancestors and itself.
+
+    start: feature (B, 1, D) and rope position (B, 1) of the last true row.
+    """
+
+    def __init__(self, drafter: Drafter, state: DraftState, start: tuple[Tensor, Tensor], table: RopeTable) -> None:
+        self.drafter, self.state, self.table = drafter, state, table
+        self.hidden, self.position = start
+        self.level = 0
+        self.ancestors: Tensor | None = None
+
+    def expand(self, token: Tensor, parent: Tensor) -> Tensor:
+        """Logits behind the nodes of the next level; see `Levels`."""
+        width, index = token.shape[1], parent[..., None]
+        self.level += 1
+        own = torch.eye(width, dtype=torch.bool, device=token.device).expand(len(token), -1, -1)
+        if self.ancestors is None:
+            hidden, ancestors = self.hidden.expand(-1, width, -1), own[:, :, :0]
+        else:
+            hidden = self.hidden.gather(1, index.expand(-1, -1, self.hidden.shape[-1]))
+            ancestors = self.ancestors.gather(1, index.expand(-1, -1, self.ancestors.shape[-1]))
+        ahead = ancestors.shape[-1]
+        self.ancestors = torch.cat([ancestors, own], dim=-1)
+        mask = self.state.layers.place(width, ahead, self.ancestors)
+        rope = self.table.at((self.position + self.level).expand(-1, width))
+        embedded = F.embedding(token, self.drafter.embed)
+        self.hidden = self.drafter.step(embedded, hidden, rope, mask, self.state.layers)
+        return self.drafter.logits(self.hidden)
+
+
+def last_rows(values: Tensor, counts: list[int]) -> Tensor:
+    """Of values (B, n, ...) the last of each document's first `counts`: (B, 1, ...)."""
+    last = [count - 1 for count in counts]
+    if last.count(last[0]) == len(last):
+        return values[:, last[0] : last[0] + 1]
+    return values[torch.arange(len(last)), last][:, None]

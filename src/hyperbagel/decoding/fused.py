@@ -43,6 +43,9 @@ class RopeTable:
         table = rotation(torch.arange(positions, device=like.device)[None], llm.head_dim, llm.rope_theta, like.dtype)
         self._cos, self._sin = table.cos[0, 0, :, None], table.sin[0, 0, :, None]
 
+    def __len__(self) -> int:
+        return len(self._cos)
+
     def at(self, positions: Tensor) -> Rope:
         """Rotations of positions (B, n)."""
         return Rope(self._cos[positions], self._sin[positions])

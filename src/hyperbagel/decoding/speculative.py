@@ -5,26 +5,34 @@ Greedy answers are those of plain greedy decoding; sampled ones have exactly the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document
+from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
-from hyperbagel.decoding.drafter import Drafter, DraftState, Rows
-from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, RopeTable
-from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine, SpeculationSettings
+from hyperbagel.decoding.drafter import Drafter
+from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm
+from hyperbagel.decoding.parallel import ParallelDrafter
+from hyperbagel.decoding.policies import Costs, Work
+from hyperbagel.decoding.rows import DraftMemory, Rows
+from hyperbagel.decoding.settings import SpeculationSettings
+from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine
 from hyperbagel.decoding.statistics import SpeculationStatistics
+from hyperbagel.decoding.verify import Randomness
 from hyperbagel.draft.head import DraftHead
 
 __all__ = ["ADAPTIVE", "DraftedContext", "SpeculationSettings", "Speculator", "decode_speculative"]
 
-ADAPTIVE: Final = SpeculationSettings(length=24, min_confidence=0.5)
-"""Long chains that end where the draft becomes unsure: the default, as it suits short answers and long ones."""
+ADAPTIVE: Final = SpeculationSettings(length=24, policy=Adaptive())
+"""Long chains that end where the draft becomes unsure, and plain passes where drafting does not pay: the default, as it
+suits short answers and long ones."""
 
 
 class Speculator:
@@ -32,7 +40,7 @@ class Speculator:
 
     A snapshot of both models' weights. draft: None decodes plainly by the same operations; fuse: keep joined copies of
     projections, default on CPUs, where it pays; statistics: filled by `decode`, replaced by whoever wants to start
-    anew.
+    anew; clock: gives the seconds that a policy may decide by.
 
     Examples:
         >>> from hyperbagel.decoding.autoregressive import DecodingSettings
@@ -50,19 +58,33 @@ class Speculator:
         fuse: bool | None = None,
     ) -> None:
         self.model = model
-        self.speculation = speculation or ADAPTIVE
         fuse = model.device.type == "cpu" if fuse is None else fuse
         und, llm = model.understanding, model.config.llm
         self.target = FusedStack(list(und.layers), llm, fuse)
         self.logits = LogitsHead(Norm(und.norm.weight, llm.rms_norm_eps), und.lm_head, fuse)
-        self.drafter = None if draft is None else Drafter(draft, model, fuse)
+        self.drafter: Drafter | None = None
+        if draft is not None:
+            kind = ParallelDrafter if draft.config.kind == "parallel" else Drafter
+            self.drafter = kind(draft, model, fuse)
+        self.clock: Callable[[], float] = time.perf_counter
+        self._propose_by(speculation or ADAPTIVE)
+
+    def _propose_by(self, speculation: SpeculationSettings) -> None:
+        self.speculation = speculation
+        self.policy = copy.deepcopy(speculation.decided_by)
         self.statistics = SpeculationStatistics()
+
+    def proposing(self, speculation: SpeculationSettings) -> Speculator:
+        """The same models, with other settings and statistics of their own."""
+        other = copy.copy(self)
+        other._propose_by(speculation)
+        return other
 
     @torch.no_grad()
     def prefill(self, documents: Sequence[Document], past: Context | None = None) -> Context:
-        """As `Bagel.prefill`, and the draft head reads along. The result is a `DraftedContext`, or a plain one where
-        there is no draft, `past` was not drafted, or a document is empty; answers are right in any case, only
-        slower.
+        """As `Bagel.prefill`. The result is a `DraftedContext`, which the draft head reads when something is drafted,
+        or a plain one where there is no draft, `past` was not drafted, or a document is empty; answers are right in any
+        case, only slower.
         """
         model, drafter = self.model, self.drafter
         layout = model.layout(model.encode_documents(documents), None if past is None else past.next_position)
@@ -76,30 +98,44 @@ class Speculator:
         last = torch.tensor(counts, device=model.device)[:, None] - 1
         pick = last[..., None].expand(-1, -1, layers[0].shape[-1])
         pending = {entry: layers[entry].gather(1, pick) for entry in drafter.entries}
-        rows = _context_rows(layers, layout.und.position, counts, known)
-        batch, new = rows.position.shape
-        state = drafter.empty_state(batch, new) if known is None else known.copy(new)
-        table = RopeTable(model.config.llm, int(layout.und.position.max()) + 1, drafter.embed)
-        drafter.follow(state, rows, table)
-        state = DraftState(state.layers, state.decoder, pending, layout.und.position.gather(1, last))
-        return DraftedContext(context.past, context.valid, context.next_position, state)
+        position = layout.und.position
+        features = {entry: layers[entry][:, :-1] for entry in drafter.entries}
+        rows = Rows(features, layers[0][:, 1:], position[:, :-1], [count - 1 for count in counts])
+        state = None
+        if known is not None:
+            earlier = [] if known.unread is None else [known.unread]
+            rows = Rows.joined([*earlier, known.followed(layers[0][:, :1]), rows])
+            state = known.state
+        memory = DraftMemory(state, rows, pending, position.gather(1, last))
+        return DraftedContext(context.past, context.valid, context.next_position, memory)
 
     @torch.inference_mode()
     def decode(
         self,
         context: Context,
         settings: DecodingSettings | None = None,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
         on_tokens: OnTokens | None = None,
         prefix: Sequence[int] = (),
     ) -> list[list[int]]:
         """Answer each document of a context, as `decode_text` does and with its arguments.
 
-        on_tokens: called with (B,) ids once a token, several times a verification; -1 for a document that has none.
+        generator: of draws, or one for each document; on_tokens: called with (B,) ids once a token, several times a
+        verification; -1 for a document that has none.
         """
-        engine = Engine(self.model, self.target, self.logits, self.drafter, self.speculation, self.statistics)
-        run = DecodingRun(engine, context, settings or DecodingSettings(), generator)
-        return run.answer([self.model.config.tokens.bos, *prefix], on_tokens)
+        settings = settings or DecodingSettings()
+        forced = [self.model.config.tokens.bos, *prefix]
+        return DecodingRun(self.engine(settings), context, settings, generator, forced).answer(on_tokens)
+
+    def engine(self, settings: DecodingSettings) -> Engine:
+        """What a call of decoding works with. The policy is told that one begins."""
+        if self.drafter is not None:
+            exact = settings.temperature == 0 and self.model.dtype == torch.float32
+            costs = Costs.typical(self.model.config.llm, self.drafter.head.config)
+            length = min(self.speculation.length, self.drafter.longest or self.speculation.length)
+            self.policy.begin(Work(length, costs, exact))
+        layers = self.target, self.logits, self.drafter
+        return Engine(self.model, *layers, self.speculation, self.policy, self.statistics, self.clock)
 
 
 def decode_speculative(
@@ -115,14 +151,3 @@ def decode_speculative(
     """`decode_text` with a draft head. For many answers keep a `Speculator`, and prefill with it, so that the draft
     knows the context too."""
     return Speculator(model, draft, speculation).decode(context, settings, generator, on_tokens, prefix)
-
-
-def _context_rows(layers: dict[int, Tensor], position: Tensor, counts: list[int], known: DraftState | None) -> Rows:
-    """The rows of new context tokens that know their successor: all but each document's last one, after the one that
-    waited before."""
-    embedded = layers[0]
-    features = {entry: value[:, :-1] for entry, value in layers.items()}
-    if known is None:
-        return Rows(features, embedded[:, 1:], position[:, :-1], [count - 1 for count in counts])
-    features = {entry: torch.cat([value, features[entry]], 1) for entry, value in known.pending.items()}
-    return Rows(features, embedded, torch.cat([known.position, position[:, :-1]], 1), counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,55 +19,39 @@ from hyperbagel.decoding.autoregressive import (
     require_logits,
 )
 from hyperbagel.decoding.cache import RowCache
-from hyperbagel.decoding.drafter import ChainSettings, Drafter, DraftState, Proposal, Rows
+from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
+from hyperbagel.decoding.policies import PLAIN, Plan, Policy, Round
+from hyperbagel.decoding.proposal import Proposal, ProposalSettings
+from hyperbagel.decoding.rows import DraftMemory
+from hyperbagel.decoding.settings import SpeculationSettings
 from hyperbagel.decoding.statistics import SpeculationStatistics
-from hyperbagel.decoding.tree import TreeSettings, grow_tree, tree_mask
-from hyperbagel.decoding.verify import draw, sample_chain, walk
-
-
-@dataclass(frozen=True)
-class SpeculationSettings:
-    """How tokens are proposed."""
-
-    length: int = 6
-    """Draft steps per round: the length of a chain or the depth of a tree."""
-    min_confidence: float = 0.0
-    """End a chain early, with the answer or when the product of its draft probabilities falls below this (0: never)."""
-    tree: TreeSettings | None = None
-    """Propose this tree instead of a chain."""
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or not 0 <= self.min_confidence < 1:
-            raise ValueError(f"need length >= 1 and 0 <= min_confidence < 1, got {self}")
-        if self.tree is not None and self.min_confidence:
-            raise ValueError("min_confidence ends chains; a tree spends its nodes by confidence already")
-
-    def scratch(self) -> int:
-        """Uncommitted entries that a round needs, in the draft's or the target's cache."""
-        if self.tree is None:
-            return self.length + 1
-        return max(self.tree.nodes + 1, self.tree.width * self.length)
+from hyperbagel.decoding.tree import tree_mask
+from hyperbagel.decoding.unseen import Unseen, Written
+from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 
 
 @dataclass(frozen=True)
 class DraftedContext(Context):
-    """A context that the draft head knows as well. Usable wherever a context is."""
+    """A context that the draft head can read as well. Usable wherever a context is."""
 
-    draft: DraftState
+    draft: DraftMemory
 
 
 @dataclass(frozen=True)
 class Engine:
     """What a call of decoding works with. target, logits: the understanding layers, and the final norm and LM head
-    after them; drafter: None decodes plainly."""
+    after them; drafter: None decodes plainly; clock: gives seconds.
+    """
 
     model: Bagel
     target: FusedStack
     logits: LogitsHead
     drafter: Drafter | None
     speculation: SpeculationSettings
+    policy: Policy
     statistics: SpeculationStatistics
+    clock: Callable[[], float]
 
 
 @dataclass
@@ -80,81 +65,125 @@ class Verdict:
 
 
 class DecodingRun:
-    """One call of decoding: caches, open documents, and the rounds of proposing and verifying."""
+    """Documents that are being answered together: their caches, and the rounds of proposing and verifying.
+
+    Finished documents leave. forced: what each answer begins with, bos first; randomness: of draws; first: number of
+    the first document, under which its answer is found.
+    """
 
     def __init__(
-        self, engine: Engine, context: Context, settings: DecodingSettings, generator: torch.Generator | None
+        self,
+        engine: Engine,
+        context: Context,
+        settings: DecodingSettings,
+        randomness: Randomness,
+        forced: Sequence[int],
+        first: int = 0,
     ) -> None:
-        self.model, self.drafter = engine.model, engine.drafter
-        self.target, self.logits = engine.target, engine.logits
-        self.speculation, self.statistics = engine.speculation, engine.statistics
-        self.settings, self.generator = settings, generator
-        eos = self.model.config.tokens.eos
-        self.stop = {eos} if settings.stop is None else set(settings.stop)
-        self.stop_ids = torch.tensor(sorted(self.stop), device=self.model.device)
-        self.context = context
-        self.embed = self.model.understanding.embed_tokens.weight
-        self.answers: list[list[int]] = [[] for _ in range(context.batch_size)]
-        self.open = set(range(context.batch_size))
+        self.engine, self.settings, self.randomness = engine, settings, randomness
+        model, batch = engine.model, context.batch_size
+        self.stop = {model.config.tokens.eos} if settings.stop is None else set(settings.stop)
+        self.embed = model.understanding.embed_tokens.weight
+        self.total = first + batch
+        self.documents = list(range(first, self.total))
+        self.answers: dict[int, list[int]] = {document: [] for document in self.documents}
+        self.finished: dict[int, list[int]] = {}
         self.position: list[int] = context.next_position.tolist()  # rope position of each document's root
+        self.root = torch.tensor([list(forced)] * batch, device=model.device)
+        room = len(forced) + settings.max_tokens + engine.speculation.scratch() + 1
+        self.cache = RowCache.of(context, room)
+        self.table = RopeTable(model.config.llm, max(self.position) + room + engine.speculation.length, self.embed)
+        self.unseen: Unseen | None = None
+        if engine.drafter is not None:
+            memory = context.draft if isinstance(context, DraftedContext) else None
+            self.unseen = Unseen(engine.drafter, memory, F.embedding(self.root[:, :1], self.embed), room)
 
-    def answer(self, forced: list[int], on_tokens: OnTokens | None) -> list[list[int]]:
-        """forced: what each answer begins with, bos first."""
-        batch = self.context.batch_size
-        room = len(forced) + self.settings.max_tokens + self.speculation.scratch() + 1
-        self.cache = RowCache.of(self.context, room)
-        # A finished document stands still, but is drafted on from wherever the verification of its garbage led.
-        positions = max(self.position) + room + self.speculation.length
-        self.table = RopeTable(self.model.config.llm, positions, self.embed)
-        root = torch.tensor([forced] * batch, device=self.model.device)
-        rows, state = None, None
-        if self.drafter is not None:
-            known = self.context.draft if isinstance(self.context, DraftedContext) else None
-            state = self.drafter.empty_state(batch, room) if known is None else known.copy(room)
-            rows = _waiting(state, self.embed[root]) if known is not None and len(forced) == 1 else None
-        waiting = state if state is not None and state.pending else None
-        while self.open:
-            proposal = None
-            if rows is not None and state is not None:
-                proposal = self._propose(state, rows)
-            verdict = self._verify(root, proposal)
-            emitted = self._emit(verdict, proposal, on_tokens)
-            if self.drafter is not None:
-                rows = self._next_rows(verdict, root, waiting if rows is None else None)
-            self._commit(verdict, emitted)
-            root = torch.tensor([[tokens[-1]] for tokens in verdict.tokens], device=root.device)
-        return self.answers
+    def answer(self, on_tokens: OnTokens | None = None) -> list[list[int]]:
+        """Answer all documents, in their order. on_tokens: as of `Speculator.decode`."""
+        total = len(self.documents)
+        while self.documents:
+            new = self.round()
+            if on_tokens is not None:
+                for i in range(max(map(len, new.values()))):
+                    now = [(new.get(document, []) + [-1] * (i + 1))[i] for document in range(total)]
+                    on_tokens(torch.tensor(now))
+        return [self.finished[document] for document in sorted(self.finished)]
 
-    def _propose(self, state: DraftState, rows: Rows) -> Proposal:
-        assert self.drafter is not None
-        hidden = self.drafter.follow(state, rows, self.table)
-        last = torch.tensor(rows.counts, device=hidden.device)[:, None] - 1
-        position = rows.position.gather(1, last)
-        spec = self.speculation
-        if spec.tree is not None:
-            return grow_tree(self.drafter, state, (hidden, position), self.table, spec.tree, spec.length)
-        settings = ChainSettings(spec.length, spec.min_confidence, self.stop_ids, self.settings, self.generator)
-        return self.drafter.chain(state, hidden, position, self.table, settings)
+    def round(self, plain: bool = False) -> dict[int, list[int]]:
+        """Propose, verify and keep; what is new by document. plain: propose nothing, whatever the policy says."""
+        started = self.engine.clock()
+        fresh = self.unseen is not None and self.unseen.state is None
+        forced = self.root.shape[1] > 1
+        plan = PLAIN if plain or forced else self._plan()
+        proposal = self._propose(plan) if plan.length else None
+        verdict = self._verify(proposal)
+        new = self._emit(verdict, proposal)
+        ended = {document: answer for document, answer in self.finished.items() if document in new}
+        if self.answers:
+            self._keep(verdict)
+        else:
+            self.documents = []
+        if self.unseen is not None:
+            drafted = plan.length > 0
+            seconds = None if forced or (fresh and drafted) else self.engine.clock() - started
+            emitted = {document: len(tokens) for document, tokens in new.items()}
+            self.engine.policy.note(Round(drafted, proposal.steps if proposal else 0, emitted, ended, seconds))
+        return new
 
-    def _verify(self, root: Tensor, proposal: Proposal | None) -> Verdict:
+    def absorb(self, other: DecodingRun) -> None:
+        """Take over the documents of a run of the same engine and settings, both of which have made a round."""
+        self.finished |= other.finished
+        self.total = max(self.total, other.total)
+        if not other.documents:
+            return
+        self.documents += other.documents
+        self.answers |= other.answers
+        self.position += other.position
+        self.root = torch.cat([self.root, other.root])
+        self.cache = self.cache.beside(other.cache)
+        self.table = max(self.table, other.table, key=len)
+        if isinstance(self.randomness, Sequence) and isinstance(other.randomness, Sequence):
+            self.randomness = [*self.randomness, *other.randomness]
+        if self.unseen is not None and other.unseen is not None:
+            self.unseen.absorb(other.unseen, other.table)
+
+    def _plan(self) -> Plan:
+        """What the policy says, but never more than answers may still have: the target adds a token of its own."""
+        if self.unseen is None or not self.unseen.ready:
+            return PLAIN
+        left = self.settings.max_tokens - 1 - min(map(len, self.answers.values()))
+        if left < 1:
+            return PLAIN
+        plan = self.engine.policy.plan(self.answers)
+        length = min(plan.length, left, self.engine.speculation.length)
+        return Plan(min(length, self.unseen.drafter.longest or length), plan.min_confidence)
+
+    def _propose(self, plan: Plan) -> Proposal | None:
+        assert self.unseen is not None
+        tree = self.engine.speculation.tree
+        decoding, stop = self.settings, self.stop
+        settings = ProposalSettings(plan.length, plan.min_confidence, stop, decoding, self.randomness, tree)
+        return self.unseen.propose(self.table, settings)
+
+    def _verify(self, proposal: Proposal | None) -> Verdict:
         """One pass of the target over the roots (B, f) and what is proposed after them."""
-        ids, inner = root, None
+        root, ids, inner = self.root, self.root, None
         offsets = torch.arange(root.shape[1], device=root.device)
         if proposal is not None:
             ids = torch.cat([root, proposal.tokens], dim=1)
             offsets = torch.arange(ids.shape[1], device=root.device)
             if proposal.parents is not None and proposal.depth is not None:
-                inner = tree_mask(proposal.parents, self.speculation.length)
+                inner = tree_mask(proposal.parents, proposal.steps)
                 offsets = F.pad(proposal.depth, (1, 0))
         positions = torch.tensor(self.position, device=root.device)[:, None] + offsets
         mask = self.cache.place(ids.shape[1], inner=inner)
         streams = [F.embedding(ids, self.embed)]
-        x = self.target(streams[0], self.table.at(positions), mask, self.cache, record=streams)
+        x = self.engine.target(streams[0], self.table.at(positions), mask, self.cache, record=streams)
         skipped = root.shape[1] - 1
-        logits = self.logits(x[:, skipped:])
+        logits = self.engine.logits(x[:, skipped:])
         finite = finite_rows(logits)
         paths, tokens = self._judge(logits, proposal)
-        require_logits(finite, self.open, self.model)
+        require_logits(finite, dict(enumerate(self.documents)), self.total, self.engine.model)
         paths = [[*range(skipped), *(node + skipped for node in path)] for path in paths]
         return Verdict(paths, tokens, streams)
 
@@ -163,11 +192,11 @@ class DecodingRun:
         greedy = self.settings.temperature == 0
         p = None if greedy else next_token_probabilities(logits, self.settings)
         if p is not None and proposal is not None and proposal.probabilities is not None:
-            accepted, bonus = sample_chain(proposal.tokens, proposal.probabilities, p, self.generator)
+            accepted, bonus = sample_chain(proposal.tokens, proposal.probabilities, p, self.randomness)
             kept, last, proposed = accepted.tolist(), bonus.tolist(), proposal.tokens.tolist()
             paths = [list(range(count + 1)) for count in kept]
             return paths, [[*row[:count], token] for row, count, token in zip(proposed, kept, last, strict=True)]
-        chosen = (logits.argmax(-1) if p is None else draw(p, self.generator)).tolist()
+        chosen = (logits.argmax(-1) if p is None else draw(p, self.randomness)).tolist()
         if proposal is None:
             return [[0] for _ in chosen], chosen
         proposed = proposal.tokens.tolist()
@@ -177,78 +206,47 @@ class DecodingRun:
         # Every node on a path was chosen by the target, so its choices are the tokens.
         return paths, [[row[node] for node in path] for row, path in zip(chosen, paths, strict=True)]
 
-    def _emit(self, verdict: Verdict, proposal: Proposal | None, on_tokens: OnTokens | None) -> list[int]:
-        """Add new tokens to the answers up to a stop token or the limit; how many each document emitted."""
-        emitted = [0] * len(self.answers)
-        longest = 0 if proposal is None else self._longest(proposal)
-        for row in sorted(self.open):
-            for token in verdict.tokens[row]:
-                emitted[row] += 1
-                if token in self.stop:
-                    self.open.discard(row)
+    def _emit(self, verdict: Verdict, proposal: Proposal | None) -> dict[int, list[int]]:
+        """Add new tokens to the answers up to a stop token or the limit; what each document emitted, the former
+        included."""
+        emitted: dict[int, list[int]] = {}
+        longest = 0 if proposal is None else proposal.steps
+        for document, tokens in zip(self.documents, verdict.tokens, strict=True):
+            answer, new = self.answers[document], []
+            for token in tokens:
+                new.append(token)
+                if token in self.stop or len(answer) + len(new) == self.settings.max_tokens:
+                    self.finished[document] = answer
                     break
-                self.answers[row].append(token)
-                if len(self.answers[row]) == self.settings.max_tokens:
-                    self.open.discard(row)
-                    break
-            accepted = min(emitted[row], len(verdict.tokens[row]) - 1)
-            self.statistics.add(
-                emitted[row], accepted, longest if accepted == len(verdict.tokens[row]) - 1 else accepted
-            )
-        if on_tokens is not None:
-            for i in range(max(emitted)):
-                new = [tokens[i] if i < count else -1 for tokens, count in zip(verdict.tokens, emitted, strict=True)]
-                on_tokens(torch.tensor(new))
+            answer += [token for token in new if token not in self.stop]
+            if document in self.finished:
+                del self.answers[document]
+            emitted[document] = new
+            accepted = min(len(new), len(tokens) - 1)
+            self.engine.statistics.add(len(new), accepted, longest if accepted == len(tokens) - 1 else accepted)
         return emitted
 
-    def _longest(self, proposal: Proposal) -> int:
-        return proposal.tokens.shape[1] if proposal.depth is None else self.speculation.length
-
-    def _commit(self, verdict: Verdict, emitted: list[int]) -> None:
-        """Keep what was accepted; finished documents stand still, so that their caches do not fill up."""
-        counts = [len(path) if row in self.open else 0 for row, path in enumerate(verdict.paths)]
+    def _keep(self, verdict: Verdict) -> None:
+        """Keep what was accepted, of the documents that go on."""
+        counts = list(map(len, verdict.paths))
+        if self.unseen is not None:
+            following = [[*root[1:], *tokens] for root, tokens in zip(self.root.tolist(), verdict.tokens, strict=True)]
+            self.unseen.add(Written(verdict.streams, verdict.paths, following, list(self.position)))
         for row, path in enumerate(verdict.paths):
-            if counts[row]:
-                self.cache.gather(row, path)
+            self.cache.gather(row, path)
         self.cache.commit(counts)
         self.position = [position + count for position, count in zip(self.position, counts, strict=True)]
+        self.root = torch.tensor([[tokens[-1]] for tokens in verdict.tokens], device=self.root.device)
+        going = [row for row, document in enumerate(self.documents) if document in self.answers]
+        if len(going) < len(self.documents):
+            self._select(going)
 
-    def _next_rows(self, verdict: Verdict, root: Tensor, waiting: DraftState | None) -> Rows:
-        """The rows of accepted tokens, from the target's own hidden states.
-
-        waiting: of a context whose last row has not been seen by the draft yet, since the first pass was forced.
-        """
-        assert self.drafter is not None
-        counts = [len(path) for path in verdict.paths]
-        longest, device = max(counts), root.device
-        features = {entry: verdict.streams[entry] for entry in self.drafter.entries}
-        if all(path == list(range(len(path))) for path in verdict.paths):
-            features = {entry: value[:, :longest] for entry, value in features.items()}
-        else:
-            index = torch.tensor([path + [0] * (longest - len(path)) for path in verdict.paths], device=device)
-            batch = torch.arange(len(counts), device=device)[:, None]
-            features = {entry: value[batch, index] for entry, value in features.items()}
-        forced = root.shape[1] - 1
-        following = (
-            [root[row, 1:].tolist() + tokens for row, tokens in enumerate(verdict.tokens)] if forced else verdict.tokens
-        )
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in following], device=device)
-        position = torch.tensor(self.position, device=device)[:, None] + torch.arange(longest, device=device)
-        frozen = [row for row in range(len(counts)) if row not in self.open]
-        rows = Rows(features, F.embedding(ids, self.embed), position, counts, frozen)
-        return rows if waiting is None else _prepend(waiting, F.embedding(root[:, :1], self.embed), rows)
-
-
-def _waiting(state: DraftState, embedded: Tensor) -> Rows:
-    """The last row of a context, followed by a token of embedding (B, 1, D)."""
-    return Rows(state.pending, embedded, state.position, [1] * len(embedded))
-
-
-def _prepend(state: DraftState, embedded: Tensor, rows: Rows) -> Rows:
-    return Rows(
-        {entry: torch.cat([state.pending[entry], value], 1) for entry, value in rows.features.items()},
-        torch.cat([embedded, rows.embedded], 1),
-        torch.cat([state.position, rows.position], 1),
-        [count + 1 for count in rows.counts],
-        rows.frozen,
-    )
+    def _select(self, rows: list[int]) -> None:
+        self.documents = [self.documents[row] for row in rows]
+        self.position = [self.position[row] for row in rows]
+        self.root = self.root[rows]
+        self.cache = self.cache.select(rows)
+        if isinstance(self.randomness, Sequence):
+            self.randomness = [self.randomness[row] for row in rows]
+        if self.unseen is not None:
+            self.unseen.select(rows)

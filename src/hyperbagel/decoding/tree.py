@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbagel.decoding.drafter import Drafter, DraftState, Proposal
-from hyperbagel.decoding.fused import RopeTable
+from hyperbagel.decoding.proposal import Proposal, ProposalSettings, TreeSettings
+from hyperbagel.draft.head import DraftHead
+
+__all__ = ["Levels", "TreeSettings", "grow_tree", "tree_mask"]
+
+_ENDED = -100.0
+"""Added to the log-probability of a token that ends the answer: the target says it unasked, and nothing follows."""
 
 
-@dataclass(frozen=True)
-class TreeSettings:
-    """The tree of proposed tokens."""
+class Levels(Protocol):
+    """Logits of a tree's levels."""
 
-    width: int = 4
-    """Nodes expanded per level, and children of each."""
-    nodes: int = 16
-    """Tokens that are verified in the end."""
+    def expand(self, token: Tensor, parent: Tensor) -> Tensor:
+        """What follows on the nodes chosen for a level: (B, width, V').
 
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.nodes < 1:
-            raise ValueError(f"a draft tree needs width >= 1 and nodes >= 1, got {self}")
+        token: (B, width) their ids of the target; parent: (B, width) places of their parents among the `width` nodes of
+        the level before (0 on the first one).
+        """
+        ...
 
 
 class _Pool:
@@ -40,7 +43,7 @@ class _Pool:
         self.size += token.shape[1]
         return torch.arange(first, self.size + 1, device=token.device)
 
-    def best(self, count: int) -> Proposal:
+    def best(self, count: int, levels: int) -> Proposal:
         """The `count` most probable nodes. A node is less probable than its parent, so these form a tree."""
         token, score, parent, depth = (torch.cat(column, 1) for column in zip(*self.columns, strict=True))
         count = min(count, self.size)
@@ -53,46 +56,32 @@ class _Pool:
             tokens=token.gather(1, kept),
             parents=number.gather(1, parent.gather(1, kept)),
             depth=depth.gather(1, kept),
+            steps=levels,
         )
 
 
-def grow_tree(
-    drafter: Drafter,
-    state: DraftState,
-    start: tuple[Tensor, Tensor],
-    table: RopeTable,
-    settings: TreeSettings,
-    depth: int,
-) -> Proposal:
-    """Draft a tree of at most `depth` levels. start: feature (B, 1, D) and rope position (B, 1) of the last true row.
+def grow_tree(levels: Levels, first: Tensor, head: DraftHead, settings: ProposalSettings) -> Proposal:
+    """Draft a tree of at most `length` levels, each of which expands its `width` most probable nodes.
 
-    Each level expands its `width` most probable nodes; each expanded node sees the true rows, its ancestors and itself.
+    first: (B, V') logits of the first level; levels: gives those of all others. Raises ValueError without a tree.
     """
-    hidden, position = start
-    head, pool = drafter.head, _Pool()
-    width = min(settings.width, head.lm_head.out_features)
-    score, token = drafter.logits(hidden)[:, 0].float().log_softmax(-1).topk(width)
+    if settings.tree is None:
+        raise ValueError("no tree was asked for")
+    pool, stop = _Pool(), torch.tensor(sorted(settings.stop), device=first.device, dtype=torch.long)
+    width = min(settings.tree.width, head.lm_head.out_features)
+    score, token = first.float().log_softmax(-1).topk(width)
     token = head.target_ids(token)
+    score = score + _ENDED * torch.isin(token, stop)
     number = pool.add(token, score, torch.zeros_like(token), 1).expand_as(token)
-    hidden = hidden.expand(-1, width, -1)
-    ancestors = torch.zeros(len(token), width, 0, dtype=torch.bool, device=token.device)
-    own = torch.eye(width, dtype=torch.bool, device=token.device).expand(len(token), -1, -1)
-    for level in range(1, depth):
-        ahead = ancestors.shape[-1]
-        ancestors = torch.cat([ancestors, own], dim=-1)
-        mask = state.layers.place(width, ahead, ancestors)
-        rope = table.at((position + level).expand(-1, width))
-        hidden = drafter.step(F.embedding(token, drafter.embed), hidden, rope, mask, state.layers)
-        step, ids = drafter.logits(hidden).float().log_softmax(-1).topk(width)
-        scores = (score[..., None] + step).flatten(1)
+    parent = torch.zeros_like(token)
+    for level in range(1, settings.length):
+        step, ids = levels.expand(token, parent).float().log_softmax(-1).topk(width)
         ids = head.target_ids(ids).flatten(1)
+        scores = (score[..., None] + step).flatten(1) + _ENDED * torch.isin(ids, stop)
         numbers = pool.add(ids, scores, number.repeat_interleave(width, 1), level + 1)
         score, chosen = scores.topk(width)
-        token, number = ids.gather(1, chosen), numbers[chosen]
-        parent = (chosen // width)[..., None]
-        hidden = hidden.gather(1, parent.expand(-1, -1, hidden.shape[-1]))
-        ancestors = ancestors.gather(1, parent.expand(-1, -1, ancestors.shape[-1]))
-    return pool.best(settings.nodes)
+        token, number, parent = ids.gather(1, chosen), numbers[chosen], chosen // width
+    return pool.best(settings.tree.nodes, settings.length)
 
 
 def tree_mask(parents: Tensor, depth: int) -> Tensor:

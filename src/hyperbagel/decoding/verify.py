@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Randomness: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+"""Where draws come from: a generator for all documents, or one for each; None is PyTorch's own."""
 
 
 def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -> list[int]:
@@ -27,9 +31,7 @@ def walk(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -
     return path
 
 
-def sample_chain(
-    tokens: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def sample_chain(tokens: Tensor, q: Tensor, p: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor]:
     """Speculative sampling (arXiv 2211.17192): number of accepted tokens (B,) and the token after them (B,).
 
     tokens: (B, K) drawn from the draft's distributions q (B, K, V); p: (B, K + 1, V) the target's. Token i is accepted
@@ -43,8 +45,7 @@ def sample_chain(
         (tensor([1]), tensor([2]))
     """
     drawn = tokens[..., None]
-    threshold = torch.rand(tokens.shape, generator=generator, device=generator.device if generator else p.device)
-    kept = threshold.to(p.device) * q.gather(-1, drawn)[..., 0] < p[:, :-1].gather(-1, drawn)[..., 0]
+    kept = _uniform(tokens, generator) * q.gather(-1, drawn)[..., 0] < p[:, :-1].gather(-1, drawn)[..., 0]
     accepted = kept.long().cumprod(-1).sum(-1)
     rows = torch.arange(len(p), device=p.device)
     there = p[rows, accepted]
@@ -55,9 +56,20 @@ def sample_chain(
     return accepted, draw(rest, generator)
 
 
-def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def _uniform(like: Tensor, generator: Randomness) -> Tensor:
+    """Numbers in [0, 1) in the shape and on the device of `like` (B, ...)."""
+    if isinstance(generator, Sequence):
+        return torch.stack([_uniform(row, own) for row, own in zip(like, generator, strict=True)])
+    return torch.rand(like.shape, generator=generator, device=generator.device if generator else like.device).to(
+        like.device
+    )
+
+
+def draw(weights: Tensor, generator: Randomness = None) -> Tensor:
     """Tokens (...) drawn in proportion to weights (..., V)."""
-    flat = weights.flatten(0, -2)
+    if isinstance(generator, Sequence):
+        return torch.stack([draw(row, own) for row, own in zip(weights, generator, strict=True)])
+    flat = weights.reshape(-1, weights.shape[-1])
     where = generator.device if generator is not None else flat.device
     drawn = torch.multinomial(flat.to(where), 1, generator=generator)[:, 0].to(flat.device)
     return drawn.view(weights.shape[:-1])

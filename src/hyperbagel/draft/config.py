@@ -1,4 +1,4 @@
-"""Settings of a draft head: the Hyper-Bagel head with each of its parts switchable, or plain EAGLE-3."""
+"""Settings of a draft head: the Hyper-Bagel head with each of its parts switchable, a parallel one, or EAGLE-3."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class DraftConfig:
         (False, True)
     """
 
-    kind: Literal["hyper", "eagle3"] = "hyper"
+    kind: Literal["hyper", "parallel", "eagle3"] = "hyper"
     """"hyper" fuses token embedding and feature by a linear layer before layers of the target's own architecture;
+    "parallel" is the same, but proposes all tokens in one pass, from learned embeddings of the places ahead;
     "eagle3" lets the first layer's attention read both (and has neither meta queries nor `Dec`)."""
     layers: int = 2
     """N decoder layers run at every draft step (EAGLE-3 has one)."""
@@ -35,10 +36,12 @@ class DraftConfig:
     """Width of `Dec`'s MLP, default the target's."""
     levels: tuple[int, ...] | None = None
     """Which residual streams the skips carry, default EAGLE-3's (see `feature_levels`)."""
+    ahead: int = 16
+    """Tokens that a parallel head proposes at most; the others have no such limit."""
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.queries < 1:
-            raise ValueError(f"a draft head needs layers >= 1 and queries >= 1, got {self}")
+        if min(self.layers, self.queries, self.ahead) < 1:
+            raise ValueError(f"a draft head needs layers >= 1, queries >= 1 and ahead >= 1, got {self}")
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))  # JSON and YAML give lists
             if len(self.levels) != self.queries:
@@ -47,12 +50,12 @@ class DraftConfig:
     @property
     def attends(self) -> bool:
         """Whether there is cross-attention over the target's layers."""
-        return self.kind == "hyper" and self.meta_queries
+        return self.kind != "eagle3" and self.meta_queries
 
     @property
     def decodes(self) -> bool:
         """Whether there is a `Dec` layer."""
-        return self.kind == "hyper" and self.decoder
+        return self.kind != "eagle3" and self.decoder
 
     def level_entries(self, llm: LLMConfig) -> tuple[int, ...]:
         """The residual streams of the skips, as entries of `MoTOutput.layers`. Raises ValueError for one beyond

@@ -42,9 +42,12 @@ def export_eagle3(head: DraftHead, model: Bagel, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into a folder (see the module's text for their content).
 
     Raises ValueError for an EAGLE-3 head of several layers, of which the further ones are of the target's kind, or of
-    other features than three levels: the engines do not load them. Warns of levels that they do not capture.
+    other features than three levels, and for a parallel head: the engines do not load them. Warns of levels that they
+    do not capture.
     """
     config = head.config
+    if config.kind == "parallel":
+        raise ValueError("serving engines know no parallel heads of this kind: export one of kind hyper or eagle3")
     if config.kind == "eagle3" and (config.layers != 1 or config.queries != 3):
         raise ValueError(
             f"serving engines load EAGLE-3 heads of 1 layer over 3 levels, not of {config.layers} over {config.queries}"

@@ -73,6 +73,9 @@ class DraftHead(nn.Module):
     the target's, frozen, and not part of the head. Only understanding tokens have rows: clean latents reach the draft
     through the hidden states of the tokens after them.
 
+    A parallel head predicts token t + 2 + i from the same pair of feature and embedding, and the i-th embedding of the
+    places ahead; these places see the rows up to t and those before them.
+
     vocabulary: ids of the target that the draft can propose; default all.
 
     Examples:
@@ -94,12 +97,15 @@ class DraftHead(nn.Module):
         self.features = IntermediateLayer(config, llm)
         self.fusion: Fusion | None = None
         layers: list[nn.Module] = []
-        if config.kind == "hyper":
-            self.fusion = Fusion(llm, config.zero_init)
-        else:
+        if config.kind == "eagle3":
             layers.append(PairLayer(llm))
+        else:
+            self.fusion = Fusion(llm, config.zero_init)
         layers += [ExpertLayer(llm) for _ in range(config.layers - len(layers))]
         self.layers = nn.ModuleList(layers)
+        self.ahead_embedding: nn.Parameter | None = None
+        if config.kind == "parallel":
+            self.ahead_embedding = nn.Parameter(0.02 * torch.randn(config.ahead - 1, llm.hidden_size))
         self.norm = nn.RMSNorm(llm.hidden_size, llm.rms_norm_eps)
         self.lm_head = nn.Linear(llm.hidden_size, len(vocabulary or range(llm.vocab_size)), bias=False)
         self.vocabulary: Tensor | None
@@ -146,6 +152,17 @@ class DraftHead(nn.Module):
         if self.fusion is None:
             return feature, torch.cat([embedded, feature], dim=-1)
         x = self.fusion(embedded, feature)
+        return x, x
+
+    def later(self, number: int, fused: Tensor, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As `fuse`, of draft step `number` (from 1 on).
+
+        fused: what entered the first layer at step 0, which a parallel head goes on from; embedded, hidden: of the
+        token before and the features of the last step, which the others do. All (B, N, D).
+        """
+        if self.ahead_embedding is None:
+            return self.fuse(embedded, hidden)
+        x = fused + self.ahead_embedding[number - 1]
         return x, x
 
     def forward(

@@ -84,7 +84,7 @@ class IntermediateLayer(nn.Module):
             )
             self.decoder = ExpertLayer(self.decoder_config)
         self.fc1 = nn.Linear(queries * width, width, bias=False)
-        if config.kind == "hyper" and config.zero_init:
+        if config.kind != "eagle3" and config.zero_init:
             self._start_at_zero()
 
     def _start_at_zero(self) -> None:

@@ -1,4 +1,7 @@
-"""Training-time test (EAGLE-3): the draft is unrolled on its own features, as it will be when it decodes."""
+"""Training-time test (EAGLE-3): the draft is unrolled as it will be when it decodes, on its own features.
+
+The places ahead of a parallel head are steps too: they differ in what enters the first layer alone.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,7 @@ def unroll(head: DraftHead, batch: FeatureBatch, steps: int) -> Iterator[Unrolle
     first = _FirstStep()
     following = torch.roll(batch.embedded, -1, dims=1)  # the last row has no successor, and never counts
     hidden = head(following, feature, rope, causal[None, None], first)[samples, index]
+    start = hidden if head.ahead_embedding is None else head.fuse(following, feature)[0][samples, index]
     number = (rows.flatten().cumsum(0) - 1).view_as(rows)
     seen = causal[index][:, None]  # (B, 1, M, N)
     own: list[list[tuple[Tensor, Tensor]]] = [[] for _ in head.layers]
@@ -75,7 +79,8 @@ def unroll(head: DraftHead, batch: FeatureBatch, steps: int) -> Iterator[Unrolle
         if i:
             ahead = (index + 1 + i).clamp(max=length - 1)
             rope = head.rope(batch.position[samples, index] + i)
-            hidden = _later_step(head, (batch.embedded[samples, ahead], hidden), rope, first.pairs, own, seen)
+            inputs = head.later(i, start, batch.embedded[samples, ahead], hidden)
+            hidden = _later_step(head, inputs, rope, first.pairs, own, seen)
         counting = counts[i][samples, index] & rows
         if not bool(counting.any()):
             return
@@ -97,8 +102,8 @@ def _later_step(
     own: list[list[tuple[Tensor, Tensor]]],
     seen: Tensor,
 ) -> Tensor:
-    """One step for packed rows; appends its keys and values to `own`."""
-    x, read = head.fuse(*inputs)
+    """One step for packed rows; appends its keys and values to `own`. inputs: as `head.later` gives them."""
+    x, read = inputs
     for i, layer in enumerate(head.decoder_layers):
         q, k, v = layer.input(read if i == 0 else x, rope)
         own[i].append((k, v))

@@ -36,7 +36,7 @@ class DraftHeadMethod:
     vocabulary: str | None = None
     """JSON file of the token ids that the draft may propose (see `draft.vocabulary`); None: all."""
     steps: int = 7
-    """Draft steps that are unrolled."""
+    """Draft steps that are unrolled; of a parallel head, all that it has."""
     decay: float = 0.8
     """Factor per draft step: step i weighs decay^i."""
     logits: int = 2**25
@@ -102,6 +102,8 @@ class DraftTraining(Stage):
             self.draft = DraftHead.from_target(method.draft, self.model, ids, settings.seed)
         else:
             self.draft = load_draft(init_from, self.model).train()
+        config = self.draft.config
+        self.steps = config.ahead if config.kind == "parallel" else method.steps
         self.add_network("student", student.of_whole_weights(self.draft), paths=["draft"])
         for term in [KLDivergence(), TargetCrossEntropy()] if losses is None else losses:
             self.add_loss(term)
@@ -115,7 +117,7 @@ class DraftTraining(Stage):
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """Of a question on a picture; all unrolled steps keep their graphs."""
-        return {"activations": cost.question(self.draft.config.layers * self.method.steps + 1)}
+        return {"activations": cost.question(self.draft.config.layers * self.steps + 1)}
 
     def add_loss(self, term: DraftLoss) -> None:  # type: ignore[override]
         """Add a loss term, before the optimizer is built. Raises ValueError for a taken name, and for other
@@ -145,7 +147,7 @@ class DraftTraining(Stage):
         sums = []
         features = self.features(batch)
         choices = self._choices(features)
-        for step in unroll(self.draft, features, self.method.steps):
+        for step in unroll(self.draft, features, self.steps):
             if alive is None:
                 alive = torch.ones(len(step.row), dtype=torch.bool, device=step.row.device)
             terms, rows, hits = self._compare(step, choices[step.place])
@@ -210,7 +212,7 @@ class DraftTraining(Stage):
 
         What is logged depends on these alone: ranks that log different metrics would wait for each other for ever.
         """
-        totals = torch.zeros(3, self.method.steps, device=self.device)
+        totals = torch.zeros(3, self.steps, device=self.device)
         for i, step in enumerate(sums):
             totals[:, i] = torch.stack([step.rows, step.reached, step.accepted])
         if self.trainer.world_size > 1:

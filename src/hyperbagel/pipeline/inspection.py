@@ -128,8 +128,9 @@ def _provenance(info: BranchInfo) -> Facts:
 def _draft(file: Path, model: Path | None) -> Facts:
     settings, tensors = read_settings(file), dict(named_tensors([file]))
     config = settings["config"]
+    ahead = f", {config['ahead']} tokens in a pass" if config["kind"] == "parallel" else ""
     facts = {
-        "what": f"draft head of kind {config['kind']}, {config['layers']} layers, {config['queries']} features",
+        "what": f"draft head of kind {config['kind']}, {config['layers']} layers, {config['queries']} features{ahead}",
         "weights": _counted(tensors),
         "made over": ", ".join(filter(None, [settings.get("model"), f"understanding {settings['base']}"])),
     }
