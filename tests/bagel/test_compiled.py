@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ import torch._dynamo
 from torch import Tensor
 
 from hyperbagel.bagel import mot
+from hyperbagel.bagel.segments import TextSegment
+from tests.nano import nano_bagel
 
 
 def test_more_kinds_of_passes_are_compiled_than_pytorch_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +28,32 @@ def test_more_kinds_of_passes_are_compiled_than_pytorch_does_by_itself(monkeypat
         for dimensions in range(12):
             x = torch.ones((2,) * dimensions)
             assert torch.equal(forward(x), 2 * x)
+
+
+@torch.no_grad()
+def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And compute the same. PyTorch's tracing is real here, the compiler is not."""
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(mot, "compiled_layer_forward", cache(mot.compiled_layer_forward.__wrapped__))
+    plain, compiled = nano_bagel(), nano_bagel()
+    compiled.compiled = "fixed"
+    generator = torch.Generator().manual_seed(0)
+    counts = []
+    for side, words in ((32, 3), (32, 4), (32, 9), (64, 5), (64, 7)):
+        ids = torch.randint(10, 500, (words,), generator=generator)
+        contexts = [model.prefill([[TextSegment(ids)]]) for model in (plain, compiled)]
+        grid = plain.latent_grid([(side, side)])
+        x_t = torch.randn(1, grid.position_ids.shape[1], plain.config.latent_token_dim, generator=generator)
+        t = torch.full((1,), 0.5)
+        expected, got = (
+            model.velocity(x_t, t, context, grid) for model, context in zip((plain, compiled), contexts, strict=True)
+        )
+        assert torch.equal(expected, got)
+        counts.append(len(graphs))
+    assert counts == [1, 1, 1, 2, 2]

@@ -155,3 +155,23 @@ def test_variants_that_were_not_prefilled_are_named(model: Bagel) -> None:
         GuidedPass.of(model.prefill_guided([[]], text=False), grid, GENERATION)
     with pytest.raises(ValueError, match="image guidance needs a context prefilled with image=True"):
         GuidedPass.of(model.prefill_guided([[]]), grid, EDITING)
+
+
+@torch.no_grad()
+def test_variants_of_large_pictures_run_one_after_another_without_masks(model: Bagel, monkeypatch) -> None:
+    """Where nothing but the lengths of contexts differs, which are then not padded to the longest."""
+    make = Maker()
+    documents = [[make.latent(2, 2), make.vit(8, 8), make.text(3)]] * 2
+    grid = model.latent_grid([(2 * STRIDE, 2 * STRIDE)] * 2)
+    x_t, t = make.noise(2, 4, CONFIG.latent_token_dim), torch.tensor([0.3, 0.8])
+    contexts = model.prefill_guided(documents, image=True)
+    batched = GuidedPass.of(contexts, grid, EDITING)
+    monkeypatch.setattr("hyperbagel.flow.guidance.APART", 4)
+    apart = GuidedPass.of(contexts, grid, EDITING)
+    assert (len(batched.contexts), len(apart.contexts)) == (1, 3) and batched.variants == apart.variants == 3
+    assert batched.contexts[0].valid is not None and all(context.valid is None for context in apart.contexts)
+    velocities = [guided.velocity(model, x_t, t, EDITING) for guided in (batched, apart)]
+    torch.testing.assert_close(*velocities, atol=1e-5, rtol=1e-5)
+    padded = model.prefill_guided(mixed_documents(), image=True)
+    sizes = model.latent_grid([(height * STRIDE, width * STRIDE) for height, width in MIXED_SIZES])
+    assert len(GuidedPass.of(padded, sizes, EDITING).contexts) == 1  # has to be masked anyway

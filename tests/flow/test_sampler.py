@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.model import Bagel
@@ -114,3 +115,33 @@ def test_gradients_flow_through_a_sampling(model: Bagel) -> None:
     sample = Sampler(2, 3.0).sample(model, contexts, model.latent_grid([(8, 8)]), MAKE.noise(1, 1, 16), student)
     sample.latents.square().sum().backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+class Looks(TorchDispatchMode):
+    """Counts what makes a process wait for an accelerator: values that it looks at, and values that it brings there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = self.brought = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += func is torch.ops.aten._local_scalar_dense.default
+        self.brought += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("guidance", [None, PAPER_EDITING])
+@torch.no_grad()
+def test_no_step_waits_for_the_device(model: Bagel, guidance: Guidance | None) -> None:
+    contexts, grid = model.prefill_guided([EDIT], image=True), model.latent_grid([(8, 8)])
+    noise = MAKE.noise(1, 1, 16)
+    with Looks() as looks:
+        Sampler(8, 3.0, guidance).sample(model, contexts, grid, noise)
+    assert (looks.seen, looks.brought) == (1, 0)  # at the end, whether all latents are numbers
+
+
+@torch.no_grad()
+def test_contexts_that_no_step_uses_are_not_made(model: Bagel) -> None:
+    assert Sampler(2, 3.0, Guidance(1.0)).read(model, [EDIT]).no_text is None
+    text_alone = Sampler(2, 3.0, Guidance(4.0, 1.0)).read(model, [EDIT])
+    assert text_alone.no_text is not None and text_alone.no_image is None

@@ -87,6 +87,15 @@ class Context:
         past = Past(self.past.keys[..., :used, :], self.past.values[..., :used, :])
         return replace(self, past=past, valid=None if bool(valid.all()) else valid)
 
+    def dense(self) -> Context:
+        """Drop all entries that no document may see, wherever they are."""
+        if self.valid is None:
+            return self
+        kept = self.valid.any(0).nonzero()[:, 0]
+        valid = self.valid[:, kept]
+        past = Past(self.past.keys[..., kept, :], self.past.values[..., kept, :])
+        return replace(self, past=past, valid=None if bool(valid.all()) else valid)
+
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """One context over all documents of all contexts, padded to the longest."""

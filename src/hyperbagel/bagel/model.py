@@ -21,7 +21,7 @@ from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.layout_builder import build_layout
-from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Streams, TrainingOutput, mot_forward
+from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Shapes, Streams, TrainingOutput, mot_forward
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, holds_image
 from hyperbagel.bagel.understanding import UnderstandingStack
 from hyperbagel.bagel.vision import unpatchify
@@ -50,7 +50,7 @@ class Bagel(nn.Module):
             Absent("autoencoder", "") if "autoencoder" in without else Autoencoder(config.autoencoder)  # type: ignore[assignment]
         )
         self.checkpointing = False
-        self.compiled = False
+        self.compiled: Shapes | None = None
         self.source: str | None = None
         self.merged: BranchInfo | None = None
 
@@ -214,8 +214,9 @@ class Bagel(nn.Module):
         record_layers: bool = False,
     ) -> MoTOutput:
         """The layers behind `velocity`; streams: start and end of image (B, 2, D), latents (B, n, D)."""
-        und, tokens = self.understanding, self.config.tokens
-        markers = und.embed_tokens(torch.tensor([tokens.start_of_image, tokens.end_of_image], device=x_t.device))
+        embeddings, tokens = self.understanding.embed_tokens.weight, self.config.tokens
+        # Rows by number: ids that are brought to a device would wait for what it has to do before.
+        markers = torch.stack([embeddings[tokens.start_of_image], embeddings[tokens.end_of_image]])
         gen = branch.embed(x_t, t[:, None], grid.position_ids, conditions)
         streams = Streams(markers.expand(len(x_t), -1, -1), gen)
         return mot_forward(
@@ -294,7 +295,7 @@ class Bagel(nn.Module):
             past.past if past is not None and past.length else None,
             record_layers=record_layers,
             checkpointing=self.checkpointing,
-            compiled=self.compiled,
+            compiled="any" if self.compiled == "any" else None,  # documents are of all lengths
         )
 
     def _experts(self, branch: GenerationBranch | None) -> list[tuple[ExpertLayer, ExpertLayer | None]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import Rotation
+
+Shapes = Literal["any", "fixed"]
+"""What layers are compiled for: batches and pictures of any size at once, for training; or each size by itself, with
+contexts of any length, which is faster and pays where many pictures of one size are drawn."""
 
 
 class AttentionInput(nn.Module):
@@ -176,23 +180,38 @@ def layer_forward(
     attended = attend(q, keys, values, mask)
     und, gen = streams
     if split:
-        und = experts[0].output(und, attended[:, :split])
+        und = experts[0].output(und, _rows(attended[:, :split]))
     if gen.shape[1] and experts[1] is not None:
-        gen = experts[1].output(gen, attended[:, split:])
+        gen = experts[1].output(gen, _rows(attended[:, split:]))
     return Streams(und, gen), k, v
 
 
+def _rows(x: Tensor) -> Tensor:
+    """A stream's part (B, N, D) of all tokens, on a GPU as a tensor of its own: of slices of several documents a linear
+    layer makes one small product each."""
+    return x if x.is_cpu else x.contiguous()
+
+
 @cache
-def compiled_layer_forward() -> Callable[..., Any]:
-    """`layer_forward` by torch.compile, made when first asked for; one for all sizes of batches and contexts."""
+def compiled_layer_forward(shapes: Shapes = "any") -> Callable[..., Any]:
+    """`layer_forward` by torch.compile, made when first asked for."""
     import torch._dynamo  # slow to import
 
     # Kinds of passes are few, but more than the usual limit: with or without gradients, a context, a mask. The limit is
     # raised for the process: only the newest releases of PyTorch take one with each function.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 32)
-    compiled: Callable[..., Any] = torch.compile(layer_forward, dynamic=True)
+    compiled: Callable[..., Any] = torch.compile(layer_forward, dynamic=shapes == "any")
     return compiled
+
+
+def _of_any_length(past: PastLayer, mask: Tensor | None) -> None:
+    """Let a layer that is compiled for fixed shapes take contexts of all lengths."""
+    import torch._dynamo
+
+    for value, dimension in ((past.keys, 2), (past.values, 2), (mask, 3)):
+        if value is not None:
+            torch._dynamo.maybe_mark_dynamic(value, dimension)
 
 
 def mot_forward(
@@ -204,7 +223,7 @@ def mot_forward(
     *,
     record_layers: bool = False,
     checkpointing: bool = False,
-    compiled: bool = False,
+    compiled: Shapes | None = None,
 ) -> MoTOutput:
     """All layers. rope: of all new tokens, understanding tokens first; mask: (B, 1, Nu + Ng, T + Nu + Ng) or None.
 
@@ -215,9 +234,11 @@ def mot_forward(
     stored = past is not None and not isinstance(past, Past)
     pasts: Sequence[KeyValues | None] = past.per_layer() if isinstance(past, Past) else [past] * len(experts)
     training = torch.is_grad_enabled()
-    forward = compiled_layer_forward() if compiled and not stored else layer_forward
+    forward = layer_forward if compiled is None or stored else compiled_layer_forward(compiled)
     keys, values, layers = [], [], [streams]
     for i, (pair, own) in enumerate(zip(experts, pasts, strict=True)):
+        if compiled == "fixed" and isinstance(own, PastLayer):
+            _of_any_length(own, mask)
         if checkpointing and training:
             streams, k, v = checkpoint(forward, pair, streams, ropes, mask, i, own, use_reentrant=False)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -75,16 +75,17 @@ class Sampler:
         guided = (branch or model.generation).guided
         # A CFG-distilled branch makes one pass per step, without guidance variants.
         guidance = None if guided else self.guidance
-        images = torch.tensor([holds_image(document) for document in documents], device=model.device)
+        held = [holds_image(document) for document in documents]
         conditions: Conditions | None = None
-        reader = branch if self.context == "student" and bool(images.any()) else None
+        reader = branch if self.context == "student" and any(held) else None
         if reader is not None:
-            scales = _scales(self.guidance, images.float()) if guided else {}
-            conditions = conditions_of(reader, scales, torch.zeros_like(images, dtype=torch.float32))
+            images = torch.tensor(held, dtype=torch.float32, device=model.device)
+            scales = _scales(self.guidance, images) if guided else {}
+            conditions = conditions_of(reader, scales, torch.zeros_like(images))
         return model.prefill_guided(
             documents,
-            text=guidance is not None,
-            image=guidance is not None and guidance.uses_image and bool(images.any()),
+            text=guidance is not None and guidance.text_scale > 1,
+            image=guidance is not None and guidance.uses_image and any(held),
             branch=reader,
             conditions=conditions,
         )
@@ -104,8 +105,10 @@ class Sampler:
         (done, steps). The state stays in float32. Raises ValueError for impossible settings, NotFiniteError for latents
         that are no numbers.
         """
+        times = timesteps(self.steps, self.shift)
         velocity = _Evaluated(self, model, contexts, grid, branch or model.generation)
-        states = trajectory(velocity, noise, timesteps(self.steps, self.shift).to(noise.device), progress)
+        velocity.times = iter(times.tolist())
+        states = trajectory(velocity, noise, times.to(noise.device), progress)
         self._check(states, grid, model, branch)
         return Sample(states[-1], velocity.nfe, states)
 
@@ -122,7 +125,12 @@ class Sampler:
 
 
 class _Evaluated:
-    """The velocity of a branch under a sampler's guidance, which counts its evaluations."""
+    """The velocity of a branch under a sampler's guidance, which counts its evaluations.
+
+    times: those that it will be asked for, in order, as numbers: to look at one on the device would wait for it.
+    """
+
+    times: Iterator[float]
 
     def __init__(
         self, sampler: Sampler, model: Bagel, contexts: GuidedContext, grid: LatentGrid, branch: GenerationBranch
@@ -134,7 +142,8 @@ class _Evaluated:
         self.nfe = 0
 
     def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-        if self.guided is not None and self.guidance is not None and self.guidance.active(float(t[0])):
+        time = next(self.times)
+        if self.guided is not None and self.guidance is not None and self.guidance.active(time):
             self.nfe += self.guided.variants
             return self.guided.velocity(self.model, x_t, t, self.guidance, branch=self.branch)
         self.nfe += 1

@@ -56,7 +56,7 @@ class Compute:
     def load(self, folder: str) -> Bagel:
         """The model of a checkpoint folder, set up like this."""
         model = Bagel.from_pretrained(folder, getattr(torch, self.dtype))
-        model.compiled, model.checkpointing = self.compile, self.checkpointing
+        model.compiled, model.checkpointing = "any" if self.compile else None, self.checkpointing
         return model.train()
 
 
