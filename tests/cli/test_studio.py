@@ -20,7 +20,7 @@ from hyperbagel.cli.page_examples import PROMPTS, edits, questions
 from hyperbagel.cli.studio import Reply, Studio, read_picture
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION
 from hyperbagel.flow.sampler import Sampler
-from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.device import Device, Runtime
 from hyperbagel.pipeline.loading import load_model
 from hyperbagel.pipeline.painter import Painter
 from hyperbagel.pipeline.results import Picture, Piece
@@ -84,7 +84,7 @@ def test_pictures_are_those_of_a_painter_with_the_networks_steps(studio: Studio,
 
 
 def test_everything_works_in_bfloat16(studio_folder: Path, picture: Path) -> None:
-    studio = load_studio(App(model=str(studio_folder), steps=2, device=Device(dtype="bfloat16")))
+    studio = load_studio(App(model=str(studio_folder), steps=2, device=Runtime(dtype="bfloat16")))
     source = read_picture(picture)
     assert studio.plain.model.dtype == torch.bfloat16
     assert all(drawn.image.size == (64, 64) for _, drawn in studio.generate("a red circle", NETWORKS))

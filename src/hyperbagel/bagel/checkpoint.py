@@ -25,6 +25,7 @@ from hyperbagel.bagel.config import BagelConfig, LLMConfig, SpecialTokens, ViTCo
 from hyperbagel.bagel.fingerprint import digest
 from hyperbagel.bagel.finite import NotFiniteError
 from hyperbagel.bagel.images import ImageTransform
+from hyperbagel.bagel.quantized import is_plain
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.stored import (
     AUTOENCODER,
@@ -90,7 +91,11 @@ def not_finite(what: str, model: Bagel, branch: GenerationBranch | None = None) 
     """
     for place, prefix, part in (("branch", "generation", branch), ("model", "", model)):
         weights = () if part is None else part.named_parameters(prefix)
-        if bad := [name for name, value in weights if not value.is_meta and not bool(value.isfinite().all())]:
+        if bad := [
+            name
+            for name, value in weights
+            if not value.is_meta and is_plain(value) and not bool(value.isfinite().all())
+        ]:
             first = bad[0] if bad[0].startswith("autoencoder.") else official_key(bad[0])
             return NotFiniteError(
                 f"{what} are not finite (NaN or infinite), and so are weights of the {place}: {first}"

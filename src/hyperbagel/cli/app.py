@@ -39,7 +39,8 @@ def load_studio(options: App) -> Studio:
     check_files(draft=draft)
     for nfe, file in branches.items():
         require_nfe(file, nfe)
-    return Studio(*load_model(options.model, options.device), branches, draft, options.steps)
+    studio = Studio(*load_model(options.model, options.device), branches, draft, options.steps)
+    return studio.settle(options.device)
 
 
 def _file(given: str | None, usual: Path) -> Path | None:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_type_hints
@@ -113,6 +114,30 @@ def with_list(command: Command, arguments: Sequence[str]) -> list[str]:
     return [*words[:alone], json.dumps(words[alone:], ensure_ascii=False), *others]
 
 
+def with_short_names(command: Command, arguments: Sequence[str]) -> list[str]:
+    """Options that are true or false may stand without a value, and the settings of a command's `device` without its
+    name: `--quick` is `--quick=true`, and `--dtype bfloat16` is `--device.dtype bfloat16`."""
+    try:
+        hints = get_type_hints(command)
+    except NameError:  # types that are imported for type checkers alone
+        return list(arguments)
+    short = {name: name for name in hints if name not in ("device", "return")}
+    if is_dataclass(device := hints.get("device")):
+        inner = get_type_hints(device)
+        short = {name: f"device.{name}" for name in inner if name != "device"} | short
+        hints = inner | hints
+    result = list(arguments)
+    for i, argument in enumerate(result):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in short:
+            continue
+        following = result[i + 1].lower() if i + 1 < len(result) else ""
+        if hints[name] is bool and not equals and following not in ("true", "false", "yes", "no"):
+            equals, value = "=", "true"
+        result[i] = f"--{short[name]}{equals}{value}"
+    return result
+
+
 def with_short_device(arguments: Sequence[str]) -> list[str]:
     """`--device cuda` as `--device.device cuda`; configurations (`--device '{dtype: ...}'`, files) stay."""
     result = list(arguments)
@@ -130,7 +155,7 @@ def _call(command: Command, name: str, arguments: Sequence[str]) -> Any:
     if list(inspect.signature(command).parameters) == ["arguments"]:
         return command(arguments)
     options = options_of(command)
-    words = with_list(options, with_short_device(with_underscores(arguments)))
+    words = with_list(options, with_short_device(with_short_names(options, with_underscores(arguments))))
     parsed = auto_cli(options, args=words, parser_class=_named(name), as_positional=True)
     return parsed if options is command else command(parsed)
 

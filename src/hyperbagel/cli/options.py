@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.device import Device, Runtime
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Generate:
     height: int | None = None
     batch_size: int = 16
     out: Path = Path("out.png")
-    device: Device = field(default_factory=Device)
+    device: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Edit:
     seed: int = 0
     think: bool = False
     out: Path = Path("out.png")
-    device: Device = field(default_factory=Device)
+    device: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Chat:
     top_p: float = 1.0
     seed: int = 0
     think: bool = False
-    device: Device = field(default_factory=Device)
+    device: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,34 @@ class App:
     steps: int = 50
     port: int = 7860
     max_upload_mb: int = 10
+    device: Runtime = field(default_factory=Runtime)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed and memory of a model on the device at hand, each beside its limit; minutes for 7B on a GPU.
+
+    Args:
+        preset: random weights of these sizes are measured, as speed does not depend on values.
+        model: checkpoint folder, or the name of a model that comes with the package, to measure instead.
+        only: what to measure, such as pass,answers; default all of pass, pictures, edits, answers, updates.
+        quick: whether to repeat less, and to measure a few steps of what has many.
+        out: file for all figures, as JSON.
+        device: where and how to compute.
+    """
+
+    preset: Literal["7b", "scenes", "nano"] = "7b"
+    model: str | None = None
+    only: str = ""
+    quick: bool = False
+    out: Path = Path("bench.json")
     device: Device = field(default_factory=Device)
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Memory of a training stage on each device, from shapes alone, and the largest batch that fits.
+    """Memory of a training stage on each device, from shapes alone, and the largest batch that fits; or, with
+    --inference and without a stage, of drawing and answering on one device.
 
     Args:
         devices: how many; default those of the configuration.
@@ -152,6 +174,8 @@ class PlanOptions:
         side: of the pictures, in pixels.
         text: tokens of a prompt.
         editing: whether documents are edits, with a picture of the same size before the prompt.
+        inference: whether drawing and answering are planned, rounded and offloaded in all ways.
+        model: checkpoint folder, or the name of a model, to plan them for; default BAGEL-7B-MoT.
     """
 
     devices: int | None = None
@@ -161,3 +185,5 @@ class PlanOptions:
     side: int = 1024
     text: int = 128
     editing: bool = True
+    inference: bool = False
+    model: str | None = None

@@ -118,7 +118,8 @@ def _pipeline(options: Generate | Edit, texts: Sequence[str], without: tuple[Par
     from hyperbagel.pipeline.pipeline import Pipeline
 
     context = options.context if isinstance(options, Edit) else None
-    return Pipeline(*load_model(options.model, options.device, without, texts), options.branch, context=context)
+    loaded = load_model(options.model, options.device, without, texts)
+    return Pipeline(*loaded, options.branch, context=context).settle(options.device)
 
 
 def _is_whole(branch: str | None) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from hyperbagel.bagel.shipped import resolve
-from hyperbagel.cli.commands import with_underscores
+from hyperbagel.cli.commands import with_short_names, with_underscores
 from hyperbagel.cli.errors import CommandParser
 from hyperbagel.cli.options import PlanOptions
 from hyperbagel.cli.training import check_names
@@ -44,15 +44,32 @@ class Planned:
 
 def run_plan(arguments: Sequence[str]) -> None:
     """Memory of a stage on some devices."""
+    arguments = with_short_names(PlanOptions, with_underscores(arguments))
+    inference = "--inference=true" in arguments
     parser = CommandParser(prog="hyperbagel plan")
     told = "YAML of a stage; several are laid over each other, the later over the earlier"
-    parser.add_argument("--config", nargs="+", action="append", required=True, help=told)
+    parser.add_argument("--config", nargs="+", action="append", default=[], required=not inference, help=told)
     parser.add_class_arguments(PlanOptions)
-    parsed = parser.parse_args(with_underscores(arguments)).as_dict()
+    parsed = parser.parse_args(arguments).as_dict()
     configs = [file for files in parsed.pop("config") for file in files]
     options = PlanOptions(**parsed)
+    if inference:
+        print(inference_table(options))
+        return
     check_names([f"--config={config}" for config in configs])
     print(table(planned(configs, options), options))
+
+
+def inference_table(options: PlanOptions) -> str:
+    """Memory of drawing and answering, in every way of holding weights, and the cards that it fits on."""
+    from hyperbagel.bagel.checkpoint import read_config
+    from hyperbagel.bagel.config import BagelConfig
+    from hyperbagel.evaluation.tables import Table
+    from hyperbagel.pipeline.footprint import Request, inference_rows
+
+    config = BagelConfig() if options.model is None else read_config(resolve(options.model))
+    rows = inference_rows(config, Request(options.side, options.text))
+    return Table("GiB on one GPU, its own context included, and the smallest card for it", rows).markdown()
 
 
 def planned(configs: Sequence[str], options: PlanOptions) -> Planned:

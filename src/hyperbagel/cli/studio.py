@@ -18,7 +18,8 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.flow.guidance import PAPER_EDITING
 from hyperbagel.pipeline.answering import Answering
-from hyperbagel.pipeline.pipeline import STEPS, Pipeline
+from hyperbagel.pipeline.device import Runtime
+from hyperbagel.pipeline.pipeline import STEPS, Pipeline, settle_together
 from hyperbagel.pipeline.results import Answer, Picture, Piece
 from hyperbagel.pipeline.thinking import BEFORE_PICTURE
 
@@ -82,6 +83,12 @@ class Studio:
         self.plain: Answering = own
         self.drafting = None if draft is None else Answering(model, tokenizer, draft)
         self._lock = threading.Lock()
+
+    def settle(self, runtime: Runtime) -> Studio:
+        """As `Pipeline.settle`, for all networks together."""
+        drafting = [] if self.drafting is None else [self.drafting]
+        settle_together(runtime, [*(network.pipeline for network in self.networks.values()), *drafting])
+        return self
 
     @property
     def thinks(self) -> bool:

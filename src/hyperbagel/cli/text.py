@@ -27,7 +27,7 @@ def chat(options: Chat) -> None:
     picture = _picture(options.image)
     settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
     loaded = load_model(options.model, options.device, ("generation", "autoencoder"), options.questions)
-    pipeline = Pipeline(*loaded, draft=options.draft)
+    pipeline = Pipeline(*loaded, draft=options.draft).settle(options.device)
     if len(options.questions) > 1:
         _answer_together(pipeline, picture, options, settings)
         return

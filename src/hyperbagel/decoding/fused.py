@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import rotation
+from hyperbagel.bagel.quantized import is_plain
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.draft.head import PairInput
 
@@ -78,12 +79,16 @@ class Projection:
 
     fuse: copy the weights, joined, in the layout that few rows in float32 are fastest with: transposed, those beyond a
     processor's caches (`_PACKED` and more numbers) as oneDNN packs them, for which five rows take no longer than one.
+    Rounded weights (`bagel.quantized`) are left to their layers.
     """
 
     def __init__(self, maps: Sequence[nn.Linear], fuse: bool) -> None:
-        self.parts: list[tuple[Tensor, Tensor | None]] = [(m.weight.t(), m.bias) for m in maps]
+        self.rounded = [] if all(is_plain(m.weight) for m in maps) else list(maps)
         self.packed = False
-        if fuse:
+        self.parts: list[tuple[Tensor, Tensor | None]] = []
+        if not self.rounded:
+            self.parts = [(m.weight.t(), m.bias) for m in maps]
+        if fuse and self.parts:
             weights: list[Tensor] = [m.weight for m in maps]
             biases: list[Tensor] = [m.bias for m in maps if m.bias is not None]
             weight = torch.cat(weights)
@@ -95,12 +100,17 @@ class Projection:
         """x: (rows, in) -> (rows, out of all maps)."""
         if self.packed:
             return self._by_onednn(x)
-        results = [torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts]
+        results: list[Tensor] = [linear(x) for linear in self.rounded]
+        results += [
+            torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight) for weight, bias in self.parts
+        ]
         return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
 
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
         """x + this projection of y, of a single map without bias."""
-        return x + self._by_onednn(y) if self.packed else torch.addmm(x, y, self.parts[0][0])
+        if self.packed:
+            return x + self._by_onednn(y)
+        return x + self(y) if self.rounded else torch.addmm(x, y, self.parts[0][0])
 
     def _by_onednn(self, x: Tensor) -> Tensor:
         weight, bias = self.parts[0]

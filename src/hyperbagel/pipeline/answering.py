@@ -20,6 +20,7 @@ from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
 from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.pipeline.answers import ImageLike, TextStream, opened, question_document
+from hyperbagel.pipeline.economy import Offload, read_by
 from hyperbagel.pipeline.loading import said
 from hyperbagel.pipeline.results import Answer, Piece
 from hyperbagel.pipeline.thinking import BEFORE_ANSWER, LONGEST, split_thought
@@ -40,6 +41,7 @@ class Answering:
         self.model, self.tokenizer = model, tokenizer
         self._draft = None if draft is None else load_draft(draft, model)
         self._told: set[object] = set()  # texts and samplers that were warned of
+        self.offload: Offload | None = None
 
     @overload
     def ask(
@@ -117,6 +119,8 @@ class Answering:
 
         speculator = self.speculator  # made before the clock runs
         started = time.perf_counter()
+        if self.offload is not None:
+            self.offload.need(*read_by(self.model, documents))
         statistics = speculator.statistics = SpeculationStatistics()
         origin = Origin(statistics)
 

@@ -40,6 +40,32 @@ class Device:
         return place, getattr(torch, dtype)
 
 
+@dataclass(frozen=True)
+class Runtime(Device):
+    """Where and how to draw and to answer.
+
+    Args:
+        device: as of `Device`.
+        dtype: as of `Device`.
+        compile: compile the layers that denoise and the decoder, for each size of pictures when it is first drawn;
+            the first picture takes a minute or more, all others less.
+        offload: keep what the task at hand does not use in the host's memory, for GPUs on which not all of it fits;
+            what is used next has to be brought there.
+        quantize: round the experts' weights to int8, fp8 or nf4, of which one takes a byte, a byte and half a byte;
+            needs `pip install torchao`.
+    """
+
+    compile: bool = False
+    offload: bool = False
+    quantize: Literal["int8", "fp8", "nf4"] | None = None
+
+    @property
+    def read_on_host(self) -> bool:
+        """Whether weights are read to the host's memory first, as not all of them are to go to the device as they
+        are."""
+        return self.offload or self.quantize is not None
+
+
 def _require(place: Any) -> None:
     """Raises ValueError for an accelerator that this machine, or its torch, lacks."""
     import torch

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbagel.bagel.shipped import BRANCHES, resolve, shipped_models
-from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.device import Device, Runtime
 
 if TYPE_CHECKING:
+    import torch
+
     from hyperbagel.bagel.absent import Part
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
@@ -40,24 +42,37 @@ def refuse_model_folder(folder: Path) -> None:
 def load_model(
     model: str, device: Device, without: Collection[Part] = (), texts: Sequence[str] = ()
 ) -> tuple[Bagel, Tokenizer]:
-    """A model with its tokenizer, ready to use. without: parts that are not needed; texts: what it is to read.
+    """A model with its tokenizer, ready to use, or in the host's memory for `economy.settle`. without: parts that are
+    not needed; texts: what it is to read.
 
     Raises errors that name the file and the remedy, and ValueError for a text that is empty or too long.
     """
     from hyperbagel.bagel.model import Bagel
     from hyperbagel.bagel.tokenizer import Tokenizer
-    from hyperbagel.decoding.weight_layout import arrange_for_decoding
 
     place, dtype = device.resolve()
+    on_host = isinstance(device, Runtime) and device.read_on_host
     folder = model_folder(model)
     tokenizer = Tokenizer.from_pretrained(folder)
     for text in texts:
         tokenizer.prompt(said(text))
-    bagel = Bagel.from_pretrained(folder, dtype, place, without)
-    bagel.requires_grad_(False)
-    if bagel.device.type == "cpu":
-        arrange_for_decoding(bagel)
+    bagel = Bagel.from_pretrained(folder, dtype, "cpu" if on_host else place, without)
+    arrange(bagel, place)
     return bagel, tokenizer
+
+
+def arrange(model: Bagel, place: torch.device) -> None:
+    """Freeze a model, and store its weights in the order in which the device where it will be used reads them fastest;
+    values, names and shapes stay."""
+    import torch
+
+    from hyperbagel.decoding.weight_layout import arrange_for_decoding
+
+    model.requires_grad_(False)
+    if place.type == "cpu":
+        arrange_for_decoding(model)
+    elif place.type == "cuda":
+        model.autoencoder.to(memory_format=torch.channels_last)
 
 
 def said(text: str) -> str:

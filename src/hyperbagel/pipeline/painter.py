@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.appearance import as_seen
@@ -23,6 +23,7 @@ from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSe
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.trajectory import Progress
+from hyperbagel.pipeline.economy import Offload, read_by
 from hyperbagel.pipeline.thinking import system_text
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,15 @@ class Cost:
 
 @dataclass
 class Painter:
-    """Draws and edits pictures. branch: what denoises (None: the model's own); the sampler says what reads sources."""
+    """Draws and edits pictures. branch: what denoises (None: the model's own); the sampler says what reads sources;
+    offload: brings what is needed to the device."""
 
     model: Bagel
     tokenizer: Tokenizer
     sampler: Sampler
     branch: GenerationBranch | None = None
     cost: Cost = field(default_factory=Cost)
+    offload: Offload | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -130,17 +133,25 @@ class Painter:
         """
         started = time.perf_counter()
         grid = self.model.latent_grid(sizes)
+        denoiser = self.branch or self.model.generation
+        self._need(*read_by(self.model, documents, denoiser if self.sampler.context == "student" else None))
         contexts = self.sampler.read(self.model, documents, self.branch)
         if thoughts is not None:
             read = [[TextSegment(self.tokenizer.prompt(thought))] for thought in thoughts]
             contexts = replace(contexts, full=self.model.prefill(read, contexts.full))
         noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
+        self._need(denoiser)
         sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch, progress)
+        self._need(self.model.autoencoder)
         pictures = [to_uint8(picture).cpu() for picture in self.model.decode_latents(sample.latents, grid)]
         self.cost.nfe = max(self.cost.nfe, sample.nfe)
         self.cost.images += len(pictures)
         self.cost.seconds += time.perf_counter() - started
         return pictures
+
+    def _need(self, *parts: nn.Module) -> None:
+        if self.offload is not None:
+            self.offload.need(*parts)
 
 
 def largest_square(config: BagelConfig) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, overload
+from typing import Final, Literal, Self, overload
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.branch_checkpoint import BranchInfo, load_branch
 from hyperbagel.bagel.images import of_uint8
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.quantized import Quantization
 from hyperbagel.bagel.segments import Document
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
@@ -24,7 +25,8 @@ from hyperbagel.flow.trajectory import Progress
 from hyperbagel.pipeline.answering import Answering
 from hyperbagel.pipeline.answers import ImageLike, opened
 from hyperbagel.pipeline.conversation import Conversation
-from hyperbagel.pipeline.device import Device
+from hyperbagel.pipeline.device import Runtime
+from hyperbagel.pipeline.economy import settle
 from hyperbagel.pipeline.loading import check_files, load_model
 from hyperbagel.pipeline.painter import Painter, largest_square, warn_of_misfits
 from hyperbagel.pipeline.results import Picture
@@ -69,6 +71,13 @@ class Pipeline(Answering):
         if branch is not None:
             self._branch, self._info = load_branch(branch, model)
         self._context = context
+
+    def settle(self, runtime: Runtime) -> Self:
+        """Make the weights as small, and the layers as fast, as is asked for; to be called once, before the first
+        request. Raises ImportError for a package that is missing.
+        """
+        settle_together(runtime, [self])
+        return self
 
     @property
     def size(self) -> tuple[int, int]:
@@ -221,7 +230,7 @@ class Pipeline(Answering):
         model, info = self.model, self._info or self.model.merged
         if info is None:
             sampler = Sampler(STEPS if steps is None else steps, model.config.timestep_shift, guidance)
-            return Painter(model, self.tokenizer, sampler)
+            return Painter(model, self.tokenizer, sampler, offload=self.offload)
         steps = (info.nfe or STEPS) if steps is None else steps
         sampler = Sampler(steps, info.shift, guidance, self._context or info.reader)
         unguided = replace(sampler, guidance=None)
@@ -230,7 +239,16 @@ class Pipeline(Answering):
             self._told.add(sampler)
             fitting = unguided if merged and guidance.text_scale <= 1 else sampler
             warn_of_misfits(self._name or str(model.source), info, fitting)
-        return Painter(model, self.tokenizer, unguided if merged else sampler, self._branch)
+        return Painter(model, self.tokenizer, unguided if merged else sampler, self._branch, offload=self.offload)
+
+
+def settle_together(runtime: Runtime, pipelines: Sequence[Answering]) -> None:
+    """`Pipeline.settle` for several that share one model."""
+    model = pipelines[0].model
+    branches = [p._branch for p in pipelines if isinstance(p, Pipeline) and p._branch is not None]
+    offload = settle(runtime, model, branches, [p._draft for p in pipelines if p._draft is not None])
+    for pipeline in pipelines:
+        pipeline.offload = offload
 
 
 def load(
@@ -241,12 +259,15 @@ def load(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     without: Collection[Part] = (),
     context: Reader | None = None,
+    compile: bool = False,
+    offload: bool = False,
+    quantize: Quantization | None = None,
 ) -> Pipeline:
     """A model, ready to draw, edit and answer.
 
     model: checkpoint folder, or the name of a model that comes with the package, as `scenes`; branch, draft: files of a
-    distilled branch and of a draft head, or names such as `scenes/nfe6` and `scenes/draft`; device, dtype: as in
-    `Device`; without: parts of the model that are not needed, for memory; context: as of `Pipeline`.
+    distilled branch and of a draft head, or names such as `scenes/nfe6` and `scenes/draft`; device, dtype, compile,
+    offload, quantize: as in `Runtime`; without: parts that are not needed, for memory; context: as of `Pipeline`.
     Raises FileNotFoundError, CheckpointError or ValueError with the file and the remedy.
 
         pipeline = load("scenes", branch="scenes/nfe6", draft="scenes/draft")
@@ -259,7 +280,8 @@ def load(
         [1, 1]
     """
     check_files(branch, draft=draft)
-    return Pipeline(*load_model(str(model), Device(device, dtype), without), branch, draft, context)
+    runtime = Runtime(device, dtype, compile, offload, quantize)
+    return Pipeline(*load_model(str(model), runtime, without), branch, draft, context).settle(runtime)
 
 
 def _each(seed: int | Sequence[int], number: int) -> list[int]:
