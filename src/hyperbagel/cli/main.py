@@ -38,6 +38,7 @@ COMMANDS: dict[str, Target] = {
     },
     "configs": "hyperbagel.cli.configs:configs",
     "plan": "hyperbagel.cli.plan:run_plan",
+    "bench": "hyperbagel.cli.bench:bench",
     "report": "hyperbagel.cli.report:report",
     "fit": "hyperbagel.cli.training:fit",
     "validate": "hyperbagel.cli.training:validate",
@@ -76,6 +77,7 @@ train and measure (PyTorch Lightning; settings in YAML, a file or the name of on
   {test}
   validate, predict
   {plan}:  hyperbagel plan --config bagel7b/dmdo --devices 8
+  {bench}:  hyperbagel bench --preset 7b --quick
   checkpoint split | join      a training's state as small files, to go on elsewhere
   {report}:  hyperbagel report RUN [RUN ...] [--out FOLDER]
 

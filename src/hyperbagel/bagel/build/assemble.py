@@ -172,29 +172,33 @@ def build(parts: Parts) -> tuple[Bagel, Tokenizer]:
 
 
 def compose(
-    config: BagelConfig, tensors: dict[str, Tensor] | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+    config: BagelConfig,
+    tensors: dict[str, Tensor] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Bagel:
-    """A BAGEL of given understanding tensors (official names); what is missing is fresh.
+    """A BAGEL of given understanding tensors (official names); what is missing is fresh, and drawn on `device`.
 
     Generation experts are copies of the understanding ones, the velocity head is zero. Raises CheckpointError for
     tensors that do not fit `config`.
     """
     with torch.device("meta"):
         model = Bagel(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     complete = dict(tensors or {})
     for name, module, empty in leaves(model.understanding, "understanding"):
         key = official_key(name)
         if key not in complete:
-            complete[key] = fresh(module, name, empty, generator).to(dtype)
+            complete[key] = fresh(module, name, empty, generator).to(device, dtype)
     for name, module, empty in leaves(model.generation, "generation"):
         twin = complete.get(official_key(name.replace("generation", "understanding", 1)))
         value = fresh(module, name, empty, generator) if twin is None else twin.clone()
-        complete[official_key(name)] = value.to(dtype)
+        complete[official_key(name)] = value.to(device, dtype)
     load_official(model, complete, "these parts")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.autoencoder = Autoencoder(config.autoencoder).to(dtype)
+        model.autoencoder = Autoencoder(config.autoencoder).to(device, dtype)
     return model.eval()
 
 

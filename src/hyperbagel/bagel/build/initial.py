@@ -76,7 +76,7 @@ def leaves(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, Tenso
 
 
 def fresh(module: nn.Module, name: str, empty: Tensor, generator: torch.Generator) -> Tensor:
-    """First value of the tensor `name` of `module`, of the shape of `empty`.
+    """First value of the tensor `name` of `module`, of the shape of `empty`; draws are made where `generator` is.
 
     Linear layers have a deviation of 0.7 / sqrt(fan-in), those that write to a residual stream 0.3 of it, embeddings
     one of 0.02; norms are ones, biases and the velocity head zeros.
@@ -88,7 +88,7 @@ def fresh(module: nn.Module, name: str, empty: Tensor, generator: torch.Generato
     if isinstance(module, nn.Linear):
         residual = re.search(r"layers\..*\.(o_proj|down_proj|out_proj|fc2)\.weight$", name)
         deviation = 0.7 * module.in_features**-0.5 * (0.3 if residual else 1.0)
-        return torch.randn(empty.shape, generator=generator) * deviation
+        return torch.randn(empty.shape, generator=generator, device=generator.device) * deviation
     if isinstance(module, nn.Embedding):
-        return torch.randn(empty.shape, generator=generator) * 0.02
+        return torch.randn(empty.shape, generator=generator, device=generator.device) * 0.02
     return torch.ones(empty.shape)  # norms
