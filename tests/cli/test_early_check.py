@@ -48,6 +48,7 @@ def test_what_a_class_takes_is_read_from_its_source(path: str, some: set[str], a
     [
         "lightning.pytorch.loggers.TensorBoardLogger",  # any keyword
         "not.there.Class",
+        "__main__.Class",
         "Class",
         "collections.abc.Sequence",
         "hyperbagel.scenes.documents.sample",  # a function
@@ -56,6 +57,12 @@ def test_what_a_class_takes_is_read_from_its_source(path: str, some: set[str], a
 def test_what_cannot_be_told_is_left_to_the_parser(path: str) -> None:
     assert options(path) is None
     SettingsCheck().file({"model": {"class_path": path, "init_args": {"anything": {"deeper": 1}}}}, "a.yaml")
+
+
+def test_a_broken_module_is_left_to_the_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plug_in.py").write_text("class Mine:\n    def __init__(self, size: int) -> None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert options("broken_plug_in.Mine") is None
 
 
 def test_a_class_chosen_in_another_file_counts() -> None:

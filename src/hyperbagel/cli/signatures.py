@@ -44,9 +44,12 @@ def options(path: str) -> Options | None:
 
 @cache
 def _module(name: str) -> ast.Module | None:
-    """The syntax of a module outside of the standard library, None where there is no such file."""
+    """The syntax of a module outside of the standard library, None where there is no file of it, or a broken one."""
     root, *inner = name.split(".")
-    spec = None if root in sys.stdlib_module_names else find_spec(root)
+    try:
+        spec = None if root in sys.stdlib_module_names else find_spec(root)
+    except ValueError:  # of modules without a place, such as __main__
+        spec = None
     if spec is None:
         return None
     folder = next(iter(spec.submodule_search_locations or ()), None)
@@ -55,7 +58,10 @@ def _module(name: str) -> ast.Module | None:
     else:
         place = Path(folder, *inner)
         files = [place / "__init__.py", place.with_suffix(".py")]
-    return next((ast.parse(file.read_bytes()) for file in files if file.is_file()), None)
+    try:
+        return next((ast.parse(file.read_bytes()) for file in files if file.is_file()), None)
+    except SyntaxError:
+        return None
 
 
 def _class(path: str) -> tuple[str, ast.ClassDef] | None:
