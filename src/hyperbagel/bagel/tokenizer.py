@@ -77,7 +77,7 @@ class Tokenizer:
         Raises FileNotFoundError, or TokenizerError for a tokenizer that is broken or lacks special tokens.
         """
         path = resolve(source)
-        backend = _OfPackage(path) if is_shipped(path) and not add_special_tokens else _read(path)
+        backend: Any = _OfPackage(path) if is_shipped(path) and not add_special_tokens else _read(path)
         if add_special_tokens:
             from transformers import AddedToken
 
