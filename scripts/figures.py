@@ -54,8 +54,8 @@ def captions(picture: Image.Image) -> None:
     """Prints what the model sees, and how fast it says so with its draft head and without."""
     for draft in (None, "scenes/draft"):
         pipeline = hyperbagel.load("scenes", draft=draft)
-        pipeline.ask("Describe the image.", picture)  # warms up
-        answer = pipeline.ask("Describe the image.", picture)
+        pipeline.ask("Describe the picture in detail.", picture)  # warms up
+        answer = pipeline.ask("Describe the picture in detail.", picture)
         head = "with" if draft else "without"
         print(f"{answer.tokens_per_second:.0f} tokens/s {head} a draft head: {answer.text}", flush=True)
 
@@ -84,7 +84,7 @@ def strip(parts: list[tuple[str, list[Image.Image]]]) -> Image.Image:
     return sheet
 
 
-def _wrapped(text: str, most: int = 22) -> str:
+def _wrapped(text: str, most: int = 19) -> str:
     """In lines of so many characters."""
     lines = [""]
     for word in text.removeprefix("a photo of ").split():

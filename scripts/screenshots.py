@@ -1,6 +1,6 @@
 """Takes the screenshots in the documentation, of a finished run: python scripts/screenshots.py RUN [FOLDER]
 
-They are of the interactive page, of the run's report and of TensorBoard. Needs gradio, playwright and a Chromium.
+They are of the interactive page and of the run's report. Needs gradio, playwright and a Chromium.
 """
 
 from __future__ import annotations
@@ -8,13 +8,8 @@ from __future__ import annotations
 import io
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +24,8 @@ from hyperbagel.files import write_picture
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DESK, PHONE = {"width": 1100, "height": 880}, {"width": 390, "height": 844}
-COLORS, GAP = 96, 12
-"""Of a screenshot, and between two."""
+GAP = 12
+"""Pixels between two screenshots in one picture."""
 
 
 def shot(page: Any) -> Image.Image:
@@ -39,8 +34,8 @@ def shot(page: Any) -> Image.Image:
 
 
 def keep(picture: Image.Image, file: Path) -> None:
-    """Write a screenshot in few colours, so that its file is small."""
-    write_picture(file, picture.quantize(COLORS, dither=Image.Dither.NONE))
+    """Write a screenshot in few colours, near to its own, so that its file is small."""
+    write_picture(file, picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE))
     print(file, f"{file.stat().st_size / 1000:.0f} kB")
 
 
@@ -86,38 +81,6 @@ def report(browser: Any, run: Path, folder: Path) -> None:
         tab.close()
 
 
-def tensorboard(browser: Any, run: Path, folder: Path) -> None:
-    """TensorBoard's pictures."""
-    with board(run) as address:
-        tab = browser.new_page(viewport=DESK)
-        tab.goto(f"{address}/#images")
-        tab.wait_for_load_state("networkidle")
-        tab.locator("img").first.wait_for()
-        time.sleep(3)  # cards are filled in one by one
-        keep(shot(tab), folder / "tensorboard.png")
-        tab.close()
-
-
-@contextmanager
-def board(run: Path) -> Iterator[str]:
-    """TensorBoard over a folder of runs, by its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(60):
-            try:
-                urllib.request.urlopen(address).close()
-                break
-            except OSError:
-                time.sleep(1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def shown(tab: Any, name: str, text: str) -> None:
     """Wait until a part of the interactive page says something."""
     tab.wait_for_function(
@@ -139,5 +102,4 @@ if __name__ == "__main__":
         chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         app(chromium, images)
         report(chromium, finished, images)
-        tensorboard(chromium, finished, images)
         chromium.close()

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hyperbagel.cli import main
 from hyperbagel.evaluation.page import page
 from hyperbagel.evaluation.plots import MOST_POINTS, svg
-from hyperbagel.evaluation.reports import read_report
+from hyperbagel.evaluation.reports import read_report, tables
 from hyperbagel.evaluation.run_files import RunFolder, costs, differences
 from hyperbagel.evaluation.tables import Table
 
@@ -54,6 +54,13 @@ def test_tables_have_all_columns_and_are_escaped() -> None:
         "| b | <c> | - | 20 |",
     ]
     assert "<th>b | &lt;c&gt;</th><td>-</td><td>20</td>" in table.html()
+
+
+def test_counts_have_no_decimals_and_scores_have_them() -> None:
+    rows = {"teacher": {"nfe": 100.0, "overall": 1.0, "o": 9.0}, "nfe1": {"nfe": 1.0, "overall": 0.0, "o": 8.5}}
+    (table,) = tables({"run": {"results": {"x": {"rows": rows}}}})
+    assert table.rows["teacher"] == {"nfe": "100", "overall": "1.000", "o": "9.000"}
+    assert table.rows["nfe1"] == {"nfe": "1", "overall": "0.000", "o": "8.500"}
 
 
 def test_runs_differ_in_settings_but_not_in_their_places(runs: dict[str, Path]) -> None:

@@ -185,9 +185,9 @@ class _Page:
             for reply in studio.ask(picture, text, think):
                 marked = [(str(piece), _DRAFTED if piece.drafted else _OWN) for piece in reply.pieces]
                 yield {answer: marked, cost: speed(reply)}
-            if compare and drafts:
-                *_, plain = studio.ask(picture, text, think, draft=False)
-                yield {cost: compared(reply, plain)}
+            if compare and drafts:  # both again, as showing them takes its time too
+                (*_, drafted), (*_, plain) = (studio.ask(picture, text, think, draft) for draft in (True, False))
+                yield {cost: compared(drafted, plain)}
 
         inputs, outputs, run = [source, question, self.think, both], [note, answer, cost], self._told(ask)
         for event in (button.click, question.submit):

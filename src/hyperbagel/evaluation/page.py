@@ -27,7 +27,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 110
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } figure { margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; }
-th { white-space: nowrap; } tr:hover { background: var(--soft); }
+th, td { white-space: nowrap; } tr:hover { background: var(--soft); }
 th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 .wide { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 1rem; }
 img { max-width: 100%; image-rendering: pixelated; border: 1px solid var(--line); box-sizing: border-box; }

@@ -53,10 +53,7 @@ def tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Tables of reports by name, one per benchmark; one row for each measured setting of each run. The last ones
     compare GenEval and GEdit on the same prompts, edits and noise with the first row's.
     """
-    found = [
-        Table(name, {row: {m: _figure(v) for m, v in metrics.items()} for row, metrics in results["rows"].items()})
-        for name, results in combined(reports)["results"].items()
-    ]
+    found = [Table(name, _figures(results["rows"])) for name, results in combined(reports)["results"].items()]
     return found + [table for name in _COMPARED if (table := _paired(name, reports))]
 
 
@@ -82,14 +79,14 @@ def brief(reports: Mapping[str, Mapping[str, Any]]) -> Table:
         for report in reports.values()
         for row in dict.fromkeys(row for found in report["results"].values() for row in found["rows"])
     )
-    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    rows: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for run, report in reports.items():
         for column, (benchmark, metric) in _BRIEFLY.items():
             for row, metrics in report["results"].get(benchmark, {"rows": {}})["rows"].items():
                 if metric in metrics:
                     name = row if runs_of[row] == 1 and row != OWN else named(run, row, reports)
-                    rows[name][column] = _figure(metrics[metric])
-    return Table("results", rows)
+                    rows[name][column] = metrics[metric]
+    return Table("results", _figures(rows))
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -148,5 +145,14 @@ def _paired(benchmark: str, reports: Mapping[str, Mapping[str, Any]]) -> Table |
     return Table(title, rows) if rows else None
 
 
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.3f}"
+def _figures(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, str]]:
+    """Rows of metrics as texts: what is a count in all of them without decimals."""
+    columns: defaultdict[str, list[float]] = defaultdict(list)
+    for metrics in rows.values():
+        for metric, value in metrics.items():
+            columns[metric].append(float(value))
+    counts = {m for m, values in columns.items() if all(v.is_integer() for v in values) and max(map(abs, values)) >= 2}
+    return {
+        row: {metric: f"{value:.{0 if metric in counts else 3}f}" for metric, value in metrics.items()}
+        for row, metrics in rows.items()
+    }
