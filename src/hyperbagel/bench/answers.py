@@ -17,6 +17,7 @@ from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.proposal import Proposal
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.speculative_loop import DecodingRun
+from hyperbagel.draft.head import DraftHead
 
 PAPER: Final = 3.77
 """Acceptance length of the paper's draft head."""
@@ -114,17 +115,31 @@ class _Asked:
             rounds += 1
         return self.subject.meter.now() - started, rounds, spec.statistics.tokens - before
 
+    def replayed(self, draft: DraftHead | None) -> Figures:
+        """Rounds of one shape, which a GPU replays; of random chains, of which hardly anything is accepted."""
+        static = Speculator(self.subject.model, draft, SpeculationSettings(PAPER_CHAIN), static=True)
+        settings = DecodingSettings(self.tokens, stop=())
+        seconds = self.subject.meter.seconds(lambda: static.decode(self.context, settings), self.subject.repeats)
+        rounds = static.statistics.passes / self.batch / (self.subject.repeats + 1)
+        figures = self._rate(seconds / self.tokens) | {"ms_per_round": 1e3 * seconds / rounds}
+        if self.plain_seconds is not None:
+            figures["round_in_plain_tokens"] = seconds / rounds / self.plain_seconds
+        return figures
+
     def _rate(self, seconds: float) -> Figures:
         return {"tokens_per_second": self.batch / seconds, "ms_per_token": 1e3 * seconds}
 
 
 def answers(subject: Subject) -> Iterator[Measurement]:
     """All measurements of answers. The draft head is made for them, of random weights."""
-    drafted, plain = Speculator(subject.model, random_draft(subject.model)), Speculator(subject.model)
+    draft = random_draft(subject.model)
+    drafted, plain = Speculator(subject.model, draft), Speculator(subject.model)
     for batch in BATCHES:
         asked = _Asked(subject, drafted, batch)
         yield {"what": "first token", "batch": batch}, partial(asked.first_token, plain)
         yield {"what": "plain", "batch": batch}, partial(asked.plain, plain)
+        yield {"what": "plain, replayed", "batch": batch}, partial(asked.replayed, None)
+        yield {"what": f"chain of {PAPER_CHAIN}, replayed", "batch": batch}, partial(asked.replayed, draft)
         chains = [(PAPER, PAPER_CHAIN)]
         if batch == 1 or not subject.quick:
             chains += [(float(mean), len(CURVE) - 1) for mean in CURVE]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.context import Context
+
+
+class Entries(Protocol):
+    """Where layers put their keys and values."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v (B, new, kv_heads, head_dim); all of the layer, (B, kv_heads, T, head_dim)."""
+        ...
 
 
 class RowCache:

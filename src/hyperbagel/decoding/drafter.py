@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.decoding.autoregressive import next_token_probabilities
-from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.cache import Entries
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, Projection, Rope, RopeTable
 from hyperbagel.decoding.proposal import Proposal, ProposalSettings, stack_chain
 from hyperbagel.decoding.rows import DraftState, Rows
@@ -88,7 +88,7 @@ class Drafter:
         pair = torch.cat([self.norm(embedded), feature], dim=-1)
         return self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
 
-    def step(self, embedded: Tensor, feature: Tensor, rope: Rope, mask: Tensor | None, cache: RowCache) -> Tensor:
+    def step(self, embedded: Tensor, feature: Tensor, rope: Rope, mask: Tensor | None, cache: Entries) -> Tensor:
         """One draft step for rows (B, n, D), written where the cache was told to: the features for the next."""
         if self.fc2 is None:
             return self.stack(feature, rope, mask, cache, read=torch.cat([embedded, feature], dim=-1))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import rotation
 from hyperbagel.bagel.quantized import is_plain
-from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.cache import Entries, RowCache
 from hyperbagel.draft.head import PairInput
 
 _PACKED = 2**18
@@ -182,7 +182,7 @@ class FusedStack:
         x: Tensor,
         rope: Rope,
         mask: Tensor | None,
-        cache: RowCache,
+        cache: Entries,
         read: Tensor | None = None,
         record: list[Tensor] | None = None,
     ) -> Tensor:
@@ -211,7 +211,7 @@ class FusedStack:
         embedded, feature = h.chunk(2, dim=-1)
         return torch.cat([layer.norm(embedded), layer.second_norm(feature)], dim=-1)
 
-    def _attention(self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, RowCache]) -> Tensor:
+    def _attention(self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, Entries]) -> Tensor:
         """Normed input (B * n, ·) -> attention result of all heads (B * n, heads * head_dim)."""
         rope, mask, cache = place
         batch, new = rope.cos.shape[:2]

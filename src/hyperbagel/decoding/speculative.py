@@ -24,6 +24,7 @@ from hyperbagel.decoding.policies import Costs, Work
 from hyperbagel.decoding.rows import DraftMemory, Rows
 from hyperbagel.decoding.settings import SpeculationSettings
 from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine
+from hyperbagel.decoding.static import StaticRounds, can_be_static, decode_static, rounds_for
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.verify import Randomness
 from hyperbagel.draft.head import DraftHead
@@ -40,7 +41,8 @@ class Speculator:
 
     A snapshot of both models' weights. draft: None decodes plainly by the same operations; fuse: keep joined copies of
     projections, default on CPUs, where it pays; statistics: filled by `decode`, replaced by whoever wants to start
-    anew; clock: gives the seconds that a policy may decide by.
+    anew; static: write greedy answers in rounds of one shape, which a GPU replays (`decoding.static`), by chains
+    without a policy; clock: gives the seconds that a policy may decide by.
 
     Examples:
         >>> from hyperbagel.decoding.autoregressive import DecodingSettings
@@ -56,8 +58,10 @@ class Speculator:
         draft: DraftHead | None = None,
         speculation: SpeculationSettings | None = None,
         fuse: bool | None = None,
+        static: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.static = model, static
+        self._rounds: StaticRounds | None = None
         fuse = model.device.type == "cpu" if fuse is None else fuse
         und, llm = model.understanding, model.config.llm
         self.target = FusedStack(list(und.layers), llm, fuse)
@@ -125,7 +129,11 @@ class Speculator:
         """
         settings = settings or DecodingSettings()
         forced = [self.model.config.tokens.bos, *prefix]
-        return DecodingRun(self.engine(settings), context, settings, generator, forced).answer(on_tokens)
+        engine = self.engine(settings)
+        if self.static and settings.temperature == 0 and can_be_static(engine):
+            self._rounds = rounds_for(engine, context, settings, len(forced), self._rounds)
+            return decode_static(self._rounds, context, forced, on_tokens)
+        return DecodingRun(engine, context, settings, generator, forced).answer(on_tokens)
 
     def engine(self, settings: DecodingSettings) -> Engine:
         """What a call of decoding works with. The policy is told that one begins."""

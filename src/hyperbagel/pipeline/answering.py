@@ -42,6 +42,7 @@ class Answering:
         self._draft = None if draft is None else load_draft(draft, model)
         self._told: set[object] = set()  # texts and samplers that were warned of
         self.offload: Offload | None = None
+        self.replayed = False  # whether a GPU replays rounds of decoding
 
     @overload
     def ask(
@@ -163,4 +164,4 @@ class Answering:
     @cached_property
     def speculator(self) -> Speculator:
         """Writes answers, with the draft head if there is one."""
-        return Speculator(self.model, self._draft)
+        return Speculator(self.model, self._draft, static=self.replayed)

@@ -48,7 +48,8 @@ class Runtime(Device):
         device: as of `Device`.
         dtype: as of `Device`.
         compile: compile the layers that denoise and the decoder, for each size of pictures when it is first drawn;
-            the first picture takes a minute or more, all others less.
+            the first picture takes a minute or more, all others less. On a GPU, answers are written in rounds of one
+            shape, which are recorded once and replayed.
         offload: keep what the task at hand does not use in the host's memory, for GPUs on which not all of it fits;
             what is used next has to be brought there.
         quantize: round the experts' weights to int8, fp8 or nf4, of which one takes a byte, a byte and half a byte;

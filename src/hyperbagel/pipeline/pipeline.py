@@ -249,6 +249,7 @@ def settle_together(runtime: Runtime, pipelines: Sequence[Answering]) -> None:
     offload = settle(runtime, model, branches, [p._draft for p in pipelines if p._draft is not None])
     for pipeline in pipelines:
         pipeline.offload = offload
+        pipeline.replayed = runtime.compile and model.device.type == "cuda"
 
 
 def load(
