@@ -18,7 +18,8 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.cli import main
-from hyperbagel.cli.commands import with_short_device, with_underscores
+from hyperbagel.cli.commands import with_short_device, with_short_names, with_underscores
+from hyperbagel.cli.options import Generate
 from hyperbagel.pipeline.device import Device
 
 
@@ -213,6 +214,20 @@ def test_the_type_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Device("cpu").resolve() == (torch.device("cpu"), torch.float32)
         assert Device(dtype="float32").resolve() == (torch.device(place), torch.float32)
     assert Device("cpu", "bfloat16").resolve() == (torch.device("cpu"), torch.bfloat16)
+
+
+def test_settings_of_a_device_are_short_and_what_is_true_or_false_needs_no_value() -> None:
+    given = ["--think", "--dtype", "bfloat16", "--offload", "--steps", "3", "--quantize=int8", "--device", "cpu"]
+    assert with_short_names(Generate, given) == [
+        "--think=true", "--device.dtype", "bfloat16", "--device.offload=true", "--steps", "3",
+        "--device.quantize=int8", "--device", "cpu",
+    ]  # fmt: skip
+    for other in (["--think", "false"], ["--think=true"], ["--device.offload", "true"], ["a --think", "--out", "b"]):
+        assert with_short_names(Generate, other) == other
+
+    def own(dtype: str, device: Device) -> None: ...
+
+    assert with_short_names(own, ["--dtype", "float32"]) == ["--dtype", "float32"]
 
 
 def test_only_the_name_of_a_device_is_short() -> None:

@@ -21,6 +21,7 @@ for arguments in (
     ["data", "scenes", "--help"],
     ["export", "draft", "--help"],
     ["plan", "--help"],
+    ["bench", "--help"],
     ["report", "--help"],
     ["report", "--uot", "x", "y"],
     ["fit", "--help"],

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -179,6 +180,20 @@ def test_a_plan_of_bagel_7b_knows_what_was_measured(capsys: pytest.CaptureFixtur
     main(["plan", "--inference"])
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100 and "24 GiB" in shown
+
+
+def test_what_cannot_be_had_together_is_refused(nano_folder: str) -> None:
+    with pytest.raises(ValueError, match="leave out compile or offload"):
+        load(nano_folder, device="cpu", compile=True, offload=True, quantize="int8")
+
+
+@pytest.mark.slow
+def test_compiled_pictures_are_the_same_but_for_rounding(nano_folder: str, nano_branch: str) -> None:
+    """By PyTorch's own compiler, of two sizes and prompts of several lengths."""
+    plain, compiled = (load(nano_folder, nano_branch, device="cpu", compile=compile) for compile in (False, True))
+    for prompt, size in (("a circle", (16, 16)), ("a photo of a red circle", (16, 16)), ("a star", (32, 16))):
+        images = [np.asarray(p.generate(prompt, steps=2, size=size).image, dtype=int) for p in (plain, compiled)]
+        assert np.abs(images[0] - images[1]).max() <= 2
 
 
 def test_what_compiles_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

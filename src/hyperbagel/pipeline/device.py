@@ -60,6 +60,10 @@ class Runtime(Device):
     offload: bool = False
     quantize: Literal["int8", "fp8", "nf4"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.compile and self.offload and self.quantize is not None:
+            raise ValueError("rounded weights that compiled layers know cannot be moved: leave out compile or offload")
+
     @property
     def read_on_host(self) -> bool:
         """Whether weights are read to the host's memory first, as not all of them are to go to the device as they
