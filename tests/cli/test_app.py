@@ -104,6 +104,7 @@ def test_generate_then_edit_then_ask(tab: Any, tmp_path: Path) -> None:
     assert shown(tab, f"edited-{ONE}") != before
 
     tab.get_by_role("tab", name="Ask").click()
+    tab.locator("#networks").wait_for(state="hidden")  # has no part in answers
     tab.locator("#take-edited").click()
     assert shown(tab, "ask-source")
     tab.locator("#question textarea").fill("what is it?")
@@ -129,6 +130,17 @@ def test_an_example_is_drawn_when_it_is_clicked_by_the_chosen_networks(tab: Any)
     tab.get_by_text("Where is the star?").first.click()
     told(tab, "ask-cost", "tokens/s")
     assert shown(tab, "ask-source")
+
+
+def test_what_is_missing_is_told_without_spoiling_what_is_there(tab: Any) -> None:
+    tab.locator("#prompt textarea").fill("a photo of a red circle")
+    told(tab, f"generated-cost-{ONE}", "1 NFE")
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#edit").click()
+    tab.get_by_text("give a picture to edit").first.wait_for()
+    assert not tab.get_by_text("Error", exact=True).count()
+    tab.get_by_role("tab", name="Generate").click()
+    assert shown(tab, f"generated-{ONE}")
 
 
 def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:

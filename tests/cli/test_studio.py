@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,12 @@ def test_the_page_is_served_to_this_machine_only() -> None:
     settings = launch_settings(App(max_upload_mb=3))
     assert settings["server_name"] == "127.0.0.1" and settings["share"] is False
     assert settings["max_file_size"] == 3 * 1024 * 1024
+
+
+def test_an_absent_gradio_is_told_before_a_model_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr("hyperbagel.cli.app.load_model", None)
+    with pytest.raises(SystemExit, match="the page needs gradio: pip install gradio"):
+        main(["app"])

@@ -21,8 +21,9 @@ def app(options: App) -> None:
 
     Returns when it is interrupted.
     """
-    from hyperbagel.cli.page import build_page
+    from hyperbagel.cli.page import build_page, gradio
 
+    gradio()  # before time is spent on the model
     page = build_page(load_studio(options))
     logging.getLogger("hyperbagel.pipeline").setLevel(logging.ERROR)  # of what is typed, the page tells
     page.launch(**launch_settings(options))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
+from importlib import import_module
 from typing import Any
 
 from hyperbagel.cli.page_columns import Column, Columns, compared, first, speed
@@ -27,7 +29,7 @@ STYLE = """
 .small img { image-rendering: pixelated; }
 .cost { font-variant-numeric: tabular-nums; }
 #answer .text { word-break: normal; }
-@media (max-width: 640px) { .gradio-container main { padding: .6rem; } }
+@media (max-width: 640px) { [id^="generated-"] .icon-button-wrapper { display: none; } }
 """
 """Of the page, beside what gradio brings."""
 
@@ -35,14 +37,18 @@ _Updates = Iterator[dict[Any, Any]]
 """New values by component, again and again."""
 
 
-def build_page(studio: Studio) -> Any:
-    """The page as gradio blocks, not yet served. Raises ImportError when gradio is absent."""
+def gradio() -> Any:
+    """The module, told to call nobody. Raises ImportError when it is absent."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
-        import gradio as gr
+        return import_module("gradio")
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install gradio") from error
-    return _Page(gr, studio).blocks()
+
+
+def build_page(studio: Studio) -> Any:
+    """The page as gradio blocks, not yet served. Raises ImportError when gradio is absent."""
+    return _Page(gradio(), studio).blocks()
 
 
 class _Page:
@@ -58,24 +64,22 @@ class _Page:
         gr, names = self.gr, list(self.studio.networks)
         with gr.Blocks(title="hyperbagel", analytics_enabled=False) as page:
             gr.Markdown(_INTRODUCTION)
-            with gr.Row():
+            with gr.Row() as drawing:
                 self.networks = gr.CheckboxGroup(names, value=names, label="Networks", elem_id="networks", scale=3)
                 self.seed = gr.Number(0, label="Noise", precision=0, minimum=0, elem_id="seed", min_width=100)
                 again = gr.Button("Other noise", elem_id="again", min_width=100)
-                self.think = gr.Checkbox(
-                    label="Think first",
-                    info="for models that learnt it",
-                    visible=self.studio.thinks,
-                    elem_id="think",
-                    min_width=100,
-                )
+            self.think = gr.Checkbox(
+                label="Think first", info="for models that learnt it", visible=self.studio.thinks, elem_id="think"
+            )
             again.click(lambda number: int(number or 0) + 1, self.seed, self.seed)
-            with gr.Tab("Generate"):
+            with gr.Tab("Generate") as generating:
                 drawn = self._generate_tab()
-            with gr.Tab("Edit"):
+            with gr.Tab("Edit") as editing:
                 edited = self._edit_tab(drawn)
-            with gr.Tab("Ask"):
+            with gr.Tab("Ask") as asking:
                 self._ask_tab(drawn, edited)
+            for tab, draws in ((generating, True), (editing, True), (asking, False)):
+                tab.select(partial(gr.Row, visible=draws), None, drawing, show_progress="hidden")
             boxes = [(name, column.box) for columns in (drawn, edited) for name, column in columns.items()]
             self.networks.change(
                 lambda chosen: [gr.Column(visible=name in chosen) for name, _ in boxes],
@@ -102,6 +106,9 @@ class _Page:
         for event in (button.click, prompt.submit):
             event(run, inputs, outputs)
         self._examples([[prompt] for prompt in PROMPTS], inputs, outputs, run)
+        if knows := studio.plain.tokenizer.knows:
+            with gr.Accordion("What this model knows", open=False):
+                gr.Markdown(knows)
         if studio.live is not None:
             self._follow(prompt, columns, studio.live)
         return columns
@@ -243,6 +250,6 @@ class _Page:
             try:
                 yield from act(*inputs)
             except (ValueError, OSError) as error:
-                self.gr.Warning(escape(str(error)), title="That does not work")
+                self.gr.Warning(escape(str(error)))
 
         return run

@@ -32,10 +32,11 @@ _SCENES: Final = (
         "azure",
     ),
 )
-_EDITS: Final = (
-    (0, "Make the circle green."),
-    (0, "Replace the star with a red heart."),
-    (1, "Remove the ring."),
+_EDITS: Final = (  # such as all networks of `scenes` get right
+    (0, "Make the star yellow."),
+    (0, "Move the star to the top right."),
+    (1, "Remove the heart."),
+    (1, "Add a small red star in the top left."),
     (1, "把背景改成薄荷色。"),  # change the background to mint
 )
 _QUESTIONS: Final = (
