@@ -40,7 +40,7 @@ def test_answers_are_those_of_other_rounds(
     assert tokens[0] == tokens[1]
 
 
-def test_a_context_that_the_draft_head_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_that_the_draft_head_does_not_know() -> None:
     dynamic, static = pair("hyper", trained=True)
     context = target().prefill(documents(3))
     assert dynamic.decode(context, SETTINGS) == static.decode(context, SETTINGS)

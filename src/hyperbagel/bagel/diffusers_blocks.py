@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
 
-_UNUSED = ("torch._dynamo", "transformers")
+_UNUSED = ("torch._dynamo", "transformers", "torchao")
 """What diffusers does without where it cannot be imported, which takes seconds: these blocks are neither compiled nor
 quantised."""
 
