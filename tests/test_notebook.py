@@ -30,7 +30,7 @@ def test_it_runs() -> None:
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), found)
     assert [picture.nfe for picture in found["drawn"]] == [100, 6, 1]
     assert [picture.nfe for picture in found["many"]] == [6] * 4
-    assert found["answer"].text == found["plain"].text and found["answer"].passes < found["plain"].passes
+    assert found["answer"].text == found["plain"].text and found["answer"].passes <= found["plain"].passes
     assert "blue heart" in found["answer"].text
     assert str(found["color"]) == "blue"
     assert found["beside"](found["drawn"]).size == (3 * 192, 192)
