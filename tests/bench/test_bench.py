@@ -41,6 +41,14 @@ def test_some_parts_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(content) == ["hyperbagel", "device", "pass", "pictures"]
     assert max(map(len, lines[:-1])) <= 100
     assert sum(line.startswith("### ") for line in lines) == 2
+    assert any(line.startswith("~ of fewer evaluations") for line in lines)
+
+
+def test_what_draws_may_be_compiled_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Bagel] = []
+    monkeypatch.setattr("hyperbagel.pipeline.economy.compile_drawing", compiled.append)
+    run(tmp_path / "bench.json", "--only", "pass", "--compile")
+    assert len(compiled) == 1
 
 
 @pytest.mark.slow

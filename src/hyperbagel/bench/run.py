@@ -65,6 +65,8 @@ class Results:
             lines += ["", Table(TITLES[name], rows).markdown()]
             failed = [f"{shown(record)[0]}: {record['error']}" for record in records if "error" in record]
             lines += ["", *failed] if failed else []
+        if any("measured_evaluations" in record for records in self.parts.values() for record in records):
+            lines += ["", "~ of fewer evaluations, whose denoising was counted as many times as there are more"]
         return "\n".join(lines)
 
 

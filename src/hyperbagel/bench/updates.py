@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
@@ -132,6 +134,18 @@ def _update(subject: Subject, make: Callable[[Recipe], DistillationStage]) -> Fi
     return {"seconds": seconds, "peak_bytes": subject.meter.peak_bytes(), "planned_bytes": planned.total(1)}
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what Lightning tells of every run."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _workload(subject: Subject) -> Workload:
     return Workload(side=subject.size[0], text=PROMPT + 2, editing=False)
 
@@ -143,18 +157,19 @@ def _train(stage: DistillationStage, subject: Subject, folder: str) -> float:
     document: Document = [subject.text(), ImageSegment(picture.pixels.cpu(), loss=True)]
     batch = DocumentBatch((document,), ("picture",), ({},), "bench")
     clock = _Clock(subject.meter)
-    trainer = Trainer(
-        accelerator="gpu" if subject.meter.on_gpu else "cpu",
-        strategy=_Staying(device=device),
-        devices=1,
-        precision="bf16-mixed" if subject.model.dtype == torch.bfloat16 else "32-true",
-        max_epochs=1,
-        callbacks=[clock],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(stage, DataLoader([batch] * number, batch_size=None))  # type: ignore[arg-type]
+    with _quietly():
+        trainer = Trainer(
+            accelerator="gpu" if subject.meter.on_gpu else "cpu",
+            strategy=_Staying(device=device),
+            devices=1,
+            precision="bf16-mixed" if subject.model.dtype == torch.bfloat16 else "32-true",
+            max_epochs=1,
+            callbacks=[clock],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(stage, DataLoader([batch] * number, batch_size=None))  # type: ignore[arg-type]
     return (clock.ends[-1] - clock.ends[0]) / (number - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from hyperbagel.cli.explanation import UsageError, did_you_mean
@@ -12,7 +11,7 @@ from hyperbagel.files import check_file, write_json
 
 def bench(options: Bench) -> None:
     """Speed and memory on the device at hand, beside their limits."""
-    only = [name for name in options.only.replace(",", " ").split()]
+    only = options.only.replace(",", " ").split()
     check_file(options.out)
     from hyperbagel.bench.run import PARTS, measure
 
@@ -21,14 +20,16 @@ def bench(options: Bench) -> None:
             raise UsageError(f"--only {name}: no such part{did_you_mean(name, tuple(PARTS))} ({', '.join(PARTS)})")
     from hyperbagel.bench.subject import Subject, random_model
     from hyperbagel.cli.quiet import leave_out_noise
+    from hyperbagel.pipeline.economy import compile_drawing
     from hyperbagel.pipeline.loading import load_model
 
     leave_out_noise()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # a line or two for each stage
     if options.model is None:
         model = random_model(options.preset, *options.device.resolve())
     else:
         model, _ = load_model(options.model, options.device)
+    if options.compile:
+        compile_drawing(model)
     results = measure(Subject.of(model, options.quick), only or list(PARTS), lambda line: print(line, file=sys.stderr))
     write_json(options.out, results.content())
     print(results.markdown())
