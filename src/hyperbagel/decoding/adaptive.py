@@ -77,7 +77,7 @@ class _Run:
     one."""
 
     emitted: dict[int, float] = field(default_factory=dict)
-    spent: float = 0.0
+    spent: float = 0.0  # nothing was drafted yet
     rest: int = 0
     pause: int = _REST[0]
 
@@ -111,18 +111,14 @@ class Adaptive(Policy):
         self._timings: dict[int, _Timing] = {}
         self._habits: dict[tuple[int, int], _Habit] = {}
         self._usual = 0.0  # tokens that a drafted round emits; 0: not known yet
+        self._enough = 0.0  # tokens that have to follow on a beginning, for drafting to pay; 0: to be computed
         self._tries = 0
         self._work: Work | None = None
         self._run = _Run()
 
     def begin(self, work: Work) -> None:
-        """Start afresh, with what earlier calls taught. Where no answer gained so far, only few calls try again."""
+        """Start afresh, with what earlier calls taught."""
         self._work, self._run = work, _Run()
-        costs = self._costs(1)
-        self._run.spent = costs.round(self._expected(costs), 1)
-        if work.exact and 0 < self._usual < self._run.spent:
-            self._tries += 1
-            self._run.rest, self._run.pause = (0 if self._tries % 16 == 0 else _REST[1]), _REST[1]
 
     def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
         """Draft, when at least half of the answers are beyond their beginnings, and the last tries paid."""
@@ -130,6 +126,8 @@ class Adaptive(Policy):
         run, documents = self._run, len(answers)
         if 2 * sum(map(self._goes_on, answers.values())) < documents:
             return PLAIN
+        if not run.spent:
+            self._start(run, self._costs(documents))
         if run.rest > 0:
             run.rest -= 1
             return PLAIN
@@ -137,27 +135,29 @@ class Adaptive(Policy):
         speed = max(1.0, self._mean(answers, self._expected(costs)) / run.spent)
         return Plan(self._work.length, min(max(speed * costs.token(documents), 0.05), 0.9))
 
+    def _start(self, run: _Run, costs: Costs) -> None:
+        """What is expected before anything was drafted. Where no answer gained so far, only few calls try again."""
+        run.spent = costs.round(self._expected(costs), 1)
+        if self._work is not None and self._work.exact and 0 < self._usual < run.spent:
+            self._tries += 1
+            run.rest, run.pause = (0 if self._tries % 16 == 0 else _REST[1]), _REST[1]
+
     def note(self, round: Round) -> None:
         """Learn what rounds cost, whether they pay, and how long answers are."""
         assert self._work is not None
         documents = len(round.emitted)
         cost = 1.0
-        if round.drafted or round.ended:
+        if round.drafted:
             costs = self._costs(documents)
-            cost = costs.round(round.steps, documents) if round.drafted else 1.0
-            self._learn(round, cost, costs)
+            cost = costs.round(round.steps, documents)
+            self._judge(round, cost, costs)
+        if self._work.exact:
+            for document, answer in round.ended.items():
+                failed = round.drafted and round.emitted[document] < cost
+                self._remember(answer, len(answer) + 1 - round.emitted[document] if failed else -1)
         if self._work.exact and round.seconds is not None:
             timing = self._timings.setdefault(documents, _Timing())
             timing.add(round.drafted, round.steps, round.seconds, cost)
-
-    def _learn(self, round: Round, cost: float, costs: Costs) -> None:
-        if round.drafted:
-            self._judge(round, cost, costs)
-        if self._work is not None and self._work.exact:
-            for document, answer in round.ended.items():
-                failed = round.drafted and round.emitted[document] < cost
-                place = len(answer) + 1 - round.emitted[document]
-                self._remember(answer, costs, place if failed else -1)
 
     def _judge(self, round: Round, cost: float, costs: Costs) -> None:
         """Whether drafting goes on. Rounds that end an answer say little: there was not more to emit."""
@@ -173,17 +173,20 @@ class Adaptive(Policy):
         if self._work is not None and self._work.exact:
             mean = sum(going.values()) / len(going)
             self._usual = mean if not self._usual else self._usual + 0.1 * (mean - self._usual)
+            self._enough = 0.0
         gained = self._mean(going, 0.0) / run.spent
         if gained < 1:
             run.rest, run.pause = run.pause, min(2 * run.pause, _REST[1])
         elif gained > 1.1:
             run.pause = _REST[0]
 
-    def _remember(self, answer: Sequence[int], costs: Costs, failed: int) -> None:
+    def _remember(self, answer: Sequence[int], failed: int) -> None:
         """Note for each beginning of an answer whether drafting would have paid from there on. failed: place from which
         it was tried, and did not."""
-        usual = self._usual or 4.0
-        enough = costs.round(usual, 1) + costs.reading
+        usual, enough = self._usual or 4.0, self._enough
+        if not enough:
+            costs = self._costs(1)
+            enough = self._enough = costs.round(usual, 1) + costs.reading
         for place in range(min(4 * self.wait, len(answer) + 1)):
             left = len(answer) + 1 - place
             self._habits.setdefault(_beginning(answer[:place]), _Habit()).add(

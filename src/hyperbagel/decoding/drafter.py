@@ -107,13 +107,14 @@ class Drafter:
         # Whether to go on depends on what was proposed so far, never on a drawn token that is then left out: that would
         # bend the distribution.
         confidence = [1.0] * len(hidden)
+        ropes = table.at(position + torch.arange(settings.length, device=position.device))
         for i in range(settings.length):
             if i:
                 mask = state.layers.place(1, ahead=i - 1)
-                rope = table.at(position + i)
+                rope = Rope(ropes.cos[:, i : i + 1], ropes.sin[:, i : i + 1])
                 hidden = self.step(F.embedding(tokens[-1], self.embed), hidden, rope, mask, state.layers)
             logits = self.logits(hidden)
-            token = self._pick(logits, settings, probabilities)
+            token, sure = self._pick(logits, settings, probabilities)
             ids = self.head.target_ids(token)
             goes_on = [number not in settings.stop for number in ids[:, 0].tolist()]
             confidence = [c * on for c, on in zip(confidence, goes_on, strict=True)]
@@ -121,19 +122,22 @@ class Drafter:
                 break
             tokens.append(ids)
             if settings.min_confidence > 0 and i + 1 < settings.length:
-                step = logits.float().softmax(-1).gather(-1, token[..., None])[:, 0, 0]
-                confidence = [c * s for c, s in zip(confidence, step.tolist(), strict=True)]
+                confidence = [c * s for c, s in zip(confidence, sure[:, 0].exp().tolist(), strict=True)]
             if max(confidence) <= 0 or max(confidence) < settings.min_confidence:
                 break
         return stack_chain(tokens, probabilities)
 
-    def _pick(self, logits: Tensor, settings: ProposalSettings, probabilities: list[Tensor]) -> Tensor:
-        """Tokens (B, 1) of the draft's vocabulary; what they were drawn from is added to `probabilities`."""
+    def _pick(self, logits: Tensor, settings: ProposalSettings, probabilities: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Tokens of the draft's vocabulary and their log-probabilities at temperature 1, each (B, 1). What they were
+        drawn from is added to `probabilities`."""
+        log_q = logits.float().log_softmax(-1)
         if settings.greedy:
-            return logits.argmax(-1)
+            sure, token = log_q.max(-1)
+            return token, sure
         q = next_token_probabilities(logits, settings.decoding)
         probabilities.append(self.widen(q))
-        return draw(q, settings.generator)
+        token = draw(q, settings.generator)
+        return token, log_q.gather(-1, token[..., None])[..., 0]
 
     def widen(self, q: Tensor) -> Tensor:
         """Probabilities over the draft's vocabulary (..., V') to the target's (..., V)."""

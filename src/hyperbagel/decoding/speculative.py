@@ -70,6 +70,7 @@ class Speculator:
         if draft is not None:
             kind = ParallelDrafter if draft.config.kind == "parallel" else Drafter
             self.drafter = kind(draft, model, fuse)
+            self.costs = Costs.typical(llm, draft.config)
         self.clock: Callable[[], float] = time.perf_counter
         self._propose_by(speculation or ADAPTIVE)
 
@@ -139,9 +140,8 @@ class Speculator:
         """What a call of decoding works with. The policy is told that one begins."""
         if self.drafter is not None:
             exact = settings.temperature == 0 and self.model.dtype == torch.float32
-            costs = Costs.typical(self.model.config.llm, self.drafter.head.config)
             length = min(self.speculation.length, self.drafter.longest or self.speculation.length)
-            self.policy.begin(Work(length, costs, exact))
+            self.policy.begin(Work(length, self.costs, exact))
         layers = self.target, self.logits, self.drafter
         return Engine(self.model, *layers, self.speculation, self.policy, self.statistics, self.clock)
 

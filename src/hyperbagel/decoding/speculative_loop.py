@@ -230,7 +230,10 @@ class DecodingRun:
         """Keep what was accepted, of the documents that go on."""
         counts = list(map(len, verdict.paths))
         if self.unseen is not None:
-            following = [[*root[1:], *tokens] for root, tokens in zip(self.root.tolist(), verdict.tokens, strict=True)]
+            following = verdict.tokens
+            if self.root.shape[1] > 1:
+                roots = self.root[:, 1:].tolist()
+                following = [[*root, *tokens] for root, tokens in zip(roots, verdict.tokens, strict=True)]
             self.unseen.add(Written(verdict.streams, verdict.paths, following, list(self.position)))
         for row, path in enumerate(verdict.paths):
             self.cache.gather(row, path)
