@@ -12,6 +12,7 @@ shift 3
 hyperbagel=${HYPERBAGEL:-hyperbagel}
 last=$state.run/leg/checkpoints/last.ckpt
 [ ! -f "$state/state.json" ] || $hyperbagel checkpoint join "$state" "$last"
-$hyperbagel fit --config "$recipe" --trainer.max_time "00:00:$minutes:00" --trainer.logger.init_args.save_dir "$state.run" \
-	--trainer.logger.init_args.name leg --ckpt_path last "$@"
+$hyperbagel fit --config "$recipe" --trainer.max_time "00:00:$(printf %02d "$minutes"):00" --callbacks.checkpoint.save_last true \
+	--trainer.logger lightning.pytorch.loggers.TensorBoardLogger --trainer.logger.init_args.save_dir "$state.run" \
+	--trainer.logger.init_args.name leg --trainer.logger.init_args.version "" --ckpt_path last "$@"
 $hyperbagel checkpoint split "$last" "$state" --others bfloat16
