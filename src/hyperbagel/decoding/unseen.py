@@ -54,7 +54,10 @@ class Unseen:
     def propose(self, table: RopeTable, settings: ProposalSettings) -> Proposal | None:
         """Read what is unread, and propose what follows."""
         rows, context = self._rows(), self.memory if self.state is None else None
-        state = self._opened(max(rows.counts))
+        state, more = self._opened(max(rows.counts)), max(rows.counts)
+        ahead = settings.length * (1 if settings.tree is None else settings.tree.width)
+        if state.layers.free < more + ahead:  # a document that came later has more to read than the others have room
+            self.state = state = state.copy(more + self.room)
         proposal = self.drafter.propose(state, rows, table, settings)
         self.pieces = []
         if context is not None and context.unread is not None:
