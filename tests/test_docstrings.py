@@ -52,9 +52,10 @@ def public() -> dict[str, Any]:
         package = import_module(name)
         objects += [getattr(package, exported) for exported in getattr(package, "__all__", ())]
     objects += [named(path) for _, path in reference_links()]
-    return {
+    found = {
         f"{one.__module__}.{one.__qualname__}": one for one in objects if inspect.isclass(one) or inspect.isroutine(one)
     }
+    return dict(sorted(found.items()))  # links come as a set, and processes that share the tests need one order
 
 
 PUBLIC = public()
