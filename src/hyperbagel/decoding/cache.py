@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.context import Context
@@ -52,27 +51,44 @@ class RowCache:
             index = order[None, :, None, :, None].expand_as(keys)
             keys, values = keys.gather(3, index), values.gather(3, index)
             lengths = context.valid.sum(1).tolist()
-        pad = (0, 0, 0, max(lengths) + capacity - keys.shape[3])
-        return cls(F.pad(keys, pad), F.pad(values, pad), lengths)
+        used = max(lengths)
+        keys, values = (_with_room([buffer[:, :, :, :used]], used + capacity) for buffer in (keys, values))
+        return cls(keys, values, lengths)
 
     def copy(self, room: int) -> RowCache:
         """The committed tokens in a new cache with room for that many more."""
         used = max(self.lengths)
-        keys, values = (F.pad(buffer[:, :, :, :used], (0, 0, 0, room)) for buffer in (self.keys, self.values))
+        keys, values = (_with_room([buffer[:, :, :, :used]], used + room) for buffer in (self.keys, self.values))
         return RowCache(keys, values, self.lengths)
 
     def select(self, rows: Sequence[int]) -> RowCache:
-        """The committed tokens of some rows, and as much room."""
-        index = torch.tensor(rows, device=self.keys.device)
-        keys, values = (buffer.index_select(1, index) for buffer in (self.keys, self.values))
-        return RowCache(keys, values, [self.lengths[row] for row in rows])
+        """The committed tokens of some rows in a new cache, and as much room."""
+        lengths = [self.lengths[row] for row in rows]
+        index, used, capacity = torch.tensor(rows, device=self.keys.device), max(lengths), self.keys.shape[3]
+        kept = (buffer[:, :, :, :used].index_select(1, index) for buffer in (self.keys, self.values))
+        keys, values = (_with_room([buffer], capacity) for buffer in kept)
+        return RowCache(keys, values, lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leave out all other rows, in place. rows: those of the result; one that moves comes from behind them all."""
+        for row, source in enumerate(rows):
+            if row != source:
+                used = self.lengths[source]
+                for buffer in (self.keys, self.values):
+                    buffer[:, row, :, :used] = buffer[:, source, :, :used]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        self.lengths = [self.lengths[row] for row in rows]
+        self._rows = self._rows[: len(rows)]
 
     def beside(self, other: RowCache) -> RowCache:
         """One cache of the rows of both, with the room of the larger."""
         capacity = max(self.keys.shape[3], other.keys.shape[3])
         keys, values = (
-            torch.cat([F.pad(buffer, (0, 0, 0, capacity - buffer.shape[3])) for buffer in pair], dim=1)
-            for pair in ((self.keys, other.keys), (self.values, other.values))
+            _with_room([buffer[:, :, :, : max(cache.lengths)] for cache, buffer in pair], capacity)
+            for pair in (
+                ((self, self.keys), (other, other.keys)),
+                ((self, self.values), (other, other.values)),
+            )
         )
         return RowCache(keys, values, [*self.lengths, *other.lengths])
 
@@ -154,3 +170,16 @@ class RowCache:
         source = torch.tensor([begin + offset for offset in offsets], device=self.keys.device)
         for buffer in (self.keys, self.values):
             buffer[:, row, :, begin : begin + len(offsets)] = buffer[:, row].index_select(2, source)
+
+
+def _with_room(parts: Sequence[Tensor], capacity: int) -> Tensor:
+    """Buffers (layers, B, kv_heads, tokens, head_dim) of more and more rows as one of so many tokens; what is not used
+    yet is zero, as a mask does not hide what is no number, and is not written, which would take most of the time."""
+    layers, _, heads, _, dim = parts[0].shape
+    rows = sum(part.shape[1] for part in parts)
+    whole = parts[0].new_zeros(layers, rows, heads, capacity, dim)
+    first = 0
+    for part in parts:
+        whole[:, first : first + part.shape[1], :, : part.shape[3]] = part
+        first += part.shape[1]
+    return whole

@@ -242,13 +242,14 @@ class DecodingRun:
         self.root = torch.tensor([[tokens[-1]] for tokens in verdict.tokens], device=self.root.device)
         going = [row for row, document in enumerate(self.documents) if document in self.answers]
         if len(going) < len(self.documents):
-            self._select(going)
+            last = iter(row for row in reversed(going) if row >= len(going))
+            self._select([row if row in going else next(last) for row in range(len(going))])
 
     def _select(self, rows: list[int]) -> None:
         self.documents = [self.documents[row] for row in rows]
         self.position = [self.position[row] for row in rows]
         self.root = self.root[rows]
-        self.cache = self.cache.select(rows)
+        self.cache.keep(rows)
         if isinstance(self.randomness, Sequence):
             self.randomness = [self.randomness[row] for row in rows]
         if self.unseen is not None:
