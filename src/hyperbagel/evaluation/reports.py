@@ -58,13 +58,13 @@ def tables(reports: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 
 _BRIEFLY = {
-    "GenEval": ("geneval", "overall"),
-    "GEdit EN": ("gedit", "en/o"),
-    "GEdit CN": ("gedit", "cn/o"),
-    "evaluations": ("geneval", "nfe"),
-    "s a picture": ("geneval", "time/seconds_per_image"),
-    "tokens/s": ("speculation", "tokens_per_second"),
-    "of plain": ("speculation", "speedup"),
+    "GenEval": ("geneval", "geneval/overall"),
+    "GEdit EN": ("gedit", "gedit/en/o"),
+    "GEdit CN": ("gedit", "gedit/cn/o"),
+    "NFE": ("geneval", "nfe"),
+    "s/picture": ("geneval", "time/seconds_per_image"),
+    "tokens/s": ("speculation", "speculation/tokens_per_second"),
+    "of plain": ("speculation", "speculation/speedup"),
 }
 """Columns of the brief table: the benchmark and the metric that each one shows."""
 
