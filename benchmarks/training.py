@@ -101,7 +101,11 @@ TEXTS = {
 def overlay(stage: str, warm_up: int, updates: int, out: Path) -> dict[str, Any]:
     """What is laid over a recipe: few updates, nothing beside them but the meter."""
     beside = ("image_grid", "geneval", "gedit", "understanding", "export", "report", "provenance", "checkpoint")
-    data = {"data": {"init_args": {"train": [{"name": "texts", "samples": TEXTS}]}}} if stage == "draft_head" else {}
+    data = (
+        {"data": {"init_args": {"train": [{"name": "texts", "shards": None, "samples": TEXTS}]}}}
+        if stage == "draft_head"
+        else {}
+    )
     return data | {
         "model": {"init_args": {"settings": {"max_updates": warm_up + updates}}},
         "trainer": {
