@@ -13,12 +13,15 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
 from hyperbagel.cli.model_data import latents
 from hyperbagel.datamodules.interleaved import Batching, InterleavedDataModule
+from hyperbagel.datamodules.latent_writer import write_latents
+from hyperbagel.datamodules.latents import ENDING
 from hyperbagel.datamodules.loader import ReaderSettings
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.scenes import write_scenes
 from hyperbagel.datamodules.shards import Sample, read_samples
 from hyperbagel.datamodules.sources import Source
+from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.modules.consistency.cfg_distillation import CFGDistillation
 from hyperbagel.modules.pretraining import Pretraining, PretrainingMethod
 from tests.runs import trainer
@@ -69,6 +72,30 @@ def test_those_of_another_autoencoder_or_size_are_not_used(stored: tuple[Path, P
     smaller = replace(formatting.latent, max_size=formatting.latent.max_size // 2)
     for other in (replace(formatting, autoencoder="another"), replace(formatting, latent=smaller)):
         assert all(picture.latent is None for picture in pictures(documents(stored[1], other)))
+
+
+def test_samples_written_anew_keep_their_latents(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    before = samples(stored[1])
+    with ShardWriter(tmp_path / "{:06d}.tar") as writer:
+        for sample in before:
+            writer.rewrite(sample, sample.document())
+    assert any(name.endswith(ENDING) for sample in before for name in sample.members)
+    for old, new in zip(before, samples(tmp_path), strict=True):
+        assert (old.key, old.document(), {**old.members, "json": b""}) == (
+            new.key,
+            new.document(),
+            {**new.members, "json": b""},
+        )
+
+
+def test_shards_of_one_name_are_refused(stored: tuple[Path, Path], nano_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two input shards have the same name"):
+        write_latents(
+            Bagel.from_pretrained(nano_folder),
+            DocumentBuilder(Formatting().for_model(nano_folder)),
+            [str(stored[0]), str(stored[1])],
+            tmp_path / "out",
+        )
 
 
 def test_finished_shards_are_left_alone_and_the_input_is_never_written_to(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.datamodules.latents import ENDING, latent_member
 from hyperbagel.datamodules.pipeline import DocumentBuilder, member_picture, pixels_of
-from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
+from hyperbagel.datamodules.shards import Sample, find_rewritten, read_samples
 from hyperbagel.datamodules.skipped import SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.writer import ShardWriter
 
@@ -46,10 +46,8 @@ def write_latents(
     builder: resizes the pictures as training does; batch_size: documents at once. A shard that is there is left alone.
     Raises FileNotFoundError for missing shards, ValueError when `out` holds them.
     """
-    paths, summary = find_shards(shards, out / ".shards"), LatentSummary()
-    if any(path.resolve().parent == out.resolve() for path in paths):
-        raise ValueError(f"{out}: holds the shards that are to be read; give another output folder")
-    for path in tqdm(paths, "shards"):
+    summary = LatentSummary()
+    for path in tqdm(find_rewritten(shards, out / ".shards", out), "shards"):
         if (target := out / path.name).exists():
             continue
         samples = _usable(path, summary)
@@ -91,12 +89,11 @@ def _write(
     tensors = [torch.from_numpy(picture).float().div_(127.5).sub_(1) for picture in pixels.values()]
     latents = dict(zip(pixels, model.encode(tensors), strict=True))
     for sample, document in usable:
-        mine = {file: latent for (key, file), latent in latents.items() if key == sample.key}
-        others = {
-            f"{file}{ENDING}": latent_member(latent, autoencoder, pixels[sample.key, file].shape[1:])
-            for file, latent in mine.items()
+        files = dict.fromkeys(image.file for image in document.images if document.generates)
+        members = {
+            f"{file}{ENDING}": latent_member(latents[sample.key, file], autoencoder, pixels[sample.key, file].shape[1:])
+            for file in files
         }
-        images = {name: data for name, data in sample.members.items() if name in {i.file for i in document.images}}
-        writer.write(sample.key, document.content(), images, others)  # type: ignore[arg-type]
+        writer.rewrite(sample, document, members)
         summary.documents += 1
-        summary.pictures += len(mine)
+        summary.pictures += len(members)

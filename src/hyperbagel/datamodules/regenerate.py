@@ -7,10 +7,9 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,10 +18,10 @@ from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import ImageSegment, LatentSegment, Segment, TextSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
-from hyperbagel.datamodules.documents import TextPart
+from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.packing import pack
 from hyperbagel.datamodules.pipeline import DocumentBuilder
-from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
+from hyperbagel.datamodules.shards import Sample, find_rewritten, read_samples
 from hyperbagel.datamodules.skipped import SkippedSampleError
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
@@ -118,12 +117,7 @@ class Regenerator:
         answers of another model or other settings.
         """
         out = Path(out)
-        paths = find_shards(shards, out / STATE)
-        if any(path.resolve().parent == out.resolve() for path in paths):
-            raise ValueError(f"{out}: holds the shards that are to be read; give another output folder")
-        names = [path.name for path in paths]
-        if len(set(names)) < len(names):
-            raise ValueError("two input shards have the same name, and would be written to the same file; rename one")
+        paths = find_rewritten(shards, out / STATE, out)
         self._begin(paths, out)
         summary = RegenerationSummary()
         for path in tqdm(paths, "shards"):
@@ -233,17 +227,12 @@ class Regenerator:
             summary.cut += answers is None
             summary.without_answers += answers is not None
             return
-        document = sample.document()
-        new = iter(answers)
-        segments: list[dict[str, Any]] = []
-        for part in document.parts:
-            if isinstance(part, TextPart):
-                segments.append({"type": "text", "text": next(new) if part.loss else part.text, "loss": part.loss})
-            else:
-                segments.append({"type": "image", "file": part.file, "loss": part.loss})
-        images = {name: data for name, data in sample.members.items() if name != "json"}
-        meta = document.meta | {"regenerated": True}
-        writer.write(sample.key, {"segments": segments, "meta": meta}, images)  # type: ignore[arg-type]
+        document, new = sample.document(), iter(answers)
+        parts = tuple(
+            replace(part, text=next(new)) if isinstance(part, TextPart) and part.loss else part
+            for part in document.parts
+        )
+        writer.rewrite(sample, InterleavedDocument(parts, document.meta | {"regenerated": True}))
         summary.documents += 1
         summary.answers += len(answers)
 

@@ -124,6 +124,19 @@ def find_shards(shards: str | Sequence[str], cache_dir: Path) -> list[Path]:
     return paths
 
 
+def find_rewritten(shards: str | Sequence[str], cache_dir: Path, out: Path) -> list[Path]:
+    """As `find_shards`, of those that are written anew into the folder `out`, each under its name.
+
+    Raises ValueError also when `out` holds them, or when two of them would be written to the same file.
+    """
+    paths = find_shards(shards, cache_dir)
+    if any(path.resolve().parent == out.resolve() for path in paths):
+        raise ValueError(f"{out}: holds the shards that are to be read; give another output folder")
+    if len({path.name for path in paths}) < len(paths):
+        raise ValueError("two input shards have the same name, and would be written to the same file; rename one")
+    return paths
+
+
 def _tars(folder: Path) -> list[str]:
     """The tars in a folder; of one that is there packed and unpacked, the latter."""
     found: dict[str, Path] = {}

@@ -13,6 +13,7 @@ import webdataset as wds
 
 from hyperbagel.bagel.images import ImageError, image_size
 from hyperbagel.datamodules.documents import DocumentError, InterleavedDocument, parse_document, safe_key
+from hyperbagel.datamodules.shards import Sample
 from hyperbagel.datamodules.skipped import Skip, image_skip
 from hyperbagel.files import whole_file
 
@@ -73,6 +74,19 @@ class ShardWriter:
         if self._in_shard >= self.samples_per_shard or self._bytes >= self.bytes_per_shard:
             self.close()
         return checked
+
+    def rewrite(
+        self, sample: Sample, document: InterleavedDocument, more: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        """Append a sample that was read, with this document in the place of its own, and with further members.
+
+        What is in it beside the pictures stays as it is. Raises as `write`.
+        """
+        pictures = {image.file for image in document.images}
+        members: dict[str, Any] = {name: data for name, data in sample.members.items() if name != "json"}
+        images = {name: data for name, data in members.items() if name in pictures}
+        others = {name: data for name, data in members.items() if name not in pictures}
+        self.write(sample.key, document.content(), images, {**others, **more})
 
     def _check(self, key: str, document: Mapping[str, Any], images: Mapping[str, bytes]) -> InterleavedDocument:
         if not safe_key(key) or "." in key.rpartition("/")[2]:
