@@ -23,7 +23,9 @@ def app(options: App) -> None:
     """
     from hyperbagel.cli.page import build_page, gradio
 
-    gradio()  # before time is spent on the model
+    options.device.resolve()
+    network_files(options)
+    gradio()  # also before time is spent on the model
     page = build_page(load_studio(options))
     logging.getLogger("hyperbagel.pipeline").setLevel(logging.ERROR)  # of what is typed, the page tells
     page.launch(**launch_settings(options))
@@ -31,7 +33,17 @@ def app(options: App) -> None:
 
 def load_studio(options: App) -> Studio:
     """The model with those branches and the draft head that there are. Raises errors that name the file."""
-    from hyperbagel.cli.studio import Studio, require_nfe
+    from hyperbagel.cli.studio import Studio
+
+    branches, draft = network_files(options)
+    studio = Studio(*load_model(options.model, options.device), branches, draft, options.steps)
+    return studio.settle(options.device)
+
+
+def network_files(options: App) -> tuple[dict[int, Path], Path | None]:
+    """The branches by their evaluations, and the draft head: those given, else those of the model. Raises errors that
+    name the file."""
+    from hyperbagel.cli.studio import require_nfe
 
     usual = model_folder(options.model) / BRANCHES
     given = {6: _file(options.nfe6, usual / "nfe6.safetensors"), 1: _file(options.nfe1, usual / "nfe1.safetensors")}
@@ -40,8 +52,7 @@ def load_studio(options: App) -> Studio:
     check_files(draft=draft)
     for nfe, file in branches.items():
         require_nfe(file, nfe)
-    studio = Studio(*load_model(options.model, options.device), branches, draft, options.steps)
-    return studio.settle(options.device)
+    return branches, draft
 
 
 def _file(given: str | None, usual: Path) -> Path | None:
