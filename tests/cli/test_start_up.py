@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hyperbagel.cli.uncollected import uncollected
 
 QUICK = """
 import sys
@@ -83,3 +86,16 @@ assert type(AutoencoderKL().encoder) is encoder and UNet2DConditionModel is not 
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_as_before_after_imports_and_errors(collects: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with pytest.raises(FileNotFoundError), uncollected():
+            assert not gc.isenabled()
+            raise FileNotFoundError
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbagel.cli.options import Edit, Generate
+from hyperbagel.cli.uncollected import uncollected
 from hyperbagel.files import check_picture
 from hyperbagel.pipeline.loading import check_files, load_model
 
@@ -103,6 +104,7 @@ def edit(options: Edit) -> None:
     _write(options.out, picture)
 
 
+@uncollected()
 def _check(options: Generate | Edit, files: Sequence[Path]) -> None:
     """Raises, before a model is loaded, what tells that the pictures cannot be made or written as asked for."""
     from hyperbagel.flow.guidance import Guidance
@@ -114,6 +116,7 @@ def _check(options: Generate | Edit, files: Sequence[Path]) -> None:
     Sampler(1 if options.steps is None else options.steps)
 
 
+@uncollected()
 def _pipeline(options: Generate | Edit, texts: Sequence[str], without: tuple[Part, ...]) -> Pipeline:
     from hyperbagel.pipeline.pipeline import Pipeline
 

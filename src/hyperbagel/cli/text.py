@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbagel.cli.options import Chat
+from hyperbagel.cli.uncollected import uncollected
 from hyperbagel.pipeline.loading import check_files, load_model
 
 if TYPE_CHECKING:
@@ -20,14 +21,7 @@ if TYPE_CHECKING:
 
 def chat(options: Chat) -> None:
     """Answers to questions, about a picture or not."""
-    from hyperbagel.decoding.autoregressive import DecodingSettings
-    from hyperbagel.pipeline.pipeline import Pipeline
-
-    check_files(draft=options.draft)
-    picture = _picture(options.image)
-    settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
-    loaded = load_model(options.model, options.device, ("generation", "autoencoder"), options.questions)
-    pipeline = Pipeline(*loaded, draft=options.draft).settle(options.device)
+    picture, settings, pipeline = _loaded(options)
     if len(options.questions) > 1:
         _answer_together(pipeline, picture, options, settings)
         return
@@ -45,6 +39,18 @@ def chat(options: Chat) -> None:
     )
     print()
     _tell_speed([answer])
+
+
+@uncollected()
+def _loaded(options: Chat) -> tuple[Image.Image | None, DecodingSettings, Pipeline]:
+    from hyperbagel.decoding.autoregressive import DecodingSettings
+    from hyperbagel.pipeline.pipeline import Pipeline
+
+    check_files(draft=options.draft)
+    picture = _picture(options.image)
+    settings = DecodingSettings(options.max_tokens, options.temperature, options.top_p)
+    loaded = load_model(options.model, options.device, ("generation", "autoencoder"), options.questions)
+    return picture, settings, Pipeline(*loaded, draft=options.draft).settle(options.device)
 
 
 def _picture(image: str) -> Image.Image | None:
