@@ -18,10 +18,13 @@ EXACT = Work(16, COSTS, exact=True)
 REPEATED = Work(16, COSTS, exact=False)
 
 
-def answered(policy: Policy, length: int, gain: int, work: Work = EXACT, first: int = 30) -> tuple[int, int]:
+def answered(
+    policy: Policy, length: int, gain: int, work: Work = EXACT, first: int = 30, ending: Sequence[int] = ()
+) -> tuple[int, int]:
     """Let a policy decide over an answer of `length` tokens, of which a drafted round brings `gain`: how many rounds
-    drafted, and how many there were."""
+    drafted, and how many there were. ending: of the question."""
     policy.begin(work)
+    policy.meet({0: ending})
     answer: list[int] = []
     drafted = rounds = 0
     while len(answer) < length:
@@ -59,6 +62,16 @@ def test_beginnings_that_go_on_are_drafted_at_once() -> None:
     assert answered(long, 50, 8) == (7, 7)
     # What is sampled has to repeat with its seed, whatever was answered before.
     assert answered(long, 50, 8, REPEATED)[0] == answered(Adaptive(costs=COSTS), 50, 8, REPEATED)[0] == 6
+
+
+def test_questions_whose_answers_go_on_are_drafted_at_once() -> None:
+    policy = Adaptive(costs=COSTS)
+    for _ in range(6):
+        answered(policy, 50, 8, ending=[5, 6])
+        answered(policy, 2, 8, ending=[5, 7])
+    assert answered(policy, 50, 8, ending=[5, 6]) == (7, 7)
+    assert answered(policy, 2, 8, ending=[5, 7]) == (0, 2)
+    assert answered(policy, 50, 8, REPEATED, ending=[5, 6])[0] == 6
 
 
 def test_drafting_that_does_not_pay_is_switched_off_and_tried_again() -> None:
@@ -128,6 +141,10 @@ class Alternating(Policy):
 
     def __init__(self) -> None:
         self.asked: list[dict[int, list[int]]] = []
+        self.met: dict[int, list[int]] = {}
+
+    def meet(self, endings: Mapping[int, Sequence[int]]) -> None:
+        self.met |= {number: list(ending) for number, ending in endings.items()}
 
     def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
         self.asked.append({number: list(answer) for number, answer in answers.items()})
@@ -142,6 +159,8 @@ def test_any_policy_gives_the_same_answers() -> None:
     assert speculator.decode(speculator.prefill(asked), SETTINGS) == expected
     assert not given.asked, "a speculator has a copy of its own"
     seen = speculator.policy.asked  # type: ignore[attr-defined]
+    endings = {number: last.ids[-8:].tolist() for number, (*_, last) in enumerate(asked)}  # type: ignore[union-attr]
+    assert speculator.policy.met == endings  # type: ignore[attr-defined]
     assert seen[0] == {number: [] for number in range(6)} and len(seen[-1]) < 6
     for number, answer in enumerate(expected):
         assert all(answer[: len(part[number])] == part[number] for part in seen if number in part)

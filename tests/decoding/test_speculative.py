@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Literal
 
 import pytest
@@ -13,6 +14,7 @@ from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.fused import FusedStack, RopeTable
 from hyperbagel.decoding.proposal import Proposal, TreeSettings
+from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
 from hyperbagel.decoding.speculative_loop import DecodingRun, Verdict
 from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
@@ -71,10 +73,13 @@ def test_greedy_answers_are_those_of_plain_decoding(kind: str, trained: bool, re
 @pytest.mark.parametrize("fuse", [True, False])
 def test_without_a_draft_it_is_plain_decoding(fuse: bool) -> None:
     model = target()
-    speculator = Speculator(model, fuse=fuse)
     batch = documents(4)
-    assert speculator.decode(speculator.prefill(batch), SETTINGS) == decode_text(model, model.prefill(batch), SETTINGS)
-    assert speculator.statistics.acceptance_length == 1.0 and speculator.statistics.n_alpha == []
+    drafting = Speculator(model, draft("hyper", trained=True), fuse=fuse)
+    for speculator in (Speculator(model, fuse=fuse), drafting.without_draft()):
+        answers = speculator.decode(speculator.prefill(batch), SETTINGS)
+        assert answers == decode_text(model, model.prefill(batch), SETTINGS)
+        assert speculator.statistics.acceptance_length == 1.0 and speculator.statistics.n_alpha == []
+    assert drafting.drafter is not None and not drafting.statistics.passes
 
 
 def test_further_documents_continue_a_drafted_context() -> None:
@@ -235,6 +240,38 @@ def test_row_caches_keep_only_what_is_committed() -> None:
     assert cache.lengths == [3, 3]
     with pytest.raises(ValueError, match="room for 8 tokens, 9 are needed"):
         cache.place(6)
+
+
+def test_a_document_alone_sees_nothing_that_was_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caches begin with whatever is in memory; here with what is no number."""
+
+    def room(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return like.new_full(shape, float("nan") if shape[1] == 1 else 0.0)
+
+    model, asked = target(), documents(6)
+    expected = [decode_text(model, model.prefill([document]), SETTINGS)[0] for document in asked]
+    monkeypatch.setattr("hyperbagel.decoding.cache._buffer", room)
+    for kind, way in (("hyper", "chain"), ("hyper", "tree"), ("parallel", "adaptive")):
+        speculator = Speculator(model, draft(kind, trained=True), WAYS[way])  # type: ignore[arg-type]
+        assert [speculator.decode(speculator.prefill([document]), SETTINGS)[0] for document in asked] == expected
+        queue = AnswerQueue(speculator, SETTINGS, 2)  # those that come one by one join others
+        requests = deque(Request(document, mark=i) for i, document in enumerate(asked))
+        found = {request.mark: answer for request, answer in queue.answer(requests)}
+        assert [found[i] for i in range(len(asked))] == expected
+
+
+def test_a_proposed_token_costs_half_a_product_and_is_the_same() -> None:
+    """Of a small vocabulary, what fc2 makes of the tokens is known beforehand."""
+    drafter = Speculator(target(), draft("hyper", trained=True)).drafter
+    assert drafter is not None and drafter.halves is not None
+    ids, feature = torch.tensor([[11], [30]]), torch.randn(2, 1, CONFIG.llm.hidden_size)
+    rope = RopeTable(CONFIG.llm, 4, feature).at(torch.tensor([[3], [3]]))
+    results = []
+    with torch.inference_mode():
+        for halves in (drafter.halves, None):
+            drafter.halves, layers = halves, drafter.empty_state(2, 4).layers
+            results.append(drafter.go_on(ids, feature, rope, layers.place(1), layers))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
 
 
 def test_paths_follow_the_target_through_a_tree() -> None:

@@ -188,7 +188,7 @@ class Speculation(Evaluation):
     def measure(self, model: Bagel, draft: DraftHead, asked: Sequence[Question]) -> Results:
         """Figures by way and kind of document."""
         drafting = Speculator(model, draft)
-        speculators: dict[str | None, Speculator] = {None: Speculator(model)}
+        speculators: dict[str | None, Speculator] = {None: drafting.without_draft()}
         speculators |= {way: drafting.proposing(settings) for way, settings in self.ways.items()}
         settings = DecodingSettings(self.max_tokens)
         order: list[str | None] = [None, *self.ways]

@@ -13,6 +13,8 @@ _SURE = 0.9, 0.5
 """Share of earlier answers that went on, which it takes to draft within the first tokens, and soon after them."""
 _SEEN = 4
 """How many earlier answers have to have had the same beginning."""
+_KINDS = 2**16
+"""Kinds of questions that are told apart, by their last tokens."""
 _NEW = 0.6
 """Weight of the newest round in the running means of an answer."""
 _BACKWARD = 32
@@ -43,8 +45,8 @@ class _Timing:
             self.sums = tuple((1 - 1 / _BACKWARD) * old + value for old, value in zip(self.sums, new, strict=True))
 
     def costs(self, prior: Costs, documents: int) -> Costs:
-        """The costs measured; where there is little to go by, nearly `prior`."""
-        if self.passes < 3:
+        """The costs measured; where there is little to go by, nearly `prior`, or all of it."""
+        if self.passes < 3 or not self.plain:
             return prior
         sums = list(self.sums)
         share = 1 / (1 + sums[0]) ** 2
@@ -86,9 +88,9 @@ class Adaptive(Policy):
     """Drafts where a round brings more tokens than it costs plain passes, and only as many tokens as are worth it.
 
     The first tokens of an answer are written plainly, since most of the short ones end with them and nothing could be
-    gained, unless earlier answers with the same beginning went on for long. Rounds that did not pay are followed by
-    plain passes, more every time. A chain ends where the next token, given how likely it is to be accepted, is worth
-    less than it costs at the present speed.
+    gained, unless earlier answers to the same question, or with the same beginning, went on for long. Rounds that did
+    not pay are followed by plain passes, more every time. A chain ends where the next token, given how likely it is to
+    be accepted, is worth less than it costs at the present speed.
 
     Costs are measured as answers are written, and so are habits; where answers could depend on them (see `Work`),
     nothing is carried from one call to the next, and costs are taken to be typical ones.
@@ -110,6 +112,7 @@ class Adaptive(Policy):
         self.wait, self.fixed = wait, costs
         self._timings: dict[int, _Timing] = {}
         self._habits: dict[tuple[int, int], _Habit] = {}
+        self._endings: dict[int, int] = {}  # of what is asked, by document
         self._usual = 0.0  # tokens that a drafted round emits; 0: not known yet
         self._enough = 0.0  # tokens that have to follow on a beginning, for drafting to pay; 0: to be computed
         self._tries = 0
@@ -118,13 +121,17 @@ class Adaptive(Policy):
 
     def begin(self, work: Work) -> None:
         """Start afresh, with what earlier calls taught."""
-        self._work, self._run = work, _Run()
+        self._work, self._run, self._endings = work, _Run(), {}
+
+    def meet(self, endings: Mapping[int, Sequence[int]]) -> None:
+        """Remember what is asked: answers to the same are of a kind."""
+        self._endings |= {document: hash(tuple(ending)) % _KINDS for document, ending in endings.items()}
 
     def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
         """Draft, when at least half of the answers are beyond their beginnings, and the last tries paid."""
         assert self._work is not None
         run, documents = self._run, len(answers)
-        if 2 * sum(map(self._goes_on, answers.values())) < documents:
+        if 2 * sum(self._goes_on(document, answer) for document, answer in answers.items()) < documents:
             return PLAIN
         if not run.spent:
             self._start(run, self._costs(documents))
@@ -154,7 +161,8 @@ class Adaptive(Policy):
         if self._work.exact:
             for document, answer in round.ended.items():
                 failed = round.drafted and round.emitted[document] < cost
-                self._remember(answer, len(answer) + 1 - round.emitted[document] if failed else -1)
+                self._remember(document, answer, len(answer) + 1 - round.emitted[document] if failed else -1)
+                self._endings.pop(document, None)
         if self._work.exact and round.seconds is not None:
             timing = self._timings.setdefault(documents, _Timing())
             timing.add(round.drafted, round.steps, round.seconds, cost)
@@ -180,7 +188,7 @@ class Adaptive(Policy):
         elif gained > 1.1:
             run.pause = _REST[0]
 
-    def _remember(self, answer: Sequence[int], failed: int) -> None:
+    def _remember(self, document: int, answer: Sequence[int], failed: int) -> None:
         """Note for each beginning of an answer whether drafting would have paid from there on. failed: place from which
         it was tried, and did not."""
         usual, enough = self._usual or 4.0, self._enough
@@ -189,15 +197,16 @@ class Adaptive(Policy):
             enough = self._enough = costs.round(usual, 1) + costs.reading
         for place in range(min(4 * self.wait, len(answer) + 1)):
             left = len(answer) + 1 - place
-            self._habits.setdefault(_beginning(answer[:place]), _Habit()).add(
+            self._habits.setdefault(self._beginning(document, answer[:place]), _Habit()).add(
                 min(left, usual) > enough and place != failed
             )
 
-    def _goes_on(self, answer: Sequence[int]) -> bool:
+    def _goes_on(self, document: int, answer: Sequence[int]) -> bool:
         """Whether it is likely enough that much follows on an answer so far."""
         assert self._work is not None
         place = len(answer)
-        habit = self._habits.get(_beginning(answer)) if self._work.exact and place < 4 * self.wait else None
+        known = self._work.exact and place < 4 * self.wait
+        habit = self._habits.get(self._beginning(document, answer)) if known else None
         if habit is None or habit.seen < _SEEN:
             return place >= self.wait
         return habit.share >= _SURE[place >= self.wait]
@@ -217,7 +226,6 @@ class Adaptive(Policy):
         timing = self._timings.get(documents) if self._work.exact else None
         return self._work.costs if timing is None else timing.costs(self._work.costs, documents)
 
-
-def _beginning(answer: Sequence[int]) -> tuple[int, int]:
-    """Place and last token of an answer's beginning."""
-    return len(answer), answer[-1] if answer else -1
+    def _beginning(self, document: int, answer: Sequence[int]) -> tuple[int, int]:
+        """Place and last token of an answer so far; of an empty one what was asked."""
+        return len(answer), answer[-1] if answer else self._endings.get(document, -1)

@@ -38,7 +38,7 @@ class RowCache:
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> RowCache:
         """An empty cache. shape: (layers, B, kv_heads, capacity, head_dim); like: gives device and dtype."""
-        return cls(like.new_zeros(shape), like.new_zeros(shape), [0] * shape[1])
+        return cls(_buffer(shape, like), _buffer(shape, like), [0] * shape[1])
 
     @classmethod
     def of(cls, context: Context, capacity: int) -> RowCache:
@@ -120,11 +120,11 @@ class RowCache:
             raise ValueError(f"the decoding cache has room for {self.keys.shape[3]} tokens, {end} are needed")
         first = self.lengths[0]
         uniform = self.lengths.count(first) == len(self.lengths)
-        self._seen = self.keys[:, :, :, :end].unbind(0), self.values[:, :, :, :end].unbind(0)
+        self._seen = self.keys.narrow(3, 0, end).unbind(0), self.values.narrow(3, 0, end).unbind(0)
         if uniform:
             self._slots = None
             begin = first + ahead
-            self._new = self.keys[:, :, :, begin:end].unbind(0), self.values[:, :, :, begin:end].unbind(0)
+            self._new = self.keys.narrow(3, begin, new).unbind(0), self.values.narrow(3, begin, new).unbind(0)
         else:
             lengths = torch.tensor(self.lengths, device=self.keys.device)[:, None]
             self._slots = lengths + torch.arange(ahead, ahead + new, device=self.keys.device)
@@ -173,13 +173,18 @@ class RowCache:
 
 
 def _with_room(parts: Sequence[Tensor], capacity: int) -> Tensor:
-    """Buffers (layers, B, kv_heads, tokens, head_dim) of more and more rows as one of so many tokens; what is not used
-    yet is zero, as a mask does not hide what is no number, and is not written, which would take most of the time."""
+    """Buffers (layers, B, kv_heads, tokens, head_dim) of more and more rows as one of so many tokens."""
     layers, _, heads, _, dim = parts[0].shape
-    rows = sum(part.shape[1] for part in parts)
-    whole = parts[0].new_zeros(layers, rows, heads, capacity, dim)
+    whole = _buffer((layers, sum(part.shape[1] for part in parts), heads, capacity, dim), parts[0])
     first = 0
     for part in parts:
         whole[:, first : first + part.shape[1], :, : part.shape[3]] = part
         first += part.shape[1]
     return whole
+
+
+def _buffer(shape: tuple[int, int, int, int, int], like: Tensor) -> Tensor:
+    """Room for keys or values. Where rows have different lengths, what a shorter one has not written is masked, and a
+    mask does not hide what is no number: so it is zero. A single row sees nothing but what it has written, and zeros
+    for the longest answer would take more time than a token."""
+    return like.new_empty(shape) if shape[1] == 1 else like.new_zeros(shape)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.quantized import is_plain
 from hyperbagel.decoding.autoregressive import next_token_probabilities
 from hyperbagel.decoding.cache import Entries
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, Projection, Rope, RopeTable
@@ -14,7 +15,10 @@ from hyperbagel.decoding.proposal import Proposal, ProposalSettings, stack_chain
 from hyperbagel.decoding.rows import DraftState, Rows
 from hyperbagel.decoding.tree import grow_tree
 from hyperbagel.decoding.verify import draw
-from hyperbagel.draft.head import DraftHead
+from hyperbagel.draft.head import DraftHead, Fusion
+
+_FOLDED = 2**22
+"""Most numbers of a table of all tokens, as `Drafter` keeps one: more would fit into no cache of a processor."""
 
 
 class Drafter:
@@ -31,6 +35,7 @@ class Drafter:
             self.fc1 = Projection([intermediate.fc1], fuse)
             self.fc2 = None if fusion is None else Projection([fusion.fc2], fuse)
         self.norm = None if fusion is None else Norm(fusion.norm.weight, head.llm.rms_norm_eps)
+        self.halves = self._halves(fusion) if fuse and fusion is not None else None
         self.entries = head.config.entries(head.llm)
         self.decoder: FusedStack | None = None
         if intermediate.decoder is not None:
@@ -39,6 +44,16 @@ class Drafter:
         if intermediate.attention is not None:
             with torch.no_grad():
                 self.queries = intermediate.attention.folded_queries()
+
+    @torch.no_grad()
+    def _halves(self, fusion: Fusion) -> tuple[Tensor, Tensor] | None:
+        """fc2 of the embeddings of all tokens, (V, D), and its other half, (D, D), for the features, which spares a
+        draft step a norm and half of a product. None where that is more than `_FOLDED` numbers."""
+        assert self.norm is not None
+        weight, width = fusion.fc2.weight, self.embed.shape[1]
+        if self.embed.numel() > _FOLDED or not is_plain(weight):
+            return None
+        return self.norm(self.embed) @ weight[:, :width].t(), weight[:, width:].t().contiguous()
 
     @property
     def longest(self) -> int | None:
@@ -64,9 +79,9 @@ class Drafter:
         rope = table.at(rows.position)
         mask = state.layers.place(rows.embedded.shape[1])
         feature = self.features(state, rows, rope, mask)
-        hidden = self.step(rows.embedded, feature, rope, mask, state.layers)
+        hidden = self.step(rows.embedded, feature, rope, mask, state.layers, 1 if rows.even else None)
         self.commit(state, rows)
-        return last_rows(hidden, rows.counts)
+        return hidden if rows.even else last_rows(hidden, rows.counts)
 
     def features(self, state: DraftState, rows: Rows, rope: Rope, mask: Tensor | None) -> Tensor:
         """Input features (B, n, D) of true rows. mask: causal, as a cache gives it."""
@@ -74,7 +89,7 @@ class Drafter:
         if self.decoder is not None and state.decoder is not None:
             state.decoder.place(x.shape[1], masked=False)
             x = self.decoder(x, rope, mask, state.decoder)
-        return self.fc1(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.fc1(x.flatten(0, 1)).view(*x.shape[:2], -1)
 
     def commit(self, state: DraftState, rows: Rows) -> None:
         """Keep the rows that were just read."""
@@ -86,13 +101,32 @@ class Drafter:
         """What enters the first layer of a Hyper-Bagel head, (B, n, D) of both."""
         assert self.fc2 is not None and self.norm is not None
         pair = torch.cat([self.norm(embedded), feature], dim=-1)
-        return self.fc2(pair.flatten(0, 1)).unflatten(0, feature.shape[:2])
+        return self.fc2(pair.flatten(0, 1)).view_as(feature)
 
-    def step(self, embedded: Tensor, feature: Tensor, rope: Rope, mask: Tensor | None, cache: Entries) -> Tensor:
-        """One draft step for rows (B, n, D), written where the cache was told to: the features for the next."""
+    def step(
+        self,
+        embedded: Tensor,
+        feature: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cache: Entries,
+        tail: int | None = None,
+    ) -> Tensor:
+        """One draft step for rows (B, n, D), written where the cache was told to: the features for the next.
+
+        tail: as of `FusedStack`.
+        """
         if self.fc2 is None:
-            return self.stack(feature, rope, mask, cache, read=torch.cat([embedded, feature], dim=-1))
-        return self.stack(self.fuse(embedded, feature), rope, mask, cache)
+            return self.stack(feature, rope, mask, cache, torch.cat([embedded, feature], dim=-1), tail=tail)
+        return self.stack(self.fuse(embedded, feature), rope, mask, cache, tail=tail)
+
+    def go_on(self, ids: Tensor, feature: Tensor, rope: Rope, mask: Tensor | None, cache: Entries) -> Tensor:
+        """`step` for proposed tokens (B, n) of the target's vocabulary."""
+        if self.halves is None:
+            return self.step(F.embedding(ids, self.embed), feature, rope, mask, cache)
+        embedded, weight = self.halves
+        x = torch.addmm(embedded[ids.flatten()], feature.flatten(0, 1), weight)
+        return self.stack(x.view_as(feature), rope, mask, cache)
 
     def chain(
         self, state: DraftState, hidden: Tensor, position: Tensor, table: RopeTable, settings: ProposalSettings
@@ -107,37 +141,37 @@ class Drafter:
         # Whether to go on depends on what was proposed so far, never on a drawn token that is then left out: that would
         # bend the distribution.
         confidence = [1.0] * len(hidden)
-        ropes = table.at(position + torch.arange(settings.length, device=position.device))
+        whole = table.at(position + torch.arange(settings.length, device=position.device))
+        ropes = [Rope(*pair) for pair in zip(whole.cos.split(1, 1), whole.sin.split(1, 1), strict=True)]
         for i in range(settings.length):
             if i:
                 mask = state.layers.place(1, ahead=i - 1)
-                rope = Rope(ropes.cos[:, i : i + 1], ropes.sin[:, i : i + 1])
-                hidden = self.step(F.embedding(tokens[-1], self.embed), hidden, rope, mask, state.layers)
+                hidden = self.go_on(tokens[-1], hidden, ropes[i], mask, state.layers)
             logits = self.logits(hidden)
             token, sure = self._pick(logits, settings, probabilities)
             ids = self.head.target_ids(token)
-            goes_on = [number not in settings.stop for number in ids[:, 0].tolist()]
+            goes_on = [number not in settings.stop for (number,) in ids.tolist()]
             confidence = [c * on for c, on in zip(confidence, goes_on, strict=True)]
             if not any(confidence) and settings.greedy:
                 break
             tokens.append(ids)
             if settings.min_confidence > 0 and i + 1 < settings.length:
-                confidence = [c * s for c, s in zip(confidence, sure[:, 0].exp().tolist(), strict=True)]
+                confidence = [c * s for c, (s,) in zip(confidence, sure.tolist(), strict=True)]
             if max(confidence) <= 0 or max(confidence) < settings.min_confidence:
                 break
         return stack_chain(tokens, probabilities)
 
     def _pick(self, logits: Tensor, settings: ProposalSettings, probabilities: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Tokens of the draft's vocabulary and their log-probabilities at temperature 1, each (B, 1). What they were
-        drawn from is added to `probabilities`."""
-        log_q = logits.float().log_softmax(-1)
+        """Tokens of the draft's vocabulary and their probabilities at temperature 1, each (B, 1). What they were drawn
+        from is added to `probabilities`."""
+        own = logits.float().softmax(-1)
         if settings.greedy:
-            sure, token = log_q.max(-1)
+            sure, token = own.max(-1)
             return token, sure
         q = next_token_probabilities(logits, settings.decoding)
         probabilities.append(self.widen(q))
         token = draw(q, settings.generator)
-        return token, log_q.gather(-1, token[..., None])[..., 0]
+        return token, own.gather(-1, token[..., None])[..., 0]
 
     def widen(self, q: Tensor) -> Tensor:
         """Probabilities over the draft's vocabulary (..., V') to the target's (..., V)."""

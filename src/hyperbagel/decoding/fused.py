@@ -38,14 +38,22 @@ class Rope(NamedTuple):
 
 
 class RopeTable:
-    """Rotations of all positions up to a highest one, computed once."""
+    """Rotations of all positions up to a highest one, computed once. like: gives device and dtype."""
 
     def __init__(self, llm: LLMConfig, positions: int, like: Tensor) -> None:
-        table = rotation(torch.arange(positions, device=like.device)[None], llm.head_dim, llm.rope_theta, like.dtype)
+        self._llm = llm
+        self._fill(positions, like)
+
+    def _fill(self, positions: int, like: Tensor) -> None:
+        llm, index = self._llm, torch.arange(positions, device=like.device)[None]
+        table = rotation(index, llm.head_dim, llm.rope_theta, like.dtype)
         self._cos, self._sin = table.cos[0, 0, :, None], table.sin[0, 0, :, None]
 
-    def __len__(self) -> int:
-        return len(self._cos)
+    def reach(self, positions: int) -> RopeTable:
+        """The table itself, now of at least so many positions."""
+        if positions > len(self._cos):
+            self._fill(max(positions, 2 * len(self._cos)), self._cos)
+        return self
 
     def at(self, positions: Tensor) -> Rope:
         """Rotations of positions (B, n)."""
@@ -137,7 +145,7 @@ class LogitsHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (B, n, D) -> logits (B, n, V)."""
-        return self.projection(self.norm(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.projection(self.norm(x).flatten(0, 1)).view(*x.shape[:2], -1)
 
 
 class _Layer:
@@ -185,25 +193,32 @@ class FusedStack:
         cache: Entries,
         read: Tensor | None = None,
         record: list[Tensor] | None = None,
+        tail: int | None = None,
     ) -> Tensor:
         """Residual stream (B, n, D) through the layers, keys and values written where `cache.place` said.
 
         mask: as `place` returned it; read: what the first layer's attention reads instead of x (EAGLE-3); record: gets
-        the stream after every layer.
+        the stream after every layer; tail: give the result of the last so many tokens only, which spares the others
+        most of the last layer.
         """
         batch, new, width = x.shape
-        if mask is not None and self.groups > 1:
-            mask = mask.repeat(1, 1, self.groups, 1)
+        place, wanted = (rope, self._for_all_heads(mask), cache), new
         x = x.reshape(-1, width)
         for i, layer in enumerate(self.layers):
-            h = x if read is None or i else read.reshape(batch * new, -1)
-            attended = self._attention(i, layer, self._read(layer, h), (rope, mask, cache))
-            x = layer.out.add_to(x, attended)
+            h = self._read(layer, x if read is None or i else read.reshape(batch * new, -1))
+            if tail is not None and tail < new and i == len(self.layers) - 1:
+                seen = None if mask is None else mask[:, :, -tail:]
+                place, wanted = (rope, self._for_all_heads(seen), cache), tail
+                x = x.view(batch, new, width)[:, -tail:].reshape(-1, width)
+            x = layer.out.add_to(x, self._attention(i, layer, h, place, wanted))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
             x = layer.down.add_to(x, F.silu(gate).mul_(up))
             if record is not None:
-                record.append(x.view(batch, new, width))
-        return x.view(batch, new, width)
+                record.append(x.view(batch, wanted, width))
+        return x.view(batch, wanted, width)
+
+    def _for_all_heads(self, mask: Tensor | None) -> Tensor | None:
+        return mask if mask is None or self.groups == 1 else mask.repeat(1, 1, self.groups, 1)
 
     def _read(self, layer: _Layer, h: Tensor) -> Tensor:
         if layer.second_norm is None:
@@ -211,8 +226,10 @@ class FusedStack:
         embedded, feature = h.chunk(2, dim=-1)
         return torch.cat([layer.norm(embedded), layer.second_norm(feature)], dim=-1)
 
-    def _attention(self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, Entries]) -> Tensor:
-        """Normed input (B * n, ·) -> attention result of all heads (B * n, heads * head_dim)."""
+    def _attention(
+        self, index: int, layer: _Layer, h: Tensor, place: tuple[Rope, Tensor | None, Entries], wanted: int
+    ) -> Tensor:
+        """Normed input (B * n, ·) -> attention result (B * wanted, heads * head_dim) of the last tokens."""
         rope, mask, cache = place
         batch, new = rope.cos.shape[:2]
         heads, kv, dim = self.llm.num_attention_heads, self.llm.num_key_value_heads, self.llm.head_dim
@@ -222,11 +239,11 @@ class FusedStack:
             qk = layer.qk_norm(qk)
         qk = torch.addcmul(qk * rope.cos, qk.roll(dim // 2, dims=-1), rope.sin)
         keys, values = cache.extend(index, qk[:, :, heads:], qkv[:, :, heads + kv :])
-        q = qk[:, :, :heads]
+        q = qk[:, -wanted:, :heads]
         if self.groups == 1:
             attended = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask)
-            return attended.transpose(1, 2).reshape(batch * new, heads * dim)
+            return attended.transpose(1, 2).reshape(batch * wanted, heads * dim)
         q = q.unflatten(2, (kv, -1)).permute(0, 2, 3, 1, 4).reshape(batch, kv, -1, dim)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        attended = attended.unflatten(2, (self.groups, new)).permute(0, 3, 1, 2, 4)
-        return attended.reshape(batch * new, heads * dim)
+        attended = attended.unflatten(2, (self.groups, wanted)).permute(0, 3, 1, 2, 4)
+        return attended.reshape(batch * wanted, heads * dim)

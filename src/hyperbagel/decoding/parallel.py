@@ -45,9 +45,10 @@ class ParallelDrafter(Drafter):
         x = torch.cat([x, last_rows(x, rows.counts) + self.embedding[:more]], dim=1)
         further = last_rows(rows.position, rows.counts) + torch.arange(1, count, device=x.device)
         rope = table.at(torch.cat([rows.position, further], dim=1))
-        hidden = self.stack(x, rope, state.layers.place(new + more, inner=_inner(rows, more)), state.layers)
+        mask = state.layers.place(new + more, inner=_inner(rows, more))
+        hidden = self.stack(x, rope, mask, state.layers, tail=count if rows.even else None)
         self.commit(state, rows)
-        return torch.cat([last_rows(hidden[:, :new], rows.counts), hidden[:, new:]], dim=1)
+        return hidden if rows.even else torch.cat([last_rows(hidden[:, :new], rows.counts), hidden[:, new:]], dim=1)
 
     def _chain(self, logits: Tensor, settings: ProposalSettings) -> Proposal | None:
         """The likeliest tokens, or drawn ones, of logits (B, K, V'): as many as are worth it.
@@ -92,7 +93,7 @@ class _SharedLevels:
 def _inner(rows: Rows, more: int) -> Tensor | None:
     """Who sees whom among padded true rows and `more` places ahead of them; None: simply causal."""
     new = rows.embedded.shape[1]
-    if all(count == new for count in rows.counts):
+    if rows.even:
         return None
     device = rows.position.device
     inner = torch.ones(new + more, new + more, dtype=torch.bool, device=device).tril()

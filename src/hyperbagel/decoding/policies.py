@@ -86,6 +86,10 @@ class Policy(ABC):
     def begin(self, work: Work) -> None:  # noqa: B027
         """A call of decoding begins."""
 
+    def meet(self, endings: Mapping[int, Sequence[int]]) -> None:  # noqa: B027
+        """Documents come. endings: the last tokens of what each asks, by its number; none where the draft does not know
+        the context."""
+
     @abstractmethod
     def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
         """The next round. answers: the tokens so far of the documents that go on, by a number of each."""

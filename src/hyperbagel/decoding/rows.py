@@ -25,6 +25,11 @@ class Rows:
     position: Tensor
     counts: list[int]
 
+    @property
+    def even(self) -> bool:
+        """Whether all documents have equally many, so that there is no padding."""
+        return all(count == self.position.shape[1] for count in self.counts)
+
     def select(self, rows: Sequence[int]) -> Rows:
         """Those of some documents."""
         return Rows(
@@ -42,8 +47,9 @@ class Rows:
         counts = [sum(part) for part in zip(*(piece.counts for piece in pieces), strict=True)]
         features = {entry: torch.cat([p.features[entry] for p in pieces], 1) for entry in pieces[0].features}
         embedded, position = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("embedded", "position"))
-        if all(count == position.shape[1] for count in counts):
-            return Rows(features, embedded, position, counts)
+        rows = Rows(features, embedded, position, counts)
+        if rows.even:
+            return rows
         device = position.device
         lengths = [torch.tensor(piece.counts, device=device)[:, None] for piece in pieces]
         present = [torch.arange(p.position.shape[1], device=device) < n for p, n in zip(pieces, lengths, strict=True)]

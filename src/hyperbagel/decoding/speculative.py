@@ -14,11 +14,11 @@ import torch
 
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.segments import Document
+from hyperbagel.bagel.segments import Document, TextSegment
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
 from hyperbagel.decoding.drafter import Drafter
-from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm
+from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, RopeTable
 from hyperbagel.decoding.parallel import ParallelDrafter
 from hyperbagel.decoding.policies import Costs, Work
 from hyperbagel.decoding.rows import DraftMemory, Rows
@@ -66,6 +66,7 @@ class Speculator:
         und, llm = model.understanding, model.config.llm
         self.target = FusedStack(list(und.layers), llm, fuse)
         self.logits = LogitsHead(Norm(und.norm.weight, llm.rms_norm_eps), und.lm_head, fuse)
+        self.table = RopeTable(llm, 0, und.embed_tokens.weight)
         self.drafter: Drafter | None = None
         if draft is not None:
             kind = ParallelDrafter if draft.config.kind == "parallel" else Drafter
@@ -83,6 +84,12 @@ class Speculator:
         """The same models, with other settings and statistics of their own."""
         other = copy.copy(self)
         other._propose_by(speculation)
+        return other
+
+    def without_draft(self) -> Speculator:
+        """The same model, decoding plainly, with statistics of its own."""
+        other = self.proposing(self.speculation)
+        other.drafter = None
         return other
 
     @torch.no_grad()
@@ -112,7 +119,8 @@ class Speculator:
             rows = Rows.joined([*earlier, known.followed(layers[0][:, :1]), rows])
             state = known.state
         memory = DraftMemory(state, rows, pending, position.gather(1, last))
-        return DraftedContext(context.past, context.valid, context.next_position, memory)
+        endings = [_ending(document) for document in documents]
+        return DraftedContext(context.past, context.valid, context.next_position, memory, endings)
 
     @torch.inference_mode()
     def decode(
@@ -142,8 +150,14 @@ class Speculator:
             exact = settings.temperature == 0 and self.model.dtype == torch.float32
             length = min(self.speculation.length, self.drafter.longest or self.speculation.length)
             self.policy.begin(Work(length, self.costs, exact))
-        layers = self.target, self.logits, self.drafter
+        layers = self.target, self.logits, self.table, self.drafter
         return Engine(self.model, *layers, self.speculation, self.policy, self.statistics, self.clock)
+
+
+def _ending(document: Document) -> list[int]:
+    """The last tokens of a document: no more than tell questions of one wording from others."""
+    last = document[-1]
+    return last.ids[-8:].tolist() if isinstance(last, TextSegment) else []
 
 
 def decode_speculative(

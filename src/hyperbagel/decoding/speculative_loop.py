@@ -33,20 +33,23 @@ from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 
 @dataclass(frozen=True)
 class DraftedContext(Context):
-    """A context that the draft head can read as well. Usable wherever a context is."""
+    """A context that the draft head can read as well. Usable wherever a context is. endings: the last tokens of what
+    each document asks."""
 
     draft: DraftMemory
+    endings: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
 class Engine:
     """What a call of decoding works with. target, logits: the understanding layers, and the final norm and LM head
-    after them; drafter: None decodes plainly; clock: gives seconds.
+    after them; table: grows with the positions that are needed; drafter: None decodes plainly; clock: gives seconds.
     """
 
     model: Bagel
     target: FusedStack
     logits: LogitsHead
+    table: RopeTable
     drafter: Drafter | None
     speculation: SpeculationSettings
     policy: Policy
@@ -92,11 +95,14 @@ class DecodingRun:
         self.root = torch.tensor([list(forced)] * batch, device=model.device)
         room = len(forced) + settings.max_tokens + engine.speculation.scratch() + 1
         self.cache = RowCache.of(context, room)
-        self.table = RopeTable(model.config.llm, max(self.position) + room + engine.speculation.length, self.embed)
+        self.table = engine.table.reach(max(self.position) + room + engine.speculation.length)
         self.unseen: Unseen | None = None
         if engine.drafter is not None:
-            memory = context.draft if isinstance(context, DraftedContext) else None
-            self.unseen = Unseen(engine.drafter, memory, F.embedding(self.root[:, :1], self.embed), room)
+            memory = None
+            if isinstance(context, DraftedContext):
+                memory = context.draft
+                engine.policy.meet(dict(zip(self.documents, context.endings, strict=False)))
+            self.unseen = Unseen(engine.drafter, memory, room, (batch, forced[0]))
 
     def answer(self, on_tokens: OnTokens | None = None) -> list[list[int]]:
         """Answer all documents, in their order. on_tokens: as of `Speculator.decode`."""
@@ -141,11 +147,10 @@ class DecodingRun:
         self.position += other.position
         self.root = torch.cat([self.root, other.root])
         self.cache = self.cache.beside(other.cache)
-        self.table = max(self.table, other.table, key=len)
         if isinstance(self.randomness, Sequence) and isinstance(other.randomness, Sequence):
             self.randomness = [*self.randomness, *other.randomness]
         if self.unseen is not None and other.unseen is not None:
-            self.unseen.absorb(other.unseen, other.table)
+            self.unseen.absorb(other.unseen, self.table)
 
     def _plan(self) -> Plan:
         """What the policy says, but never more than answers may still have: the target adds a token of its own."""

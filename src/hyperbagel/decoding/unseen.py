@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,10 @@ from hyperbagel.decoding.rows import DraftMemory, DraftState, Rows
 
 
 class Written(NamedTuple):
-    """A pass of the target. streams: its residual streams by entry, each (B, n, D); paths: which of the n tokens were
-    kept of each document; following: the ids behind each of these; position: rope position of the first."""
+    """A pass of the target. streams: residual streams by entry, each (B, n, D); paths: which of the n tokens were kept
+    of each document; following: the ids behind each of these; position: rope position of the first."""
 
-    streams: Sequence[Tensor]
+    streams: Sequence[Tensor] | Mapping[int, Tensor]
     paths: list[list[int]]
     following: list[list[int]]
     position: list[int]
@@ -28,19 +28,20 @@ class Written(NamedTuple):
 class Unseen:
     """The draft's caches of the documents that are being answered, and the rows that they lack.
 
-    memory: what the draft has of their context, if it is known; root: (B, 1, D) embeddings of their first tokens;
-    room: for how many more tokens.
+    memory: what the draft has of their context, if it is known; room: for how many more tokens; begun: how many
+    documents there are, and the token that their answers begin with.
     """
 
-    def __init__(self, drafter: Drafter, memory: DraftMemory | None, root: Tensor, room: int) -> None:
+    def __init__(self, drafter: Drafter, memory: DraftMemory | None, room: int, begun: tuple[int, int]) -> None:
         self.drafter, self.memory, self.room = drafter, memory, room
-        self.batch = len(root)
+        self.batch, first = begun
         self.state: DraftState | None = None
         self.known = None if memory is None else memory.state
         self.pieces: list[Rows | Written] = []
         if memory is not None:
             self.pieces += [] if memory.unread is None else [memory.unread]
-            self.pieces.append(memory.followed(root))
+            position = memory.position[:, 0].tolist()
+            self.pieces.append(Written(memory.pending, [[0]] * self.batch, [[first]] * self.batch, position))
 
     @property
     def ready(self) -> bool:
@@ -109,7 +110,7 @@ class Unseen:
         longest, device = max(counts), self.drafter.embed.device
         features = {entry: written.streams[entry] for entry in self.drafter.entries}
         if all(path == list(range(len(path))) for path in written.paths):
-            features = {entry: value[:, :longest] for entry, value in features.items()}
+            features = {entry: value.narrow(1, 0, longest) for entry, value in features.items()}
         else:
             index = torch.tensor([path + [0] * (longest - len(path)) for path in written.paths], device=device)
             batch = torch.arange(len(counts), device=device)[:, None]
