@@ -164,8 +164,9 @@ class Adaptive(Policy):
                 self._remember(document, answer, len(answer) + 1 - round.emitted[document] if failed else -1)
                 self._endings.pop(document, None)
         if self._work.exact and round.seconds is not None:
-            timing = self._timings.setdefault(documents, _Timing())
-            timing.add(round.drafted, round.steps, round.seconds, cost)
+            if documents not in self._timings:
+                self._timings[documents] = _Timing()
+            self._timings[documents].add(round.drafted, round.steps, round.seconds, cost)
 
     def _judge(self, round: Round, cost: float, costs: Costs) -> None:
         """Whether drafting goes on. Rounds that end an answer say little: there was not more to emit."""
@@ -196,10 +197,10 @@ class Adaptive(Policy):
             costs = self._costs(1)
             enough = self._enough = costs.round(usual, 1) + costs.reading
         for place in range(min(4 * self.wait, len(answer) + 1)):
-            left = len(answer) + 1 - place
-            self._habits.setdefault(self._beginning(document, answer[:place]), _Habit()).add(
-                min(left, usual) > enough and place != failed
-            )
+            left, beginning = len(answer) + 1 - place, self._beginning(document, answer[:place])
+            if beginning not in self._habits:
+                self._habits[beginning] = _Habit()
+            self._habits[beginning].add(min(left, usual) > enough and place != failed)
 
     def _goes_on(self, document: int, answer: Sequence[int]) -> bool:
         """Whether it is likely enough that much follows on an answer so far."""

@@ -31,7 +31,7 @@ from hyperbagel.draft.head import DraftHead
 
 __all__ = ["ADAPTIVE", "DraftedContext", "SpeculationSettings", "Speculator", "decode_speculative"]
 
-ADAPTIVE: Final = SpeculationSettings(length=24, policy=Adaptive())
+ADAPTIVE: Final = SpeculationSettings(length=32, policy=Adaptive())
 """Long chains that end where the draft becomes unsure, and plain passes where drafting does not pay: the default, as it
 suits short answers and long ones."""
 

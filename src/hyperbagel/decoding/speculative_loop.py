@@ -160,6 +160,8 @@ class DecodingRun:
         if left < 1:
             return PLAIN
         plan = self.engine.policy.plan(self.answers)
+        if not plan.length:
+            return PLAIN
         length = min(plan.length, left, self.engine.speculation.length)
         return Plan(min(length, self.unseen.drafter.longest or length), plan.min_confidence)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,20 @@ from hyperbagel.decoding.rows import DraftMemory, DraftState, Rows
 
 
 class Written(NamedTuple):
-    """A pass of the target. streams: residual streams by entry, each (B, n, D); paths: which of the n tokens were kept
-    of each document; following: the ids behind each of these; position: rope position of the first."""
+    """A pass of the target. streams: its residual streams by entry, each (B, n, D); paths: which of the n tokens were
+    kept of each document; following: the ids behind each of these; position: rope position of the first."""
 
-    streams: Sequence[Tensor] | Mapping[int, Tensor]
+    streams: Sequence[Tensor]
     paths: list[list[int]]
     following: list[list[int]]
     position: list[int]
+
+
+class Begun(NamedTuple):
+    """Answers begin. memory: what the draft has of their context; first: the token that all begin with."""
+
+    memory: DraftMemory
+    first: int
 
 
 class Unseen:
@@ -37,11 +44,10 @@ class Unseen:
         self.batch, first = begun
         self.state: DraftState | None = None
         self.known = None if memory is None else memory.state
-        self.pieces: list[Rows | Written] = []
+        self.pieces: list[Rows | Written | Begun] = []
         if memory is not None:
             self.pieces += [] if memory.unread is None else [memory.unread]
-            position = memory.position[:, 0].tolist()
-            self.pieces.append(Written(memory.pending, [[0]] * self.batch, [[first]] * self.batch, position))
+            self.pieces.append(Begun(memory, first))
 
     @property
     def ready(self) -> bool:
@@ -101,10 +107,16 @@ class Unseen:
         return self.state
 
     def _rows(self) -> Rows:
-        pieces = [self._rows_of(piece) if isinstance(piece, Written) else piece for piece in self.pieces]
-        return Rows.joined(pieces)
+        return Rows.joined([self._rows_of(piece) for piece in self.pieces])
 
-    def _rows_of(self, written: Written) -> Rows:
+    def _rows_of(self, piece: Rows | Written | Begun) -> Rows:
+        if isinstance(piece, Written):
+            return self._rows_written(piece)
+        if isinstance(piece, Begun):
+            return piece.memory.followed(self.drafter.embed[piece.first].expand(self.batch, 1, -1))
+        return piece
+
+    def _rows_written(self, written: Written) -> Rows:
         """The rows of accepted tokens, from the target's own hidden states."""
         counts = list(map(len, written.paths))
         longest, device = max(counts), self.drafter.embed.device
