@@ -171,4 +171,3 @@ def test_contexts_can_be_selected_repeated_and_stacked(model: Bagel) -> None:
     stacked = Context.stack([model.prefill(documents[:1]), model.prefill([[]]), model.prefill(documents[3:4])])
     alone = model.prefill([documents[0], [], documents[3]])
     close(velocities(model, stacked, sizes), velocities(model, alone, sizes))
-    assert guided.full.compact().length == guided.full.length

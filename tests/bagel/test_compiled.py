@@ -57,3 +57,35 @@ def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(mo
         assert torch.equal(expected, got)
         counts.append(len(graphs))
     assert counts == [1, 1, 1, 2, 2]
+
+
+def test_all_layers_are_one_graph_a_shape_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result and gradients. PyTorch's tracing is real here, the compiler is not."""
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object, **options: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(mot, "compiled_layers", cache(mot.compiled_layers.__wrapped__))
+    plain, compiled = nano_bagel().train(), nano_bagel().train()
+    compiled.compiled = "all layers"
+    plain.multiple = compiled.multiple = 8
+    generator = torch.Generator().manual_seed(0)
+    counts = []
+    for words in (3, 5, 6, 9, 14):
+        document = [TextSegment(torch.randint(10, 500, (words,), generator=generator))]
+        grid = plain.latent_grid([(32, 32)])
+        x_t = torch.randn(1, grid.position_ids.shape[1], plain.config.latent_token_dim, generator=generator)
+        results = []
+        for model in (plain, compiled):
+            velocity = model.velocity(x_t, torch.full((1,), 0.5), model.prefill([document]), grid)
+            velocity.square().mean().backward()
+            results.append((velocity, [p.grad for p in model.generation.parameters()]))
+        torch.testing.assert_close(results[1], results[0])
+        counts.append(len(graphs))
+    assert counts == [2, 2, 2, 4, 4]  # reading and denoising, of texts of up to 8 and 16 tokens
+    with torch.no_grad():
+        compiled.eval().velocity(x_t, torch.full((1,), 0.5), compiled.prefill([document]), grid)
+    assert len(graphs) == 4

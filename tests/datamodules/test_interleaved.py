@@ -179,6 +179,18 @@ def test_weights_set_the_mix(shards, make_module: Make):
     assert 4 <= sum(batch.source == "generation" for batch in batches[:20]) <= 6
 
 
+def test_all_batch_sizes_may_be_multiplied(shards, make_module: Make):
+    """Those of sources too, as a recipe for a small machine has both."""
+    module = make_module(shards, batching=Batching(batch_size=3, times=4))
+    module.sources["train"] = [
+        replace(s, batch_size=2 if s.name == "editing" else None) for s in module.sources["train"]
+    ]
+    sizes: Counter[str] = Counter()
+    for batch in epoch(module):
+        sizes[batch.source] = max(sizes[batch.source], len(batch))
+    assert sizes == {"generation": 12, "editing": 8, "understanding": 10}
+
+
 def test_default_epoch_with_weights_covers_the_largest_source(shards, make_module: Make):
     batches = epoch(make_module(shards, weights={"generation": 1.0, "editing": 1.0, "understanding": 1.0}))
     keys = {key for batch in batches for key in batch.keys}

@@ -85,9 +85,9 @@ def test_denoising_against_a_cache_gives_loss_and_gradients_of_the_whole_forward
     documents = model.encode_documents(batch.documents)
     assert {len(document) for document in documents} >= {2, 4}  # generation, and editing with clean latents
     # The same noise and time for every picture, however they are drawn.
-    monkeypatch.setattr(torch, "randn", lambda *shape, generator: torch.full(
-        tuple(shape[0]) if isinstance(shape[0], torch.Size) else shape, 0.3))  # fmt: skip
-    monkeypatch.setattr(torch, "rand", lambda count, generator: torch.special.ndtr(torch.full((count,), 0.3)))
+    drawn = "hyperbagel.training.noisy_pictures"
+    monkeypatch.setattr(f"{drawn}.normal", lambda shape, _: torch.full(tuple(shape), 0.3))
+    monkeypatch.setattr(f"{drawn}.uniform", lambda count, *_: torch.special.ndtr(torch.full((count,), 0.3)))
     results = []
     for cached in (True, False):
         module = stage(folder, train=part)

@@ -80,6 +80,11 @@ def test_equal_settings_are_not_told(make: Make) -> None:
     assert resumed(make(), make()) == []
 
 
+def test_the_way_of_computing_is_that_of_the_device_and_not_told() -> None:
+    now = adamw(foreach=False)
+    assert resumed(adamw(foreach=True), now) == [] and now.param_groups[0]["foreach"] is False
+
+
 def test_the_state_is_that_of_the_checkpoint() -> None:
     before, now = adamw(), adamw(weight_decay=0.5)
     for _ in range(3):

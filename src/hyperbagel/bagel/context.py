@@ -78,14 +78,10 @@ class Context:
         past = Past(self.past.keys[:, index], self.past.values[:, index])
         return Context(past, None if self.valid is None else self.valid[index], self.next_position[index])
 
-    def compact(self) -> Context:
-        """Drop trailing entries that no document may see."""
-        if self.valid is None:
-            return self
-        used = int(self.valid.any(0).nonzero().max()) + 1 if self.valid.any() else 0
-        valid = self.valid[:, :used]
-        past = Past(self.past.keys[..., :used, :], self.past.values[..., :used, :])
-        return replace(self, past=past, valid=None if bool(valid.all()) else valid)
+    def beginning(self, length: int, *, whole: bool) -> Context:
+        """The first entries. whole: whether all documents may see all of them."""
+        past = Past(self.past.keys[..., :length, :], self.past.values[..., :length, :])
+        return replace(self, past=past, valid=None if whole or self.valid is None else self.valid[:, :length])
 
     def dense(self) -> Context:
         """Drop all entries that no document may see, wherever they are."""

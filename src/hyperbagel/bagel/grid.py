@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.transfer import moved
 
 
 def grid_ids(size: tuple[int, int], side: int) -> Tensor:
@@ -43,15 +44,19 @@ class LatentGrid:
     @staticmethod
     def of(sizes: Sequence[tuple[int, int]], side: int, device: torch.device | str = "cpu") -> LatentGrid:
         """Grids of the given sizes in a position table of `side` x `side`. Raises ValueError for a grid beyond it."""
-        for height, width in sizes:
+        of_size = {}
+        for height, width in dict.fromkeys(sizes):
             if not (0 < height <= side and 0 < width <= side):
                 raise ValueError(f"image of {height}x{width} latent tokens: the model's grid is {side}x{side}")
-        ids = torch.nn.utils.rnn.pad_sequence([grid_ids(size, side) for size in sizes], batch_first=True)
-        lengths = torch.tensor([h * w for h, w in sizes])
-        valid = None
-        if bool((lengths != ids.shape[1]).any()):
-            valid = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
-        return LatentGrid(tuple(sizes), ids.to(device), valid)
+            of_size[height, width] = grid_ids((height, width), side)
+        device, valid = torch.device(device), None
+        if len(of_size) == 1:  # one row goes to the device for all
+            return LatentGrid(tuple(sizes), moved(of_size[sizes[0]], device).repeat(len(sizes), 1), None)
+        ids = torch.nn.utils.rnn.pad_sequence([of_size[size] for size in sizes], batch_first=True)
+        if len({len(row) for row in of_size.values()}) > 1:
+            lengths = torch.tensor([h * w for h, w in sizes])
+            valid = moved(torch.arange(ids.shape[1]) < lengths[:, None], device)
+        return LatentGrid(tuple(sizes), moved(ids, device), valid)
 
     @staticmethod
     def of_pictures(
@@ -59,11 +64,12 @@ class LatentGrid:
     ) -> LatentGrid:
         """Grids for pictures of `sizes` (height, width) in pixels. Raises ValueError for one that does not fit."""
         factor = config.autoencoder.downsample
-        for height, width in sizes:
+        tokens = {}
+        for height, width in dict.fromkeys(sizes):
             if height % factor or width % factor:
                 raise ValueError(f"image of {width}x{height} pixels: sides must be multiples of {config.latent_stride}")
-        tokens = [latent_grid((height // factor, width // factor), config) for height, width in sizes]
-        return LatentGrid.of(tokens, config.max_latent_size, device)
+            tokens[height, width] = latent_grid((height // factor, width // factor), config)
+        return LatentGrid.of([tokens[size] for size in sizes], config.max_latent_size, device)
 
     def repeat(self, times: int) -> LatentGrid:
         """The grids of `times` stacked guidance variants."""

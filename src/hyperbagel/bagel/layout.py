@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hyperbagel.bagel.transfer import moved
+
 IGNORED = -100
 """Label of tokens without loss."""
 
@@ -56,12 +58,16 @@ class TokenOrder:
 @dataclass(frozen=True)
 class ViTBatch:
     """All ViT images of a batch. patches: (images, N, patch_dim), position_ids and valid: (images, N),
-    slots: (tokens,) index of each valid token in the flattened understanding stream."""
+    slots: (images * N,) place of each token in the flattened understanding stream, one behind its end for padding;
+    ragged: whether images have paddings, so that attention needs `valid`; spare: whether there is any padding, whole
+    images included."""
 
     patches: Tensor
     position_ids: Tensor
     valid: Tensor
     slots: Tensor
+    ragged: bool
+    spare: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Layout:
     """(B, Nu) token ids, VIT_TOKEN where ViT tokens go."""
     labels: Tensor
     """(B, Nu) next-token labels, IGNORED without loss."""
+    learnt: Tensor
+    """(answers,) places of labels in the flattened understanding stream."""
     vit: ViTBatch | None
     """All ViT images of the batch; None: there are none."""
     latents: Tensor
@@ -93,12 +101,18 @@ class Layout:
     """(B, Ng) number of the image in the batch, -1 at padding."""
     image_loss: Tensor
     """(images,) bool, True for images to be generated."""
+    generates: bool
+    """Whether any image is to be generated."""
     next_position: Tensor
     """(B,) rope position of the next block."""
     text_cut: Tensor
     """(B,) first block that the state without the last prompt leaves out."""
     cut_position: Tensor
     """(B,) rope position at that block."""
+    cut_length: int
+    """Columns, of both streams one after the other, up to the last that the state without the last prompt keeps."""
+    cut_whole: bool
+    """Whether that state keeps these columns in all samples."""
     padded: bool
     """Whether any stream holds padding."""
 
@@ -109,18 +123,18 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout with every tensor on `device`."""
-        return _to(self, device)
+        return _to(self, torch.device(device))
 
 
 _Record = TypeVar("_Record")
 
 
-def _to(record: _Record, device: torch.device | str) -> _Record:
-    moved: dict[str, Any] = {}
+def _to(record: _Record, device: torch.device) -> _Record:
+    on_device: dict[str, Any] = {}
     for f in fields(record):  # type: ignore[arg-type]
         value = getattr(record, f.name)
         if isinstance(value, Tensor):
-            moved[f.name] = value.to(device)
+            on_device[f.name] = moved(value, device)
         elif isinstance(value, TokenOrder | ViTBatch):
-            moved[f.name] = _to(value, device)
-    return replace(record, **moved)  # type: ignore[type-var]
+            on_device[f.name] = _to(value, device)
+    return replace(record, **on_device)  # type: ignore[type-var]

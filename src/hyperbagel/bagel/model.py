@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Absent, Part
@@ -18,11 +19,12 @@ from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
 from hyperbagel.bagel.embeddings import Rotation, rotation
 from hyperbagel.bagel.grid import LatentGrid
-from hyperbagel.bagel.groups import in_groups
+from hyperbagel.bagel.groups import in_groups, rows_of
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.layout_builder import build_layout
 from hyperbagel.bagel.mot import ExpertLayer, MoTOutput, Shapes, Streams, TrainingOutput, mot_forward
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment, Segment, TextSegment, holds_image
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.bagel.understanding import UnderstandingStack
 from hyperbagel.bagel.vision import unpatchify
 
@@ -30,7 +32,8 @@ from hyperbagel.bagel.vision import unpatchify
 class Bagel(nn.Module):
     """BAGEL with official semantics. `generation` is the original branch; others are passed where they are used.
 
-    checkpointing, compiled: of the layers, see `mot.mot_forward`; source: the folder it was loaded from, for messages;
+    checkpointing, compiled: of the layers, see `mot.mot_forward`; multiple: in training, of which the lengths of token
+    streams are, by padding, so that layers meet few shapes; source: the folder it was loaded from, for messages;
     merged: what the branch says of itself that was merged into its generation weights, None where none was.
 
     Examples:
@@ -51,6 +54,7 @@ class Bagel(nn.Module):
         )
         self.checkpointing = False
         self.compiled: Shapes | None = None
+        self.multiple = 1
         self.source: str | None = None
         self.merged: BranchInfo | None = None
 
@@ -109,7 +113,7 @@ class Bagel(nn.Module):
 
         def decode(members: list[int]) -> Tensor:
             height, width = size = grid.sizes[members[0]]
-            latent = unpatchify(tokens[members, : height * width], size, self.config.latent_patch_size)
+            latent = unpatchify(rows_of(tokens, members)[:, : height * width], size, self.config.latent_patch_size)
             return self.autoencoder.decode(latent.to(self.dtype))
 
         return in_groups(grid.sizes, decode)
@@ -122,7 +126,7 @@ class Bagel(nn.Module):
 
     def layout(self, documents: Sequence[Document], start: Tensor | None = None) -> Layout:
         """Token streams of documents without ImageSegments, on the model's device."""
-        return build_layout(documents, self.config, start).to(self.device)
+        return build_layout(documents, self.config, start, self.multiple if self.training else 1).to(self.device)
 
     def run(
         self,
@@ -139,7 +143,7 @@ class Bagel(nn.Module):
         holds the residual streams that enter each layer and that leave the last one. Raises ValueError if the documents
         contain images to be generated.
         """
-        if bool(layout.image_loss.any()):
+        if layout.generates:
             raise ValueError("a context must not contain images to be generated (loss=True)")
         t = torch.zeros_like(layout.image, dtype=torch.float32)
         return self._forward(layout, layout.latents, t, past, branch, conditions, record_layers=record_layers)
@@ -177,10 +181,11 @@ class Bagel(nn.Module):
         no_text = no_image = None
         if text:
             blocks = torch.cat([layout.und.block, layout.gen.block], 1)
-            no_text = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position).compact()
+            earlier = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position)
+            no_text = earlier.beginning(layout.cut_length, whole=layout.cut_whole)
         if image:
             no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])
-        has_image = torch.tensor([holds_image(document) for document in documents], device=self.device)
+        has_image = moved(torch.tensor([holds_image(document) for document in documents]), self.device)
         return GuidedContext(full, has_image, no_text, no_image)
 
     def velocity(
@@ -228,7 +233,7 @@ class Bagel(nn.Module):
             context.past if context.length else None,
             record_layers=record_layers,
             checkpointing=self.checkpointing,
-            compiled=self.compiled,
+            compiled=self._shapes,
         )
 
     @torch.no_grad()
@@ -278,8 +283,11 @@ class Bagel(nn.Module):
     ) -> MoTOutput:
         und = self.understanding.embed_tokens(layout.ids.clamp(min=0))
         if layout.vit is not None:
-            vit = self.understanding.embed_vit(layout.vit)[layout.vit.valid].to(und.dtype)
-            und = und.flatten(0, 1).index_copy(0, layout.vit.slots, vit).view_as(und)
+            vit, flat = self.understanding.embed_vit(layout.vit).flatten(0, 1), und.flatten(0, 1)
+            if layout.vit.spare:
+                flat = F.pad(flat, (0, 0, 0, 1))  # where padding goes, to be left out
+            filled = flat.index_copy(0, layout.vit.slots, vit.to(und.dtype))
+            und = filled[: und.shape[0] * und.shape[1]].view_as(und)
         gen, branch = und[:, :0], (branch or self.generation) if layout.grid_ids.shape[1] else None
         if branch is not None:
             gen = branch.embed(latents, t, layout.grid_ids, conditions)
@@ -295,8 +303,13 @@ class Bagel(nn.Module):
             past.past if past is not None and past.length else None,
             record_layers=record_layers,
             checkpointing=self.checkpointing,
-            compiled="any" if self.compiled == "any" else None,  # documents are of all lengths
+            compiled=None if self.compiled == "fixed" else self._shapes,  # documents are of all lengths
         )
+
+    @property
+    def _shapes(self) -> Shapes | None:
+        """What layers are compiled for: graphs are of training alone, as nobody says when those of drawing end."""
+        return None if self.compiled == "all layers" and not self.training else self.compiled
 
     def _experts(self, branch: GenerationBranch | None) -> list[tuple[ExpertLayer, ExpertLayer | None]]:
         """Both experts of all layers; branch: None where there are no latent tokens."""

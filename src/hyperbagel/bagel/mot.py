@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import Rotation
 
-Shapes = Literal["any", "fixed"]
+Shapes = Literal["any", "fixed", "all layers"]
 """What layers are compiled for: batches and pictures of any size at once, for training; or each size by itself, with
-contexts of any length, which is faster and pays where many pictures of one size are drawn."""
+contexts of any length, which is faster and pays where many pictures of one size are drawn; or all layers at once, each
+shape by itself, which a GPU replays as one graph, in training."""
 
 
 class AttentionInput(nn.Module):
@@ -205,6 +206,17 @@ def compiled_layer_forward(shapes: Shapes = "any") -> Callable[..., Any]:
     return compiled
 
 
+@cache
+def compiled_layers() -> Callable[..., MoTOutput]:
+    """`mot_forward` by torch.compile as a whole, made when first asked for."""
+    import torch._dynamo  # slow to import
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)  # a kind of batch and a length each
+    compiled: Callable[..., MoTOutput] = torch.compile(mot_forward, dynamic=False, mode="reduce-overhead")
+    return compiled
+
+
 def _of_any_length(past: PastLayer, mask: Tensor | None) -> None:
     """Let a layer that is compiled for fixed shapes take contexts of all lengths."""
     import torch._dynamo
@@ -230,6 +242,9 @@ def mot_forward(
     checkpointing, compiled: recompute layers in the backward pass, where gradients are taken; run compiled layers,
     unless tokens are stored in a cache.
     """
+    if compiled == "all layers":
+        together = mot_forward if past is not None and not isinstance(past, Past) else compiled_layers()
+        return together(experts, streams, rope, mask, past, record_layers=record_layers, checkpointing=checkpointing)
     ropes = rope.split(streams.und.shape[1])
     stored = past is not None and not isinstance(past, Past)
     pasts: Sequence[KeyValues | None] = past.per_layer() if isinstance(past, Past) else [past] * len(experts)

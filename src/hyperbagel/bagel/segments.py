@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hyperbagel.bagel.transfer import moved
+
 
 def _check_image(segment: object, image: object, channels: str, hint: str) -> None:
     if not (isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point()):
@@ -127,35 +129,37 @@ class DocumentBatch:
         return replace(self, documents=self.documents * times, keys=self.keys * times, metas=self.metas * times)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
-        """The same batch with every tensor on `device` (Lightning calls this).
+        """The same batch with every picture on `device` (Lightning calls this).
 
-        Tensors that share a storage, as a loaded batch's do, move as one: hundreds of small copies would take longer
-        than an update. They go through page-locked memory to a GPU, which then need not be waited for.
+        Texts stay where they are: layouts are made of them on the host. Pictures that share a storage, as a loaded
+        batch's do, move as one: hundreds of small copies would take longer than an update.
         """
-        move = _Move(torch.device(device), non_blocking)
+        move = _Move(torch.device(device))
         return replace(self, documents=tuple([move(segment) for segment in document] for document in self.documents))
 
 
 class _Move:
-    """Moves segments to a device, each storage once."""
+    """Moves pictures to a device, each storage once."""
 
-    def __init__(self, device: torch.device, non_blocking: bool) -> None:
-        self._device, self._non_blocking = device, non_blocking
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._moved: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def __call__(self, segment: Segment) -> Segment:
-        tensors = {f.name: getattr(segment, f.name) for f in fields(segment)}
-        moved: dict[str, Any] = {name: self._one(value) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return replace(segment, **moved)
+        if isinstance(segment, TextSegment | DroppedSegment):
+            return segment
+        values = {f.name: getattr(segment, f.name) for f in fields(segment)}
+        elsewhere: dict[str, Any] = {
+            name: self._one(value)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.device != self._device
+        }
+        return replace(segment, **elsewhere) if elsewhere else segment
 
     def _one(self, value: Tensor) -> Tensor:
-        if value.device == self._device:
-            return value
         storage = value.untyped_storage()
         key = storage.data_ptr(), value.dtype
         if key not in self._moved:
             whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(storage)
-            pinned = self._device.type == "cuda" and whole.device.type == "cpu"
-            whole = whole.pin_memory() if pinned else whole
-            self._moved[key] = whole.to(self._device, non_blocking=self._non_blocking or pinned)
+            self._moved[key] = moved(whole, self._device)
         return self._moved[key].as_strided(value.shape, value.stride(), value.storage_offset())

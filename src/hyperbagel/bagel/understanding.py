@@ -28,6 +28,6 @@ class UnderstandingStack(nn.Module):
     def embed_vit(self, vit: ViTBatch) -> Tensor:
         """ViT token embeddings, connector and position table applied: (images, N, D)."""
         patches = vit.patches.to(self.embed_tokens.weight.dtype)
-        x = self.connector(self.vision(patches, vit.position_ids, None if vit.valid.all() else vit.valid))
+        x = self.connector(self.vision(patches, vit.position_ids, vit.valid if vit.ragged else None))
         output: Tensor = x + self.vit_pos_embed(vit.position_ids).to(x.dtype)
         return output

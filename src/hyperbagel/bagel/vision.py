@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.config import ViTConfig
 from hyperbagel.bagel.grid import grid_ids
+from hyperbagel.bagel.groups import in_groups, padded
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
@@ -19,6 +20,17 @@ def patchify(image: Tensor, patch: int) -> Tensor:
     x = image.reshape(*batch, channels, height // patch, patch, width // patch, patch)
     x = torch.einsum("...chpwq->...hwpqc", x)
     return x.reshape(*batch, (height // patch) * (width // patch), patch * patch * channels)
+
+
+def patches_of(images: Sequence[Tensor], patch: int) -> Tensor:
+    """Images (C, H, W) of any sizes, one at least, to patches (B, n, patch * patch * C), zero at padding.
+
+    Those of one size are cut up together.
+    """
+    shapes = [tuple(image.shape) for image in images]
+    if len(set(shapes)) == 1:
+        return patchify(torch.stack(list(images)), patch)
+    return padded(in_groups(shapes, lambda some: patchify(torch.stack([images[i] for i in some]), patch)))
 
 
 def unpatchify(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:

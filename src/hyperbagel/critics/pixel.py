@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.differentiable_resize import encoder_view, resized
 from hyperbagel.bagel.grid import grid_ids
+from hyperbagel.bagel.groups import padded
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.vision import patchify
+from hyperbagel.bagel.transfer import moved
+from hyperbagel.bagel.vision import patches_of
 from hyperbagel.critics.heads import HeadStack
 from hyperbagel.critics.latent import CriticSettings
 
@@ -69,11 +70,12 @@ class BagelViTFeatures(VisionFeatures):
         views = [encoder_view(p, config.vit_transform) for p in pictures]
         patch, side = config.vit.patch_size, config.vit.patches_per_side
         sizes = [(v.shape[1] // patch, v.shape[2] // patch) for v in views]
-        patches = pad_sequence([patchify(v, patch) for v in views], batch_first=True)
-        ids = pad_sequence([grid_ids(size, side) for size in sizes], batch_first=True).to(patches.device)
+        patches = patches_of(views, patch)
+        of_size = {size: grid_ids(size, side) for size in dict.fromkeys(sizes)}
+        ids = moved(padded([of_size[size] for size in sizes]), patches.device)
         mask = None
-        if len(set(sizes)) > 1:
-            lengths = torch.tensor([h * w for h, w in sizes], device=patches.device)
+        if len(of_size) > 1:
+            lengths = moved(torch.tensor([h * w for h, w in sizes]), patches.device)
             mask = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
         streams = islice(tower.streams(patches.to(model.dtype), ids, mask), max(layers) + 1)  # no layer too many
         return FeatureMaps([stream for number, stream in enumerate(streams) if number in layers], sizes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from hyperbagel.bagel.checkpoint import read_config
 from hyperbagel.bagel.shipped import cache_folder, resolve
@@ -37,6 +38,8 @@ class Batching:
 
     batch_size: int = 8
     """Documents per batch on each rank."""
+    times: int = 1
+    """Factor of all batch sizes, also of those that sources have of their own: a GPU wants much larger ones."""
     batches_per_epoch: int | None = None
     """Batches per epoch on each rank; None: one pass over the data (over the largest source when the sources have
     weights)."""
@@ -47,7 +50,8 @@ class Batching:
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        if self.batch_size < 1 or self.window < 1 or (self.batches_per_epoch or 1) < 1 or self.seed < 0:
+        least = min(self.batch_size, self.times, self.window, self.batches_per_epoch or 1)
+        if least < 1 or self.seed < 0:
             raise ValueError(f"batching needs positive sizes and a seed that is not negative, got {self}")
 
 
@@ -152,7 +156,13 @@ class InterleavedDataModule(L.LightningDataModule):
         dataset = self._dataset("train", self.dropout)
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         self._train_loader = DocumentLoader(
-            order, dataset, self.reader, self._monitor(), position=self._consumed(), repeat=overfit
+            order,
+            dataset,
+            self.reader,
+            self._monitor(),
+            position=self._consumed(),
+            repeat=overfit,
+            device=self._device,
         )
         return self._train_loader
 
@@ -217,6 +227,11 @@ class InterleavedDataModule(L.LightningDataModule):
     def _cache_dir(self) -> Path:
         return Path(self.reader.cache_dir) if self.reader.cache_dir else cache_folder()
 
+    @property
+    def _device(self) -> torch.device:
+        """Where batches go."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def _consumed(self) -> int:
         """Batches handed out, without the one that the trainer has not finished."""
         if self._train_loader is None:
@@ -231,7 +246,8 @@ class InterleavedDataModule(L.LightningDataModule):
         if not self.sources[split]:
             return []
         order = self._order(split, None, None)
-        return DocumentLoader(order, self._dataset(split, None), self.reader, self._monitor(), repeat=True)
+        dataset = self._dataset(split, None)
+        return DocumentLoader(order, dataset, self.reader, self._monitor(), repeat=True, device=self._device)
 
     def _order(self, split: str, seed: int | None, batches: int | None) -> BatchOrder:
         """The batches of a split; seed: None reads everything once and in order."""
@@ -243,7 +259,8 @@ class InterleavedDataModule(L.LightningDataModule):
         for source, opened in zip(self.sources[split], self._open[split], strict=True):
             sizes = opened.samples.size_order(builder.latent, source.vit_transform or builder.vit)
             weight = source.weight if seed is not None else None
-            ordered.append(OrderedSource(sizes, source.batch_size or self.batching.batch_size, weight))
+            batch_size = (source.batch_size or self.batching.batch_size) * self.batching.times
+            ordered.append(OrderedSource(sizes, batch_size, weight))
         rank, world = self._ranks()
         return BatchOrder(ordered, OrderSettings(world, seed, self.batching.window, batches), rank)
 

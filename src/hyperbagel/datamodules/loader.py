@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +24,7 @@ from hyperbagel.datamodules.skipped import Skip, SkipLog, SkippedSampleError, Sk
 from hyperbagel.datamodules.sources import Samples
 from hyperbagel.training.stage import LearnsFrom
 
+_HOST: Final = torch.device("cpu")
 _LOOK = 10_000
 """Batches without a usable document after which a source is given up."""
 
@@ -111,7 +112,8 @@ class DocumentLoader(Iterable[DocumentBatch]):
     """The batches of a `BatchOrder`, in its order for any number of workers.
 
     Each `iter` goes over the rest of the current epoch, or over the next when that is done. `position` counts the
-    batches handed out since the beginning of the run, however many were loaded ahead. With repeat, every `iter`
+    batches handed out since the beginning of the run, however many were loaded ahead. Pictures are put on `device`, for
+    a GPU by way of page-locked memory, so that neither waits for the other. With repeat, every `iter`
     begins with batch 0 again (validation).
     """
 
@@ -123,8 +125,10 @@ class DocumentLoader(Iterable[DocumentBatch]):
         monitor: Monitor,
         position: int = 0,
         repeat: bool = False,
+        device: torch.device = _HOST,
     ) -> None:
         self.order, self.dataset, self.monitor, self.repeat = order, dataset, monitor, repeat
+        self.device = device
         self._unseen = _UnseenBatches(order, position)
         workers = settings.num_workers
         self._loader: DataLoader[PackedBatch] = DataLoader(
@@ -137,6 +141,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
             persistent_workers=bool(workers) and not repeat,
             generator=torch.Generator(),  # the default would draw from the global state, once an epoch
             worker_init_fn=_outlive_signals,
+            pin_memory=device.type == "cuda",
         )
         # Data module and loader know each other. If the workers' queues were collected with that circle, they would be
         # closed before their workers had been told to end, and each would be waited for in vain.
@@ -164,7 +169,7 @@ class DocumentLoader(Iterable[DocumentBatch]):
             if number % self.monitor.every == 0 or number + 1 == end:
                 self.monitor.report(meter.metrics() | self._skip_metrics())
                 meter = _Meter()
-            batch = packed.unpack()
+            batch = packed.unpack(self.device)
             self._unseen.position = number + 1
             yield batch
 

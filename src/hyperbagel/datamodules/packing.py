@@ -7,9 +7,10 @@ arrival.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperbagel.bagel.segments import DocumentBatch, DroppedSegment, ImageSegment, Segment, TextSegment, ViTSegment
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.datamodules.pipeline import BuiltDocument, Kind
 from hyperbagel.datamodules.skipped import SkipRecord
+
+_HOST: Final = torch.device("cpu")
 
 
 class _Place(NamedTuple):
@@ -57,9 +61,17 @@ class PackedBatch:
     source: str
     skipped: tuple[SkipRecord, ...]
 
-    def unpack(self) -> DocumentBatch:
-        """The batch as stages want it, pictures as float32 in [-1, 1]."""
-        pixels, latents = self.pixels.float().div_(255).sub_(0.5).div_(0.5), self.latents.float()
+    def pin_memory(self) -> PackedBatch:
+        """The same batch with pictures in page-locked memory, from where they go to a GPU by themselves.
+
+        PyTorch's loaders call it, in a thread beside the trainer's.
+        """
+        return replace(self, pixels=self.pixels.pin_memory(), latents=self.latents.pin_memory())
+
+    def unpack(self, device: torch.device = _HOST) -> DocumentBatch:
+        """The batch as stages want it, pictures as float32 in [-1, 1], on a device, where they are converted too."""
+        pixels = moved(self.pixels, device).float().div_(255).sub_(0.5).div_(0.5)
+        latents = moved(self.latents, device).float()
         documents = tuple([self._segment(place, pixels, latents) for place in document] for document in self.places)
         return DocumentBatch(documents=documents, keys=self.keys, metas=self.metas, source=self.source)
 
@@ -75,7 +87,7 @@ class PackedBatch:
 
 
 def _cut(numbers: Tensor, shape: tuple[int, ...], offset: int) -> Tensor:
-    return numbers[offset : offset + int(np.prod(shape))].view(shape)
+    return numbers[offset : offset + math.prod(shape)].view(shape)
 
 
 def pack(documents: Sequence[BuiltDocument], source: str, skipped: Sequence[SkipRecord]) -> PackedBatch:

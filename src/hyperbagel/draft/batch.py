@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperbagel.bagel.layout import IGNORED, Layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, Segment
+from hyperbagel.bagel.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class FeatureBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
         """The same batch on `device` (Lightning calls this)."""
+        place = torch.device(device)
         return replace(
             self,
-            layers={entry: value.to(device, non_blocking=non_blocking) for entry, value in self.layers.items()},
-            position=self.position.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
+            layers={entry: moved(value, place) for entry, value in self.layers.items()},
+            position=moved(self.position, place),
+            labels=moved(self.labels, place),
         )
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pad_sequence
+
+from hyperbagel.bagel.groups import in_groups, padded, rows_of
+from hyperbagel.bagel.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -38,30 +40,31 @@ class SharedNoise:
 
     def __call__(self, noise: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Own noise (B, n, C) of pictures of (h, w) tokens, zero at padding -> what a sampler should start with."""
-        rows = []
-        for own, (height, width) in zip(noise, sizes, strict=True):
-            generator = torch.Generator().manual_seed(self.seed)
-            shared = torch.randn(height * width, noise.shape[2], generator=generator).to(noise)
-            rows.append(self._refined(own[: height * width], shared, height, width))
-        return pad_sequence(rows, batch_first=True)
+
+        def start(members: list[int]) -> Tensor:
+            height, width = sizes[members[0]]
+            generator = torch.Generator().manual_seed(self.seed)  # of the host, for the same numbers on all devices
+            shared = torch.randn(height * width, noise.shape[2], generator=generator)
+            own = rows_of(noise, members)[:, : height * width]
+            return self._refined(own, moved(shared.to(noise.dtype), noise.device), (height, width))
+
+        return padded(in_groups(sizes, start))
 
     def other(self, noise: Tensor, fresh: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Own noise with all that is not coarse from `fresh`, both (B, n, C): other noise of the same picture."""
-        rows = [
-            self._refined(own[: height * width], details[: height * width], height, width)
-            for own, details, (height, width) in zip(noise, fresh, sizes, strict=True)
-        ]
-        return pad_sequence(rows, batch_first=True)
 
-    def _refined(self, coarse: Tensor, fine: Tensor, height: int, width: int) -> Tensor:
-        """The lowest frequencies of one noise (h * w, C) with the others of another."""
-        difference = torch.einsum(
-            "ij,jkc,kl->ilc",
-            low_pass(height, self.frequencies).to(fine),
-            (coarse - fine).unflatten(0, (height, width)),
-            low_pass(width, self.frequencies).to(fine),
-        )
-        return fine + difference.flatten(0, 1)
+        def mixed(members: list[int]) -> Tensor:
+            height, width = sizes[members[0]]
+            coarse, fine = (rows_of(x, members)[:, : height * width] for x in (noise, fresh))
+            return self._refined(coarse, fine, (height, width))
+
+        return padded(in_groups(sizes, mixed))
+
+    def _refined(self, coarse: Tensor, fine: Tensor, size: tuple[int, int]) -> Tensor:
+        """The lowest frequencies of noise (b, h * w, C) with the others of another, or of one (h * w, C) for all."""
+        rows, columns = (moved(low_pass(side, self.frequencies).to(fine.dtype), fine.device) for side in size)
+        difference = torch.einsum("ij,bjkc,kl->bilc", rows, (coarse - fine).unflatten(1, size), columns)
+        return fine + difference.flatten(1, 2)
 
 
 def low_pass(length: int, count: int) -> Tensor:

@@ -102,9 +102,3 @@ def noise_favouring_times(u: Tensor, power: float = 3.0) -> Tensor:
         tensor([1.0000, 0.8750, 0.0000])
     """
     return 1 - u**power
-
-
-def uniform(count: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """(count,) uniform draws between two limits, on the CPU."""
-    low, high = limits
-    return low + (high - low) * torch.rand(count, generator=generator)

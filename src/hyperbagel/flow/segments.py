@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hyperbagel.flow.randomness import integers, uniform
 from hyperbagel.flow.schedule import shift_time
 
 
@@ -85,7 +86,7 @@ class Segments:
     def draw(self, images: int, generator: torch.Generator) -> SegmentTimes:
         """Times for a batch: n uniform over the grid, t_end uniform between boundary and t_next (before the shift)."""
         if self.whole:
-            segment = torch.randint(1, self.count + 1, (images,), generator=generator)
-            return self.times(segment * (self.steps // self.count), torch.zeros(images))
-        n = torch.randint(1, self.steps + 1, (images,), generator=generator)
-        return self.times(n, torch.rand(images, generator=generator))
+            segment = integers(1, self.count + 1, images, generator)
+            return self.times(segment * (self.steps // self.count), torch.zeros_like(segment, dtype=torch.float32))
+        n = integers(1, self.steps + 1, images, generator)
+        return self.times(n, uniform(images, (0.0, 1.0), generator))

@@ -12,6 +12,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch import Conditions, GenerationBranch, conditions_of
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.flow.noise import SharedNoise
 from hyperbagel.flow.schedule import euler_step
 
@@ -79,7 +80,7 @@ def paired_x0(
     sizes: rows and columns of latent tokens of each image.
     """
     start = noise if shared_noise is None else shared_noise(noise, sizes)
-    return trajectory(velocity, start, grid_t.to(noise.device))[-1]
+    return trajectory(velocity, start, moved(grid_t, noise.device))[-1]
 
 
 def branch_velocity(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from hyperbagel.bagel.grid import LatentGrid
-from hyperbagel.bagel.groups import in_groups
+from hyperbagel.bagel.groups import in_groups, padded
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import DocumentBatch, ImageSegment
 from hyperbagel.losses.base import LossTerm, Step
@@ -64,7 +63,7 @@ def picture_features(model: Bagel, batch: DocumentBatch, grid: LatentGrid) -> Te
             pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
         return model.understanding.vision.features(pictures).float()
 
-    return pad_sequence(in_groups(grid.sizes, look), batch_first=True)
+    return padded(in_groups(grid.sizes, look))
 
 
 def _last_picture(batch: DocumentBatch, index: int) -> Tensor:

@@ -12,8 +12,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hyperbagel.bagel.images import to_pil
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, ViTSegment
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.files import write_json, write_picture
-from hyperbagel.flow.randomness import step_generator
+from hyperbagel.flow.randomness import normal, step_generator
 from hyperbagel.training.networks import Training
 from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
 
@@ -96,7 +97,7 @@ class AutoencoderTraining(Stage):
         autoencoder, config = self.model.autoencoder, self.model.autoencoder.config
         mean, logvar = (moment.float() for moment in autoencoder.moments(images))
         logvar = logvar.clamp(-20, 10)  # a fresh encoder may say anything, and exp() overflows
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        noise = normal(mean.shape, generator).to(mean)
         drawn = mean if self.method.decoder_only else mean + (logvar / 2).exp() * noise
         decoded = autoencoder.decode(config.scale_factor * (drawn - config.shift_factor))
         rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
@@ -108,12 +109,12 @@ class AutoencoderTraining(Stage):
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on all pictures of a batch. Raises ValueError for a batch without pictures."""
-        generator = step_generator(self.settings.seed, self.global_rank, self.student_step, purpose=str(batch_idx))
+        generator = step_generator(self.settings.seed, self.global_rank, self.student_step, str(batch_idx), self.device)
         results = [(len(images), self.rate_distortion(images, generator)) for images in _stacks(batch, self.device)]
         if not results:
             raise ValueError(f"the batch of source {batch.source!r} ({batch.keys[0]}, ...) has no pictures")
-        counts = torch.tensor([count for count, _ in results], device=self.device)
-        pictures = int(counts.sum())
+        pictures = sum(count for count, _ in results)
+        counts = moved(torch.tensor([count for count, _ in results]), self.device)
         error, dissimilarity, rate = (
             (torch.stack([getattr(result, term) for _, result in results]) * counts).sum() / pictures
             for term in ("error", "dissimilarity", "rate")
@@ -126,7 +127,7 @@ class AutoencoderTraining(Stage):
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same terms on validation pictures."""
-        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, purpose="validation")
+        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, "validation", self.device)
         for images in _stacks(batch, self.device):
             result = self.rate_distortion(images, generator)
             terms = (("reconstruction", result.error), ("dissimilarity", result.dissimilarity), ("rate", result.rate))

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hyperbagel.bagel.branch_checkpoint import base_hash
 from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.draft.batch import FeatureBatch, extract_features
 from hyperbagel.draft.checkpoint import load_draft, save_draft
 from hyperbagel.draft.config import DraftConfig
@@ -248,7 +249,7 @@ class DraftTraining(Stage):
         losses = {f"loss/{term.name}": value for term, value in zip(self.loss_terms, means.detach(), strict=True)}
         self.log_at_step(losses, len(batch), prog_bar=True, sync_dist=True)
         self._log_acceptance("draft", totals)
-        weights = torch.tensor([term.weight for term in self.loss_terms], device=self.device)
+        weights = moved(torch.tensor([term.weight for term in self.loss_terms]), self.device)
         self.update("student", (weights * means).sum())
 
     def validation_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:

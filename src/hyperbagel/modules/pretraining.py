@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hyperbagel.bagel.build.initial import restart_generation
 from hyperbagel.bagel.context import GuidedContext
-from hyperbagel.bagel.layout import IGNORED
+from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.segments import Document, DocumentBatch, LatentSegment, Segment, TextSegment
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.flow.randomness import step_generator
 from hyperbagel.flow.schedule import velocity_target
 from hyperbagel.losses.base import LossTerm, Step
@@ -53,10 +54,12 @@ class PretrainingMethod:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the objective on this rank, unreduced: `total` of `count` tokens (or weights)."""
+    """One term of the objective on this rank, unreduced: `total` of `count` tokens (or weights). present: whether there
+    are any, told without asking the device."""
 
     total: Tensor
     count: Tensor
+    present: bool = True
 
 
 _LEARNS_FROM: dict[Part, tuple[LearnsFrom, ...]] = {
@@ -125,10 +128,10 @@ class Pretraining(Stage):
         output = self.model(layout, x_t, t)
         terms = {}
         if self.method.train != "generation":
-            terms["text"] = self._text_term(output.und, layout.labels)
+            terms["text"] = self._text_term(output.und, layout)
         if self.method.train != "understanding":
             error, generated = squared_velocity_error(output.velocity, layout.latents, noise), layout.generated
-            terms["image"] = Term(_flow_sum(error, generated), generated.sum())
+            terms["image"] = Term(_flow_sum(error, generated), generated.sum(), layout.generates)
         return terms
 
     def _only_draws(self, documents: list[list[Segment]]) -> bool:
@@ -137,13 +140,17 @@ class Pretraining(Stage):
         learnt = {"both": not texts, "generation": True, "understanding": False}[self.method.train]
         return learnt and all(_draws_last(document) for document in documents)
 
-    def _text_term(self, hidden: Tensor, labels: Tensor) -> Term:
-        """Cross-entropy of the labelled tokens. hidden: (B, N, D) after the final norm, labels: (B, N)."""
-        labelled = labels != IGNORED
-        weights = answer_weights(labels) if self.method.reweight_answers else labelled.float()
-        cross_entropy = token_cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
-        weights = weights[labelled]
-        return Term(text_loss(cross_entropy, weights, total=torch.ones((), device=weights.device)), weights.sum())
+    def _text_term(self, hidden: Tensor, layout: Layout) -> Term:
+        """Cross-entropy of the labelled tokens. hidden: (B, N, D) after the final norm."""
+        labels, learnt = layout.labels, layout.learnt
+        weights = (
+            answer_weights(labels) if self.method.reweight_answers else torch.ones_like(labels, dtype=torch.float32)
+        )
+        logits = self.model.logits(hidden.flatten(0, 1)[learnt])
+        cross_entropy = token_cross_entropy(logits, labels.flatten()[learnt])
+        weights = weights.flatten()[learnt]
+        total = text_loss(cross_entropy, weights, total=torch.ones((), device=weights.device))
+        return Term(total, weights.sum(), len(learnt) > 0)
 
     def _denoising_terms(
         self, batch: DocumentBatch, documents: list[list[Segment]], generator: torch.Generator
@@ -176,7 +183,7 @@ class Pretraining(Stage):
             step = Step(
                 model=model,
                 batch=batch.repeat(draws),
-                contexts=GuidedContext(context, torch.tensor(images, device=model.device).repeat(draws)),
+                contexts=GuidedContext(context, moved(torch.tensor(images), model.device).repeat(draws)),
                 grid=pictures.grid,
                 student_step=self.student_step,
                 conditions={},
@@ -191,15 +198,17 @@ class Pretraining(Stage):
 
     def _reduced(self, terms: dict[str, Term]) -> dict[str, Tensor]:
         """Means over the tokens of all ranks. Ranks' gradients are averaged, hence the mean count and not the sum."""
+        if self.trainer.world_size == 1:
+            return {name: term.total / term.count for name, term in terms.items() if term.present}
         counts = torch.stack([term.count.float() for term in terms.values()])
-        counts = self.trainer.strategy.reduce(counts, reduce_op="mean") if self.trainer.world_size > 1 else counts
-        pairs = zip(terms.items(), counts, strict=True)
+        counts = self.trainer.strategy.reduce(counts, reduce_op="mean")
+        pairs = zip(terms.items(), counts, strict=True)  # all ranks have to log the same
         return {name: term.total / count for (name, term), count in pairs if count > 0}
 
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update on a batch of documents of any kind. Raises ValueError for one without anything to learn."""
         step = self.student_step
-        generator = step_generator(self.settings.seed, self.global_rank, step, purpose=str(batch_idx))
+        generator = step_generator(self.settings.seed, self.global_rank, step, str(batch_idx), self.device)
         means = self._reduced(self.objective(batch, generator))
         if not means:
             raise ValueError(
@@ -214,7 +223,7 @@ class Pretraining(Stage):
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """The same losses, at the same noise and times in every validation."""
-        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, purpose="validation")
+        generator = step_generator(self.settings.seed, self.global_rank, batch_idx, "validation", self.device)
         for name, term in self.objective(batch, generator).items():
             count = int(term.count)
             if count:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.flow.randomness import integers, normal
 from hyperbagel.flow.trajectory import Velocity, trajectory
 from hyperbagel.losses.advantage import group_advantages, group_covariance
 from hyperbagel.losses.regression import Regression
@@ -150,7 +151,7 @@ class RewardTuning(DistillationStage):
 
     def draw_neighbours(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Standard normal latent tokens of shape (group * B, n, C), alike in each group."""
-        own, common = (torch.randn(*shape, generator=generator) for _ in range(2))
+        own, common = (normal(shape, generator) for _ in range(2))
         group, shared = self.method.group, self.method.shared_noise
         common = common[: len(own) // group].repeat(group, 1, 1)
         return shared**0.5 * common + (1 - shared) ** 0.5 * own
@@ -175,7 +176,7 @@ class RewardTuning(DistillationStage):
     def step_loss(self, episode: Episode, drawn: _Drawn) -> Tensor:
         """The student's loss at one step of each trajectory."""
         rows = torch.arange(len(episode), device=self.device)
-        steps = torch.randint(self.settings.steps, (len(episode),), generator=episode.generator).to(self.device)
+        steps = integers(0, self.settings.steps, len(episode), episode.generator).to(self.device)
         t, s, x_t = self.grid_t[steps], self.grid_t[steps + 1], drawn.states[steps, rows]
         with torch.no_grad():
             made = (x_t - drawn.states[steps + 1, rows]) / (t - s)[:, None, None]

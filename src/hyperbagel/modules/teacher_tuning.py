@@ -69,6 +69,6 @@ class TeacherTuning(RewardTuning):
 
     def velocity(self, episode: Episode, branch: GenerationBranch) -> Velocity:
         """The guided velocity of generation weights, over contexts that the same weights have read."""
-        if branch is self.reference and episode.has_image.any():
+        if branch is self.reference and episode.edits:
             episode = episode.read_by(branch)
         return self.teacher.over(episode).guided(branch)

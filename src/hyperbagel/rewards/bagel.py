@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.differentiable_resize import encoder_view
-from hyperbagel.bagel.layout import IGNORED
+from hyperbagel.bagel.layout import IGNORED, Layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.rewards.base import Reward
 
 
@@ -49,10 +50,10 @@ class UnderstandingReward(Reward):
 
     def read(
         self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Pictures (3, H, W), each with a question and the ids of its answer -> states (B, n, D) and labels (B, n).
+    ) -> tuple[Tensor, Layout]:
+        """Pictures (3, H, W), each with a question and the ids of its answer -> states (B, n, D) and their layout.
 
-        The state at a place predicts its label, which is `IGNORED` but for the answer and the eos after it.
+        The state at a place predicts its label there, which is `IGNORED` but for the answer and the eos after it.
         """
         model, tokenizer = self.asked
         documents: list[list[Segment]] = [
@@ -64,7 +65,7 @@ class UnderstandingReward(Reward):
             for image, question, answer in zip(images, questions, answers, strict=True)
         ]
         layout = model.layout(documents)
-        return model.understanding.norm(model.run(layout).streams.und), layout.labels
+        return model.understanding.norm(model.run(layout).streams.und), layout
 
 
 class BagelReward(UnderstandingReward):
@@ -104,11 +105,11 @@ class BagelReward(UnderstandingReward):
         """log p(yes) - log p(no), or p(yes), (B,). Raises RuntimeError before `attach`."""
         model, tokenizer = self.asked
         yes, no = (tokenizer.encode(answer)[:1] for answer in self.answers)
-        states, labels = self.read(images, [self._question(prompt) for prompt in prompts], [yes] * len(images))
+        states, layout = self.read(images, [self._question(prompt) for prompt in prompts], [yes] * len(images))
         # The first label of an answer stands where the answer begins: its next token is "yes" or "no".
-        begins = labels.ne(IGNORED).int().argmax(1)
+        begins = layout.labels.ne(IGNORED).int().argmax(1)
         answer = states[torch.arange(len(images), device=states.device), begins]
-        pair = model.understanding.lm_head.weight[torch.cat([yes, no]).to(states.device)]
+        pair = model.understanding.lm_head.weight[moved(torch.cat([yes, no]), states.device)]
         logits = (answer @ pair.T).float()
         odds = logits[:, 0] - logits[:, 1]
         return odds.sigmoid() if self.probability else odds
@@ -156,9 +157,9 @@ class CaptionReward(UnderstandingReward):
         """Mean log p of the tokens of each caption and its end, or a power of p, (B,). RuntimeError before `attach`."""
         model, tokenizer = self.asked
         answers = [tokenizer.encode(caption) for caption in prompts]
-        states, labels = self.read(images, [self.question] * len(images), answers)
-        told = labels.ne(IGNORED)
-        logits = states[told] @ model.understanding.lm_head.weight.T
-        log_p = -F.cross_entropy(logits.float(), labels[told], reduction="none")
-        sums = log_p.new_zeros(len(images)).index_add(0, told.nonzero()[:, 0], log_p)
-        return sums / told.sum(1) if self.temperature is None else (sums / self.temperature).exp()
+        states, layout = self.read(images, [self.question] * len(images), answers)
+        learnt, labels = layout.learnt, layout.labels
+        logits = states.flatten(0, 1)[learnt] @ model.understanding.lm_head.weight.T
+        log_p = -F.cross_entropy(logits.float(), labels.flatten()[learnt], reduction="none")
+        sums = log_p.new_zeros(len(images)).index_add(0, learnt // labels.shape[1], log_p)
+        return sums / labels.ne(IGNORED).sum(1) if self.temperature is None else (sums / self.temperature).exp()

@@ -14,9 +14,13 @@ from hyperbagel.bagel.tokenizer import Tokenizer
 
 
 def scored(reward: Reward, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-    """`reward.score`, whose rewards (B,) have to be numbers: NotFiniteError names the reward where they are not."""
+    """`reward.score`, whose rewards (B,) have to be numbers: NotFiniteError names the reward where they are not.
+
+    On a GPU, where a look would wait for it, the losses that follow tell (see `Watch`).
+    """
     rewards = reward.score(images, prompts)
-    require_finite(rewards.detach(), f"rewards by {type(reward).__name__}")
+    if rewards.is_cpu:
+        require_finite(rewards.detach(), f"rewards by {type(reward).__name__}")
     return rewards
 
 

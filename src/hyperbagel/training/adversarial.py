@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hyperbagel.critics.latent import CriticSettings, LatentCritic
+from hyperbagel.flow.randomness import normal
 from hyperbagel.losses.adversarial import Adversarial, Discrimination, Objective
 from hyperbagel.losses.base import CriticLogits
 from hyperbagel.training.distillation import DistillationStage
@@ -69,7 +69,7 @@ class AdversarialGame:
         """The critic's logits in its own update. fake, real: (B, n, C) latents at noise level t (B,)."""
         latents: tuple[Tensor, ...] = (fake.detach(), real)
         if self.settings.r1_weight:
-            noise = torch.randn(real.shape, generator=episode.generator).to(real)
+            noise = normal(real.shape, episode.generator).to(real)
             latents += (real + self.settings.r1_sigma * noise,)
         return CriticLogits(*self.critic.compare(self.model, latents, t, episode.judged))
 

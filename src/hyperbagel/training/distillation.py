@@ -26,8 +26,9 @@ from hyperbagel.bagel.checkpoint import shapes_only
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.stored import holds_model
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
-from hyperbagel.flow.randomness import step_generator
+from hyperbagel.flow.randomness import normal, step_generator
 from hyperbagel.flow.sampler import Reader, Sampler
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.losses.base import LossTerm
@@ -170,7 +171,7 @@ class DistillationStage(Stage):
     @property
     def grid_t(self) -> Tensor:
         """The times of the student's sampler, (steps + 1,), falling from 1 to 0."""
-        return timesteps(self.settings.steps, self.settings.shift).to(self.device)
+        return moved(timesteps(self.settings.steps, self.settings.shift), self.device)
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """The student's graph, and the contexts of the student and of the teacher's guidance variants."""
@@ -261,7 +262,7 @@ class DistillationStage(Stage):
 
         Raises ValueError naming the documents that have no image to generate.
         """
-        generator = step_generator(self.settings.seed, self.global_rank, self.batches_seen)
+        generator = step_generator(self.settings.seed, self.global_rank, self.batches_seen, device=self.device)
         self.batches_seen += 1
         variants = self.asks_teacher and self.teacher.needs_variants
         grid = self.model.latent_grid(target_sizes(batch))
@@ -274,7 +275,7 @@ class DistillationStage(Stage):
             contexts=contexts,
             variants=variants,
             grid=grid,
-            noise=(noise or _normal)(shape, generator).to(self.device),
+            noise=(noise or normal)(shape, generator).to(self.device),
             conditions=self.draw_conditions(contexts.has_image, generator),
             generator=generator,
             student=self.student,
@@ -284,11 +285,7 @@ class DistillationStage(Stage):
 
     def draw_conditions(self, has_image: Tensor, generator: torch.Generator) -> Conditions:
         """Uniform guidance scales of each image; has_image: (B,) bool, which of them are edits."""
-        u = torch.rand(2, len(has_image), generator=generator)
+        u = torch.rand(2, len(has_image), generator=generator, device=generator.device)
         ranges = (self.settings.text_scale, self.settings.image_scale)
         text, image = ((low + (high - low) * x).to(has_image.device) for x, (low, high) in zip(u, ranges, strict=True))
         return {TEXT_SCALE: text, IMAGE_SCALE: image * has_image}
-
-
-def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator)

@@ -14,10 +14,10 @@ from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment, LatentSegment, Segment, holds_image
-from hyperbagel.bagel.vision import patchify
+from hyperbagel.bagel.vision import patches_of
 from hyperbagel.critics.latent import JudgedBatch
 from hyperbagel.flow.guidance import Guidance, GuidedPass
-from hyperbagel.flow.schedule import uniform
+from hyperbagel.flow.randomness import normal, uniform
 from hyperbagel.flow.trajectory import Velocity, branch_velocity
 from hyperbagel.losses.base import Step
 
@@ -56,6 +56,11 @@ class Episode:
         """(B,) bool, whether a document holds a source image, i.e. is an edit."""
         return self.contexts.has_image
 
+    @cached_property
+    def edits(self) -> bool:
+        """Whether any document holds a source image, told without asking the device."""
+        return any(holds_image(context_of(document)) for document in self.batch.documents)
+
     @property
     def judged(self) -> JudgedBatch:
         """What a latent critic judges in."""
@@ -67,8 +72,7 @@ class Episode:
         with torch.no_grad():
             pictures = [target_of(document) for document in self.batch.documents]
             latents = self.model.latents([picture for picture in pictures if picture is not None])
-        tokens = [patchify(latent.float(), self.model.config.latent_patch_size) for latent in latents]
-        return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        return patches_of(latents, self.model.config.latent_patch_size).float()
 
     def velocity(self, branch: GenerationBranch) -> Velocity:
         """One pass of a branch over the batch, with gradients where they are enabled.
@@ -76,7 +80,7 @@ class Episode:
         One of `readers` reads the batch when the velocity is first asked for, and once more where gradients are, which
         then go through the reading too.
         """
-        if not any(branch is reader for reader in self.readers) or not bool(self.has_image.any()):
+        if not any(branch is reader for reader in self.readers) or not self.edits:
             return branch_velocity(self.model, self.contexts, self.grid, branch, self.conditions)
 
         @cache
@@ -95,7 +99,7 @@ class Episode:
 
     def other_noise(self) -> Tensor:
         """Standard normal latent tokens (B, n, C), others than `noise`."""
-        return torch.randn(self.noise.shape, generator=self.generator).to(self.noise.device)
+        return normal(self.noise.shape, self.generator).to(self.noise.device)
 
     def read_by(self, branch: GenerationBranch) -> Episode:
         """The same with contexts that another branch has read, which matters where they hold images.
@@ -227,7 +231,7 @@ class BoundTeacher:
 
     @cached_property
     def _guidance(self) -> Guidance:
-        editing = bool(self.episode.has_image.any())
+        editing = self.episode.edits
         guidance = self.teacher.editing if editing else self.teacher.generation
         # Any scales above 1: they only say which passes are needed, the real ones are given for each image.
         return replace(guidance, text_scale=2.0, image_scale=2.0 if editing else 1.0)

@@ -11,7 +11,8 @@ from torch import Tensor
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.vision import patchify
+from hyperbagel.bagel.vision import patches_of
+from hyperbagel.flow.randomness import normal, uniform
 from hyperbagel.flow.schedule import interpolate, logit_normal
 
 
@@ -42,15 +43,14 @@ def noisy_pictures(
     The times of these rows take turns in the ranges between the quantiles of their distribution, the logit-normal one
     shifted by `shift`.
     """
-    latents = [latent.float() for latent in latents]
     factor = model.config.autoencoder.downsample
     sizes = [(latent.shape[-2] * factor, latent.shape[-1] * factor) for latent in latents]
-    tokens = [patchify(latent, model.config.latent_patch_size) for latent in latents]
-    x_0 = torch.nn.utils.rnn.pad_sequence(tokens * draws, batch_first=True)
-    turn = torch.arange(draws).repeat_interleave(len(latents))
-    quantile = (torch.rand(len(x_0), generator=generator) + turn) / draws
+    x_0 = patches_of(latents, model.config.latent_patch_size).float().repeat(draws, 1, 1)
+    drawn = uniform(len(x_0), (0.0, 1.0), generator)
+    turn = torch.arange(draws, device=drawn.device).repeat_interleave(len(latents))
+    quantile = (drawn + turn) / draws
     t = logit_normal(torch.special.ndtri(quantile), shift).to(x_0)
-    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    noise = normal(x_0.shape, generator).to(x_0)
     return NoisyPictures(x_0, noise, interpolate(x_0, noise, t[:, None, None]), t, model.latent_grid(sizes * draws))
 
 
@@ -59,10 +59,10 @@ def noisy_latents(layout: Layout, shift: float, generator: torch.Generator) -> t
 
     One logit-normal time an image, shifted by `shift`; conditions stay clean, at t = 0.
     """
-    raw = torch.randn(len(layout.image_loss), generator=generator).to(layout.latents.device)
+    raw = normal(layout.image_loss.shape, generator).to(layout.latents.device)
     per_image = torch.where(layout.image_loss, logit_normal(raw, shift), 0.0)
     t = torch.zeros_like(layout.image, dtype=torch.float32)
     if len(per_image):
         t = per_image[layout.image.clamp(min=0)] * (layout.image >= 0)
-    noise = torch.randn(layout.latents.shape, generator=generator).to(layout.latents)
+    noise = normal(layout.latents.shape, generator).to(layout.latents)
     return interpolate(layout.latents, noise, t[..., None]), t, noise

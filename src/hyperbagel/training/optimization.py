@@ -140,7 +140,7 @@ class Optimization(PartialCheckpoint):
         loss = torch.zeros((), device=self.device)
         for term in terms:
             value = term(step)
-            self.watch.expect(value.isfinite(), partial(_not_finite, term.name, value.detach(), step))
+            self.watch.expect(value.isfinite(), partial(_not_finite, term.name, value.detach(), _place(step)))
             self.log_at_step({f"loss/{term.name}": value.detach(), **term.metrics}, len(step.batch))
             loss = loss + term.weight * value
         return loss
@@ -187,9 +187,15 @@ class Optimization(PartialCheckpoint):
 
     def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1, **options: Any) -> None:
         """Log metrics against the student's updates. options: of Lightning's `log_dict`."""
-        self.log_dict(dict(metrics), batch_size=batch_size, **options)
-        step = float(self.student_step)  # what loggers take for the x-axis; outside of training, a mean over batches
+        self.log_dict({name: self._tensor(value) for name, value in metrics.items()}, batch_size=batch_size, **options)
+        step = self._tensor(
+            self.student_step
+        )  # what loggers take for the x-axis; outside of training, a mean over batches
         self.log("step", step, batch_size=batch_size, sync_dist=not self.training)
+
+    def _tensor(self, value: Tensor | float) -> Tensor:
+        """A number on the device, written there: Lightning would bring it there, and wait for the device each time."""
+        return value if isinstance(value, Tensor) else torch.full((), float(value), device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how full each network's accumulation is, and how much was seen. Raises FloatingPointError as `total`."""
@@ -259,10 +265,14 @@ class Optimization(PartialCheckpoint):
         self.watch.settle()
 
 
-def _not_finite(name: str, value: Tensor, step: Any) -> str:
-    documents = ", ".join(step.batch.keys)
-    place = f"at student update {step.student_step} on documents {documents} of source {step.batch.source!r}"
+def _not_finite(name: str, value: Tensor, place: str) -> str:
     return f"loss {name!r} is {float(value)} {place}"
+
+
+def _place(step: Any) -> str:
+    """In words: what waits to be looked at must not keep the step, whose tensors are most of a device's memory."""
+    documents = ", ".join(step.batch.keys)
+    return f"at student update {step.student_step} on documents {documents} of source {step.batch.source!r}"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class BatchedMuon(Muon):
-    """PyTorch's Muon, with matrices of one shape orthogonalised together, and on many CPUs in float32.
+    """PyTorch's Muon, with matrices of one shape updated together, and on many CPUs orthogonalised in float32.
 
     Those without instructions for bfloat16, which PyTorch's Muon takes, multiply it ten times as slowly. Learning
     rates are adjusted to match AdamW's update size.
@@ -29,19 +29,22 @@ class BatchedMuon(Muon):
                 if param.grad is not None:
                     by_shape[param.shape, param.device].append(param)
             for (shape, _), params in by_shape.items():
-                updates = torch.stack([self._with_momentum(param, group["momentum"]) for param in params])
+                updates = torch.stack(self._with_momentum(params, group["momentum"]))
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for param, update in zip(params, _orthogonal(updates, group), strict=True):
-                    param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                orthogonal = _orthogonal(updates, group).to(params[0].dtype)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(orthogonal), alpha=-rate)
         return loss
 
-    def _with_momentum(self, param: Tensor, momentum: float) -> Tensor:
-        """The gradient with Nesterov momentum."""
-        assert param.grad is not None
-        if "momentum_buffer" not in self.state[param]:
-            self.state[param]["momentum_buffer"] = torch.zeros_like(param.grad)
-        buffer: Tensor = self.state[param]["momentum_buffer"].lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(buffer, momentum)
+    def _with_momentum(self, params: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
+        """The gradients with Nesterov momentum."""
+        gradients = [param.grad for param in params if param.grad is not None]
+        for param, gradient in zip(params, gradients, strict=True):
+            if "momentum_buffer" not in self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(gradient)
+        buffers = [self.state[param]["momentum_buffer"] for param in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, buffers, momentum)
 
 
 def _loss(closure: Callable[[], Any] | None) -> Any:
@@ -106,7 +109,8 @@ class MuonWithAdamW(Optimizer):
         if matrices:
             self._parts.append(BatchedMuon(matrices, lr, weight_decay, momentum))
         if rest:
-            self._parts.append(AdamW(rest, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0))
+            fused = all(p.is_cuda for p in rest) or None  # one kernel for all; elsewhere what PyTorch does by itself
+            self._parts.append(AdamW(rest, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 _NO_SETTINGS = ("params", "param_names")
 _SCHEDULED = ("lr", "initial_lr")
+_OF_DEVICE = ("foreach", "fused", "capturable")
+"""Ways to compute the same, which go by the device at hand: nothing to tell of."""
 _OF_STATE = ("amsgrad", "centered")
 """Settings with which an optimizer keeps other numbers, so that the state of before is of no use to it."""
 
@@ -42,7 +44,11 @@ def _kept(own: Mapping[str, Any], loaded: Mapping[str, Any], tell: Tell) -> dict
     """A group as it is loaded: what was configured, over what only the checkpoint has."""
     settings = {key: value for key, value in own.items() if key not in _NO_SETTINGS}
     before = {key: loaded[key] for key in settings if key in loaded and key not in _SCHEDULED}
-    changed = {key: (value, settings[key]) for key, value in before.items() if not _equal(value, settings[key])}
+    changed = {
+        key: (value, settings[key])
+        for key, value in before.items()
+        if key not in _OF_DEVICE and not _equal(value, settings[key])
+    }
     if fixed := [key for key in changed if key in _OF_STATE]:
         raise ValueError(f"{fixed[0]} of the optimizer was {changed[fixed[0]][0]} in the checkpoint: resume with that")
     old, new = (group.get("initial_lr", group.get("lr")) for group in (loaded, own))

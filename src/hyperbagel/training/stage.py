@@ -27,6 +27,7 @@ from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.optimization import Optimization
 
 FINGERPRINT = "frozen_fingerprint"
+_MULTIPLE = 16
 
 LearnsFrom = Literal["text", "image", "picture"]
 """Parts of a document that something is learnt from: texts or pictures with loss, or any picture."""
@@ -52,12 +53,27 @@ class Compute:
     """Recompute layers in the backward pass, for memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights as loaded (mixed precision is the trainer's `precision`)."""
+    multiple: int | None = None
+    """Texts and numbers of pictures in a training batch are padded to a multiple of this many, so that layers meet few
+    shapes, which are compiled or recorded once; None: 16 on GPUs, and 1 (no such padding) elsewhere."""
+    graphs: bool = False
+    """Compile all layers at once, each shape by itself, and have a GPU record and replay them as CUDA graphs. It pays
+    where batches are small, as launching their many small operations takes longer than computing them."""
+
+    def __post_init__(self) -> None:
+        if self.multiple is not None and self.multiple < 1:
+            raise ValueError(f"compute.multiple is {self.multiple}: give 1 (no padding) or more, or null")
 
     def load(self, folder: str) -> Bagel:
         """The model of a checkpoint folder, set up like this."""
         model = Bagel.from_pretrained(folder, getattr(torch, self.dtype))
-        model.compiled, model.checkpointing = "any" if self.compile else None, self.checkpointing
+        model.compiled = "all layers" if self.graphs else "any" if self.compile else None
+        model.checkpointing = self.checkpointing
         return model.train()
+
+    def multiple_on(self, device: torch.device) -> int:
+        """What lengths are a multiple of on a device."""
+        return self.multiple or (_MULTIPLE if device.type == "cuda" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,20 @@ class Stage(Optimization):
             )
         with averaged_weights(self.trainer, self):
             return self.predictor.write(batch)
+
+    def on_fit_start(self) -> None:
+        """Pad as the device likes it. Raises ValueError for graphs with accumulated gradients, which would not outlive
+        the next recording."""
+        compute = self.settings.compute
+        self.model.multiple = compute.multiple_on(self.device)
+        if compute.graphs and any(training.accumulate > 1 for training in self.networks.values()):
+            raise ValueError("settings.compute.graphs needs networks with accumulate: 1; give larger batches instead")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """What was recorded for the last batch may be overwritten."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.settings.compute.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """Bytes for each document of a training batch, by part: activations of the graphs that exist at once, and

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.critics.latent import LatentCritic
 from hyperbagel.flow.schedule import interpolate, jump
 from hyperbagel.flow.segments import Segments, SegmentTimes
@@ -121,7 +122,7 @@ class TSCD(DistillationStage):
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> None:
         """One update of the critic, then (every `student_every` batches) one of the student."""
         episode = self.begin(batch)
-        times = SegmentTimes(*(t.to(self.device) for t in self.segments.draw(len(episode), episode.generator)))
+        times = SegmentTimes(*(moved(t, self.device) for t in self.segments.draw(len(episode), episode.generator)))
         x_t = self.start(episode, times.t_n)
         with self.timed("target"):
             real = self.target(episode, x_t, times)
