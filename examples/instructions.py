@@ -1,125 +1,157 @@
 """Varied instructions for a chat model as shards, to let it answer them (`hyperbagel data regenerate`).
 
-    python examples/instructions.py OUT [--train 3600] [--test 100]
+    python examples/instructions.py OUT [--train 10000] [--validation 60] [--test 60]
 
-Templates times topics, shuffled; topics of OUT/test do not occur in OUT/train. Texts are framed as SmolLM2 and other
-models of its chat format expect them: a system text, then the instruction, each behind the name of the speaker.
+Sixteen kinds of instructions (`instructions/kinds.yaml`), filled with topics, names, numbers, messages and passages
+(`words.yaml`, `passages.yaml`). What OUT/validation, OUT/topics and OUT/kinds are filled with does not occur in
+OUT/train; OUT/kinds has kinds that are in none of the others. Texts are framed as SmolLM2 and other models of its chat
+format expect them: a system text, which is left out at times, then instructions, each behind the name of the speaker.
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import product
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
+
+import yaml
 
 from hyperbagel.datamodules.writer import ShardWriter
 
-SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+DATA = Path(__file__).parent / "instructions"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+ROLE = "You are {role}. Stay in this role, whatever you are asked."
+PLAIN = 0.2
+"""Share of documents without a system text."""
 SHARD = 250
-HELD_OUT = 8
-"""Every n-th topic is held out for testing."""
-
-TEMPLATES = {
-    "explain": (
-        "What is the most important thing to know about {}?",
-        "Explain {} to a ten-year-old.",
-        "Give me a short introduction to {}.",
-        "What do people often get wrong about {}?",
-        "Why does {} matter? Answer in one paragraph.",
-        "Summarise what you know about {} in three sentences.",
-        "How has {} changed over the last hundred years?",
-        "Describe {} to someone who has never heard of it.",
-        "What is an example of {} in everyday life?",
-        "How would you define {}?",
-    ),
-    "list": (
-        "List five facts about {}.",
-        "Name three good reasons to learn about {}.",
-        "What are the first steps for a beginner in {}?",
-        "Give me a list of questions that I could ask an expert on {}.",
-        "What are the advantages and disadvantages of {}?",
-        "Which three books or films about {} would you recommend?",
-        "Give me five tips on {}.",
-    ),
-    "write": (
-        "Write a short poem about {}.",
-        "Write the first paragraph of a story in which {} plays a role.",
-        "Write a friendly e-mail that invites a colleague to a talk on {}.",
-        "Come up with a title and a subtitle for an article on {}.",
-        "Write a dialogue between a teacher and a student about {}.",
-        "Write a short speech about {}.",
-        "Write a product description that mentions {}.",
-    ),
-    "code": (
-        "Write a Python class that describes {} and explain it briefly.",
-        "Write a JSON document with three entries about {}.",
-        "Write an HTML page with a heading and a paragraph about {}.",
-        "Write a Python function that prints a sentence about {}.",
-    ),
-}
-"""Kind, under which results are reported -> instructions with a place for the topic."""
-
-TOPICS = """
-the solar system, volcanoes, earthquakes, rainbows, the water cycle, photosynthesis, gravity, magnets, electricity,
-the human heart, sleep, vitamins, vaccines, bacteria, DNA, evolution, dinosaurs, whales, honey bees, migratory birds,
-rainforests, deserts, coral reefs, mountains, rivers, the oceans, glaciers, climate change, renewable energy, recycling,
-ancient Egypt, the Roman Empire, the Middle Ages, the Renaissance, the French Revolution, the Industrial Revolution,
-the invention of printing, the history of writing, the Silk Road, the space race, democracy, human rights, museums,
-libraries, public transport, bicycles, trains, ships, airplanes, bridges, skyscrapers, city parks, farming, bread,
-cheese, chocolate, coffee, tea, rice, soup, cooking at home, healthy food, gardening, houseplants, dogs, cats, horses,
-chess, football, running, swimming, yoga, hiking, photography, painting, sculpture, music theory, the piano, the guitar,
-opera, jazz, dancing, theatre, cinema, novels, poetry, fairy tales, learning a language, public speaking, teamwork,
-time management, saving money, taxes, trade, advertising, the stock market, computers, the internet, databases,
-programming, algorithms, machine learning, robots, computer games, cryptography, mobile phones, maps, clocks, calendars,
-numbers, fractions, probability, geometry, statistics, logic, philosophy, memory, emotions, friendship, school,
-holidays, the moon, comets, black holes, light, sound, heat, atoms, metals, glass, plastics, water, soil, clouds,
-storms, islands, caves, insects, birds, fish, snakes, mushrooms, trees, seeds, flowers, the brain, the lungs, blood,
-muscles, medicine, nutrition, exercise, first aid, the Vikings, ancient Greece, castles, pirates, the telephone, the
-steam engine, the printing press, currencies, banks, insurance, elections, laws, newspapers, radio, television,
-fashion, architecture, poverty, migration, tourism, hotels, restaurants, markets, shopping, furniture, kitchens, toys,
-board games, tennis, skiing, sailing, climbing, knitting, pottery, drums, choirs, folk dances, comics, satire, diaries,
-letters, grammar, translation, dictionaries, encyclopedias, search engines, e-mail, spreadsheets, operating systems,
-networks, batteries, solar panels, wind turbines, electric cars, drones, satellites, telescopes, microscopes, lasers,
-bridges made of wood
-"""
+PART = 8
+"""One of so many entries is for testing, and one for validation."""
+SLOT = re.compile(r"\{([a-z_]+)\d?\}")
 
 
-def write(folder: Path, asked: list[tuple[str, str]]) -> None:
-    """Documents of (kind, instruction); the answer is still to be given."""
+class Asked(NamedTuple):
+    """A document of questions that are still to be answered. system: what stands before them, or nothing."""
+
+    kind: str
+    system: str
+    questions: tuple[str, ...]
+
+
+class Words:
+    """What templates are filled with in one split: "train", "validation" or "test"."""
+
+    def __init__(self, split: str, random: Random) -> None:
+        self.random = random
+        words = yaml.safe_load((DATA / "words.yaml").read_text())
+        passages = yaml.safe_load((DATA / "passages.yaml").read_text())
+        self.lists = {name: _part(_entries(text), split) for name, text in words["split"].items()}
+        self.lists |= {name: _entries(text) for name, text in words["shared"].items()}
+        self.texts: dict[str, list[str]] = words["texts"]
+        self.passages = _part(list(passages.values()), split)
+
+    def fill(self, template: str) -> str:
+        """A template with its words, each of them another one."""
+        chosen: dict[str, str] = {}
+
+        def word(slot: re.Match[str]) -> str:
+            while slot[0] not in chosen:
+                new = self._draw(slot[1])
+                if new not in chosen.values():
+                    chosen[slot[0]] = new
+            return chosen[slot[0]]
+
+        return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(word, template))
+
+    def _draw(self, name: str) -> str:
+        random = self.random
+        if name == "number":
+            return str(random.randint(2, 30))
+        if name == "big":
+            return str(random.randint(31, 999))
+        if name == "price":
+            return f"{random.randint(1, 60)}.{random.choice(('00', '20', '50', '75', '99'))}"
+        if name == "time":
+            return f"{random.randint(6, 21)}:{random.choice(('00', '15', '30', '45'))}"
+        if name == "passage":
+            sentences = random.choice(self.passages).splitlines()
+            kept = sorted(random.sample(range(len(sentences)), random.randint(3, 4)))
+            return " ".join(sentences[i] for i in kept)
+        if name in self.texts:
+            return self.fill(random.choice(self.texts[name]))
+        return random.choice(self.lists[name])
+
+
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(";" if ";" in text else ",")]
+
+
+def _part(entries: list[str], split: str) -> list[str]:
+    """Those of a split."""
+    places = {"test": {0}, "validation": {PART // 2}, "train": set(range(PART)) - {0, PART // 2}}[split]
+    return [entry for i, entry in enumerate(entries) if i % PART in places]
+
+
+def documents(templates: dict[str, list[str]], begins: list[str], words: Words) -> Iterator[Asked]:
+    """Documents of all kinds in turn, for ever. begins: kinds that dialogues begin with, if there are any."""
+    random = words.random
+    while True:
+        for kind, group in templates.items():
+            system = "" if random.random() < PLAIN else SYSTEM
+            if kind == "role_play":
+                system = words.fill(ROLE)
+            yield Asked(kind, system, (words.fill(random.choice(group)),))
+        if begins:
+            first = words.fill(random.choice(templates[random.choice(begins)]))
+            further = random.sample(words.lists["follow_up"], random.randint(1, 3))
+            yield Asked("dialogue", SYSTEM, (first, *further))
+
+
+def distinct(found: Iterator[Asked], count: int, seen: set[Asked]) -> list[Asked]:
+    """So many documents that were not seen before. Raises ValueError if they cannot be found."""
+    chosen: list[Asked] = []
+    for tries, asked in enumerate(found):
+        if len(chosen) == count:
+            break
+        if tries > 100 * count:
+            raise ValueError(f"there are not many more than {len(chosen)} distinct instructions; ask for fewer")
+        if asked._replace(system="") not in seen:
+            seen.add(asked._replace(system=""))
+            chosen.append(asked)
+    return chosen
+
+
+def write(folder: Path, asked: list[Asked]) -> None:
+    """Documents whose answers are still to be given; results are reported under their kind."""
     with ShardWriter(folder / "instructions-{:06d}.tar", SHARD) as writer:
-        for number, (kind, instruction) in enumerate(asked):
-            segments = [
-                {"type": "text", "text": SYSTEM},
-                {"type": "text", "text": f"user\n{instruction}"},
-                {"type": "text", "text": "(to be answered)", "loss": True},
-            ]
+        for number, (kind, system, questions) in enumerate(asked):
+            segments = [{"type": "text", "text": f"system\n{system}"}] if system else []
+            for question in questions:
+                segments.append({"type": "text", "text": f"user\n{question}"})
+                segments.append({"type": "text", "text": "(to be answered)", "loss": True})
             writer.write(f"{folder.name}-{number:06d}", {"segments": segments, "meta": {"kind": kind}}, {})
-
-
-def instructions(topics: list[str], seed: int) -> list[tuple[str, str]]:
-    """Every template with every topic, shuffled."""
-    templates = [(kind, template) for kind, group in TEMPLATES.items() for template in group]
-    asked = [(kind, template.format(topic)) for (kind, template), topic in product(templates, topics)]
-    Random(seed).shuffle(asked)
-    return asked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder for train/ and test/")
-    parser.add_argument("--train", type=int, default=3600, help="instructions to train on")
-    parser.add_argument("--test", type=int, default=100, help="held-out instructions")
+    parser.add_argument("out", type=Path, help="folder for train/, validation/, topics/ and kinds/")
+    parser.add_argument("--train", type=int, default=10_000, help="documents to train on")
+    parser.add_argument("--validation", type=int, default=60, help="documents of other topics to choose settings by")
+    parser.add_argument("--test", type=int, default=60, help="documents each of other topics, and of other kinds")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    topics = [topic.strip() for topic in TOPICS.replace("\n", " ").split(",")]
-    for split, size in (("train", options.train), ("test", options.test)):
-        mine = [topic for i, topic in enumerate(topics) if (i % HELD_OUT == 0) == (split == "test")]
-        asked = instructions(mine, options.seed)
-        if size > len(asked):
-            parser.error(f"--{split}: there are {len(asked)} instructions, not {size}")
-        write(options.out / split, asked[:size])
-        print(f"{options.out / split}: {size} of {len(asked)} instructions")
+    kinds = yaml.safe_load((DATA / "kinds.yaml").read_text())
+    seen: set[Asked] = set()
+    sizes = {"kinds": options.test, "topics": options.test, "validation": options.validation, "train": options.train}
+    for name, size in sizes.items():  # testing first, so that it does not depend on the other sizes
+        split = "test" if name in ("kinds", "topics") else name
+        words = Words(split, Random(f"{options.seed} {name}"))
+        new = name == "kinds"
+        found = documents(kinds["unseen" if new else "trained"], [] if new else kinds["dialogue"], words)
+        write(options.out / name, distinct(found, size, seen))
+        print(f"{options.out / name}: {size} documents")
 
 
 if __name__ == "__main__":

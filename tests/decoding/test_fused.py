@@ -27,6 +27,20 @@ def test_a_projection_is_its_linear_maps(
         torch.testing.assert_close(Projection([single], fuse).add_to(stream, x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("able", [False, True])
+def test_weights_are_rounded_where_that_is_allowed_and_faster(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    monkeypatch.setattr(fused, "_PACKED", 0)
+    monkeypatch.setattr(fused, "cpu_multiplies_bfloat16", lambda: able)
+    torch.manual_seed(0)
+    linear, x = nn.Linear(48, 32), torch.randn(3, 48)
+    with torch.no_grad():
+        exact, rounded = Projection([linear], fuse=True), Projection([linear], fuse=True, half=True)
+        torch.testing.assert_close(exact(x), linear(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rounded(x), linear(x), atol=0.03, rtol=0.03)
+        assert rounded(x).dtype == torch.float32
+        assert bool((rounded(x) == exact(x)).all()) == (not (able and exact.packed))
+
+
 def test_only_large_weights_in_float32_are_packed() -> None:
     with torch.no_grad():
         assert not Projection([nn.Linear(192, 512)], fuse=True).packed

@@ -13,6 +13,7 @@ import torch
 from hyperbagel.bagel.segments import Document
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.lookup import LookupSettings
 from hyperbagel.decoding.proposal import TreeSettings
 from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
@@ -25,6 +26,7 @@ WAYS: dict[str, tuple[Literal["hyper", "parallel"], SpeculationSettings]] = {
     "tree": ("hyper", SpeculationSettings(4, tree=TreeSettings(width=3, nodes=10))),
     "adaptive": ("hyper", SpeculationSettings(5, policy=Adaptive(2, COSTS))),
     "parallel": ("parallel", SpeculationSettings(5)),
+    "looked up": ("hyper", SpeculationSettings(5, lookup=LookupSettings(match=1))),
     "parallel tree": ("parallel", SpeculationSettings(4, tree=TreeSettings(width=3, nodes=10))),
 }
 

@@ -10,6 +10,7 @@ import torch
 
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.lookup import LookupSettings
 from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.speculative_loop import DecodingRun
@@ -21,6 +22,7 @@ WAYS = {
     "chain": ("hyper", SpeculationSettings(4)),
     "adaptive": ("hyper", SpeculationSettings(6, policy=Adaptive(2, COSTS))),
     "parallel": ("parallel", SpeculationSettings(4)),
+    "looked up": ("hyper", SpeculationSettings(3, lookup=LookupSettings(match=1))),
 }
 
 

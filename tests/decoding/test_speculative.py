@@ -13,6 +13,7 @@ from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.fused import FusedStack, RopeTable
+from hyperbagel.decoding.lookup import LookupSettings
 from hyperbagel.decoding.proposal import Proposal, TreeSettings
 from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
@@ -29,6 +30,8 @@ WAYS = {
     "confident": SpeculationSettings(6, min_confidence=0.3),
     "adaptive": SpeculationSettings(6, policy=Adaptive(2, COSTS)),
     "tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8)),
+    "looked up": SpeculationSettings(3, lookup=LookupSettings(match=1, length=6)),
+    "looked up tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8), lookup=LookupSettings(match=1)),
     "adaptive tree": SpeculationSettings(3, tree=TreeSettings(width=3, nodes=8), policy=Adaptive(1, COSTS)),
 }
 
@@ -43,6 +46,9 @@ CASES = [
     *((kind, trained, reduced, way) for kind, trained, reduced in HEADS for way in ("chain", "confident", "tree")),
     ("hyper", True, False, "adaptive"),
     ("hyper", True, False, "adaptive tree"),
+    ("hyper", True, True, "looked up"),
+    ("hyper", True, False, "looked up tree"),
+    ("parallel", True, False, "looked up"),
     ("parallel", True, False, "adaptive"),
     ("parallel", True, True, "chain"),
 ]

@@ -16,9 +16,11 @@ def fastest_precision() -> str:
     """
     import torch
 
+    from hyperbagel.bagel.processor import cpu_multiplies_bfloat16
+
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+    return "bf16-mixed" if cpu_multiplies_bfloat16() else "32-true"
 
 
 def with_precision(settings: Any) -> Any:

@@ -23,23 +23,27 @@ _FOLDED = 2**22
 
 class Drafter:
     """Runs a draft head over caches, one token after another. A snapshot of its weights: build it anew after training
-    on."""
+    on.
+
+    Where the processor multiplies in bfloat16, large weights in float32 are rounded to it. Proposals may then be others
+    at times; answers are the target's in any case.
+    """
 
     def __init__(self, head: DraftHead, model: Bagel, fuse: bool) -> None:
         self.head = head
         self.embed = model.understanding.embed_tokens.weight
-        self.stack = FusedStack(list(head.layers), head.llm, fuse)
-        self.logits = LogitsHead(Norm(head.norm.weight, head.llm.rms_norm_eps), head.lm_head, fuse)
+        self.stack = FusedStack(list(head.layers), head.llm, fuse, half=True)
+        self.logits = LogitsHead(Norm(head.norm.weight, head.llm.rms_norm_eps), head.lm_head, fuse, half=True)
         intermediate, fusion = head.features, head.fusion
         with torch.no_grad():
-            self.fc1 = Projection([intermediate.fc1], fuse)
-            self.fc2 = None if fusion is None else Projection([fusion.fc2], fuse)
+            self.fc1 = Projection([intermediate.fc1], fuse, half=True)
+            self.fc2 = None if fusion is None else Projection([fusion.fc2], fuse, half=True)
         self.norm = None if fusion is None else Norm(fusion.norm.weight, head.llm.rms_norm_eps)
         self.halves = self._halves(fusion) if fuse and fusion is not None else None
         self.entries = head.config.entries(head.llm)
         self.decoder: FusedStack | None = None
         if intermediate.decoder is not None:
-            self.decoder = FusedStack([intermediate.decoder], intermediate.decoder_config, fuse)
+            self.decoder = FusedStack([intermediate.decoder], intermediate.decoder_config, fuse, half=True)
         self.queries = None
         if intermediate.attention is not None:
             with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyperbagel.decoding.lookup import LookupSettings
 from hyperbagel.decoding.policies import Fixed, Policy
 from hyperbagel.decoding.proposal import TreeSettings
 
@@ -18,6 +19,8 @@ class SpeculationSettings:
     """End a chain early, when the product of its draft probabilities falls below this (0: never)."""
     tree: TreeSettings | None = None
     """Propose this tree instead of a chain."""
+    lookup: LookupSettings | None = None
+    """Let the text propose what it said before, where it did; elsewhere the draft head proposes."""
     policy: Policy | None = None
     """What decides before every round whether to draft and how much; default: always, as said above."""
 
@@ -36,6 +39,7 @@ class SpeculationSettings:
 
     def scratch(self) -> int:
         """Uncommitted entries that a round needs, in the draft's or the target's cache."""
+        looked_up = 0 if self.lookup is None else self.lookup.length + 1
         if self.tree is None:
-            return self.length + 1
-        return max(self.tree.nodes + 1, self.tree.width * self.length)
+            return max(self.length + 1, looked_up)
+        return max(self.tree.nodes + 1, self.tree.width * self.length, looked_up)

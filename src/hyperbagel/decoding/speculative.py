@@ -120,7 +120,10 @@ class Speculator:
             state = known.state
         memory = DraftMemory(state, rows, pending, position.gather(1, last))
         endings = [_ending(document) for document in documents]
-        return DraftedContext(context.past, context.valid, context.next_position, memory, endings)
+        before = past.text if isinstance(past, DraftedContext) else [[]] * len(counts)
+        new = (ids[:count] for ids, count in zip(layout.ids.tolist(), counts, strict=True))
+        text = [[*old, *ids] for old, ids in zip(before, new, strict=True)]
+        return DraftedContext(context.past, context.valid, context.next_position, memory, endings, text)
 
     @torch.inference_mode()
     def decode(

@@ -21,6 +21,7 @@ from hyperbagel.decoding.autoregressive import (
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
+from hyperbagel.decoding.lookup import Lookup, laid_over
 from hyperbagel.decoding.policies import PLAIN, Plan, Policy, Round
 from hyperbagel.decoding.proposal import Proposal, ProposalSettings
 from hyperbagel.decoding.rows import DraftMemory
@@ -33,11 +34,15 @@ from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 
 @dataclass(frozen=True)
 class DraftedContext(Context):
-    """A context that the draft head can read as well. Usable wherever a context is. endings: the last tokens of what
-    each document asks."""
+    """A context that the draft head can read as well. Usable wherever a context is.
+
+    draft: what the head knows of it; endings: the last tokens of what each document asks; text: all of its token ids,
+    negative where a picture's tokens stand.
+    """
 
     draft: DraftMemory
-    endings: Sequence[Sequence[int]] = ()
+    endings: Sequence[Sequence[int]]
+    text: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,12 @@ class DecodingRun:
                 engine.policy.meet(dict(zip(self.documents, context.endings, strict=False)))
             self.unseen = Unseen(engine.drafter, memory, room, (batch, forced[0]))
 
+        self.lookups: dict[int, Lookup] = {}
+        if engine.drafter is not None and engine.speculation.lookup is not None:
+            texts: Sequence[Sequence[int]] = context.text if isinstance(context, DraftedContext) else [[]] * batch
+            for document, text in zip(self.documents, texts, strict=True):
+                self.lookups[document] = Lookup(engine.speculation.lookup, [*text, *forced])
+
     def answer(self, on_tokens: OnTokens | None = None) -> list[list[int]]:
         """Answer all documents, in their order. on_tokens: as of `Speculator.decode`."""
         total = len(self.documents)
@@ -120,8 +131,9 @@ class DecodingRun:
         started = self.engine.clock()
         fresh = self.unseen is not None and self.unseen.state is None
         forced = self.root.shape[1] > 1
-        plan = PLAIN if plain or forced else self._plan()
-        proposal = self._propose(plan) if plan.length else None
+        found = [] if plain or forced else self._looked_up()
+        plan = PLAIN if plain or forced or (found and all(found)) else self._plan()
+        proposal = laid_over(self._propose(plan) if plan.length else None, found)
         verdict = self._verify(proposal)
         new = self._emit(verdict, proposal)
         ended = {document: answer for document, answer in self.finished.items() if document in new}
@@ -131,7 +143,7 @@ class DecodingRun:
             self.documents = []
         if self.unseen is not None:
             drafted = plan.length > 0
-            seconds = None if forced or (fresh and drafted) else self.engine.clock() - started
+            seconds = None if forced or (fresh and drafted) or any(found) else self.engine.clock() - started
             emitted = {document: len(tokens) for document, tokens in new.items()}
             self.engine.policy.note(Round(drafted, proposal.steps if proposal else 0, emitted, ended, seconds))
         return new
@@ -144,6 +156,7 @@ class DecodingRun:
             return
         self.documents += other.documents
         self.answers |= other.answers
+        self.lookups |= other.lookups
         self.position += other.position
         self.root = torch.cat([self.root, other.root])
         self.cache = self.cache.beside(other.cache)
@@ -164,6 +177,13 @@ class DecodingRun:
             return PLAIN
         length = min(plan.length, left, self.engine.speculation.length)
         return Plan(min(length, self.unseen.drafter.longest or length), plan.min_confidence)
+
+    def _looked_up(self) -> list[list[int]]:
+        """What each document's own text proposes; nothing at all where texts are not looked up."""
+        if not self.lookups:
+            return []
+        most = self.settings.max_tokens - 1
+        return [self.lookups[row].propose(most - len(self.answers[row]), self.stop) for row in self.documents]
 
     def _propose(self, plan: Plan) -> Proposal | None:
         assert self.unseen is not None
@@ -226,8 +246,11 @@ class DecodingRun:
                     self.finished[document] = answer
                     break
             answer += [token for token in new if token not in self.stop]
+            if document in self.lookups:
+                self.lookups[document].extend(new)
             if document in self.finished:
                 del self.answers[document]
+                self.lookups.pop(document, None)
             emitted[document] = new
             accepted = min(len(new), len(tokens) - 1)
             self.engine.statistics.add(len(new), accepted, longest if accepted == len(tokens) - 1 else accepted)

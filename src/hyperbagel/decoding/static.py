@@ -244,7 +244,10 @@ class StaticRounds:
 
 def can_be_static(engine: Engine) -> bool:
     """Whether rounds can be all alike: plain ones, or of chains that are drafted token by token."""
-    return engine.drafter is None or (engine.drafter.longest is None and engine.speculation.tree is None)
+    if engine.drafter is None:
+        return True
+    speculation = engine.speculation
+    return engine.drafter.longest is None and speculation.tree is None and speculation.lookup is None
 
 
 def rounds_for(

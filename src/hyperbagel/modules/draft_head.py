@@ -23,6 +23,7 @@ from hyperbagel.draft.head import DraftHead
 from hyperbagel.draft.losses import DraftLoss, DraftStep, KLDivergence, TargetCrossEntropy
 from hyperbagel.draft.unroll import UnrolledStep, unroll
 from hyperbagel.draft.vocabulary import read_vocabulary
+from hyperbagel.draft.warm_start import WarmStart
 from hyperbagel.training.memory import DocumentCost
 from hyperbagel.training.networks import Training
 from hyperbagel.training.stage import LearnsFrom, Stage, StageSettings
@@ -40,6 +41,8 @@ class DraftHeadMethod:
     """Draft steps that are unrolled; of a parallel head, all that it has."""
     decay: float = 0.8
     """Factor per draft step: step i weighs decay^i."""
+    warm_start: int = 0
+    """Batches to which fc1 and fc2 of a fresh head are fitted before the first update (see `draft.warm_start`)."""
     logits: int = 2**25
     """Most logits that are held at once, which bounds the memory of the loss whatever the vocabulary (their rows are
     computed in chunks)."""
@@ -47,6 +50,8 @@ class DraftHeadMethod:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.decay <= 0 or self.logits < 1:
             raise ValueError(f"need steps >= 1, decay > 0 and logits >= 1, got {self}")
+        if self.warm_start < 0 or (self.warm_start and (self.draft.kind == "eagle3" or not self.draft.zero_init)):
+            raise ValueError("method.warm_start is a number of batches, and for heads with fc2 that start at zero")
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,9 @@ class DraftTraining(Stage):
             self.draft = DraftHead.from_target(method.draft, self.model, ids, settings.seed)
         else:
             self.draft = load_draft(init_from, self.model).train()
+        self.warm_start: WarmStart | None = None
+        if init_from is None and method.warm_start:
+            self.warm_start = WarmStart(self.draft, method.warm_start, self._over_ranks)
         config = self.draft.config
         self.steps = config.ahead if config.kind == "parallel" else method.steps
         self.add_network("student", student.of_whole_weights(self.draft), paths=["draft"])
@@ -132,15 +140,18 @@ class DraftTraining(Stage):
 
     def feature_needs(self) -> tuple[str, tuple[int, ...]]:
         """Fingerprint of the target that stored features have to be of, and the entries that the head reads."""
-        return base_hash(self.model), self.draft.config.entries(self.model.config.llm)
+        llm, config = self.model.config.llm, self.draft.config
+        entries = config.entries(llm)
+        if self.warm_start is not None:
+            entries = tuple(sorted({*entries, llm.num_hidden_layers - config.layers}))
+        return base_hash(self.model), entries
 
     def features(self, batch: DocumentBatch | FeatureBatch) -> FeatureBatch:
         """The target's hidden states, computed without gradient unless they are at hand."""
         if isinstance(batch, FeatureBatch):
             dtype = self.draft.lm_head.weight.dtype
             return batch.cast(dtype)
-        entries = self.draft.config.entries(self.model.config.llm)
-        return extract_features(self.model, batch.documents, entries, batch.keys)
+        return extract_features(self.model, batch.documents, self.feature_needs()[1], batch.keys)
 
     def sums(self, batch: DocumentBatch | FeatureBatch) -> list[StepSums]:
         """Loss terms and acceptance of each unroll step, summed over the rows that count."""
@@ -216,9 +227,12 @@ class DraftTraining(Stage):
         totals = torch.zeros(3, self.steps, device=self.device)
         for i, step in enumerate(sums):
             totals[:, i] = torch.stack([step.rows, step.reached, step.accepted])
+        return self._over_ranks(totals)
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
         if self.trainer.world_size > 1:
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        return totals
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return sums
 
     def _means(self, sums: list[StepSums], totals: Tensor) -> Tensor:
         """(terms,) means over the counting rows of all ranks, summed over steps with their weights.
@@ -234,9 +248,13 @@ class DraftTraining(Stage):
         return f"draft losses {values} at update {update} on documents {keys}, ..."
 
     def training_step(self, batch: DocumentBatch | FeatureBatch, batch_idx: int) -> None:
-        """One update. Raises ValueError for a batch without answers, FloatingPointError for a loss that is not
-        finite.
+        """One update, or none while the warm start gathers batches. Raises ValueError for a batch without answers,
+        FloatingPointError for a loss that is not finite.
         """
+        if self.warm_start is not None and not self.student_step:
+            if self.warm_start.take(self.features(batch)):
+                self.warm_start = None
+            return
         sums = self.sums(batch)
         keys = ", ".join(batch.keys[:3])
         if not sums:

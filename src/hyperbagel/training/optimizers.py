@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from hyperbagel.bagel.processor import cpu_multiplies_bfloat16
+
 
 class BatchedMuon(Muon):
     """PyTorch's Muon, with matrices of one shape updated together, and on many CPUs orthogonalised in float32.
@@ -55,15 +57,10 @@ def _loss(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    # `torch.cpu.get_capabilities` tells it too, but only in the newest releases of PyTorch.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _orthogonal(updates: Tensor, group: dict[str, Any]) -> Tensor:
     """Newton-Schulz iteration of Muon on updates (k, m, n); singular values of the results are about 1."""
     a, b, c = group["ns_coefficients"]
-    slow = updates.device.type == "cpu" and not _cpu_multiplies_bfloat16()
+    slow = updates.device.type == "cpu" and not cpu_multiplies_bfloat16()
     x = updates.float() if slow else updates.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
