@@ -32,6 +32,7 @@ NOT_RUN = {
     r"hyperbagel fit --config bagel7b/.*": "needs the weights of 7B; with a small model it is tested elsewhere",
     r"hyperbagel (generate|edit|chat) .*--model /data/.*": "needs the weights of 7B, as above",
     r"hyperbagel bench .*": "takes minutes on a GPU; with a small model it is tested elsewhere",
+    r"python benchmarks/gpu\.py": "takes a quarter of an hour on a GPU; with a small model it is tested elsewhere",
     r"torchrun .*": "needs two machines",
     r"srun .*": "needs a cluster",
     r"hyperbagel app .*": "serves until it is stopped",

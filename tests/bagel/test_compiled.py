@@ -10,7 +10,10 @@ import torch._dynamo
 from torch import Tensor
 
 from hyperbagel.bagel import mot
+from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
+from hyperbagel.bagel.joined import join
 from hyperbagel.bagel.segments import TextSegment
+from hyperbagel.training.networks import LoRA, Training, trainable_branch
 from tests.nano import nano_bagel
 
 
@@ -30,8 +33,11 @@ def test_more_kinds_of_passes_are_compiled_than_pytorch_does_by_itself(monkeypat
             assert torch.equal(forward(x), 2 * x)
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @torch.no_grad()
-def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(
+    joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And compute the same. PyTorch's tracing is real here, the compiler is not."""
     graphs: list[object] = []
 
@@ -43,6 +49,9 @@ def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(mo
     monkeypatch.setattr(mot, "compiled_layer_forward", cache(mot.compiled_layer_forward.__wrapped__))
     plain, compiled = nano_bagel(), nano_bagel()
     compiled.compiled = "fixed"
+    if joined:
+        for model in (plain, compiled):
+            join(model.understanding, model.generation)
     generator = torch.Generator().manual_seed(0)
     counts = []
     for side, words in ((32, 3), (32, 4), (32, 9), (64, 5), (64, 7)):
@@ -89,3 +98,41 @@ def test_all_layers_are_one_graph_a_shape_in_training_alone(monkeypatch: pytest.
     with torch.no_grad():
         compiled.eval().velocity(x_t, torch.full((1,), 0.5), compiled.prefill([document]), grid)
     assert len(graphs) == 4
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_adapters_train_in_compiled_layers_that_are_recomputed(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph for all layers but the first, and the gradients of plain ones; mixed: over a model in bfloat16."""
+    pytest.importorskip("peft")
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(mot, "compiled_layer_forward", cache(mot.compiled_layer_forward.__wrapped__))
+    gradients = []
+    for compiled in (None, "any"):
+        model = nano_bagel().requires_grad_(False)
+        model = model.bfloat16() if mixed else model
+        model.compiled, model.checkpointing = compiled, compiled is not None
+        torch.manual_seed(0)  # of fresh adapters
+        branch = trainable_branch(model.generation, Training(lora=LoRA(rank=2), dtype="float32"))
+        with torch.no_grad():
+            for name, value in branch.named_parameters():
+                if "lora_B" in name:
+                    value += 0.1
+        x_t = torch.randn(1, 16, model.config.latent_token_dim, generator=torch.Generator().manual_seed(0))
+        t = torch.full((1,), 0.5)
+        with torch.no_grad():
+            context = model.prefill([[TextSegment(torch.arange(10, 20))]])
+        before = len(graphs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            grid = model.latent_grid([(32, 32)])
+            model.velocity(x_t, t, context, grid, branch, {TEXT_SCALE: t, IMAGE_SCALE: t}).square().sum().backward()
+        gradients.append({name: p.grad for name, p in branch.named_parameters() if p.requires_grad})
+        assert len(graphs) - before == (0 if compiled is None else 2)  # before the first layer markers have no gradient
+    assert sum("lora_" in name for name in gradients[0]) == 2 * 2 * 7
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.quantized import Quantization
 from hyperbagel.bench import limits
 from hyperbagel.bench.answers import Forced
 from hyperbagel.bench.device import Meter, Peaks
+from hyperbagel.bench.exactness import distance, evaluation, in_float32
+from hyperbagel.bench.pictures import edits, generations, one_pass
 from hyperbagel.bench.run import PARTS, measure, shown
-from hyperbagel.bench.subject import Figures, Subject, random_draft, random_model, student_of
+from hyperbagel.bench.subject import Figures, Subject, random_draft, random_model, student_of, text
 from hyperbagel.cli import main
 from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
+from hyperbagel.pipeline.device import Runtime
+from hyperbagel.pipeline.economy import Offload
 from hyperbagel.pipeline.painter import seeded_noise
+
+CPU = Runtime("cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    model = random_model("nano", torch.device("cpu"), torch.float32).requires_grad_(False)
+    model = random_model("nano", CPU).requires_grad_(False)
     return Subject(model, student_of(model), Meter(model.device), Peaks(1e11, 1e10), quick=True)
 
 
@@ -49,6 +59,67 @@ def test_what_draws_may_be_compiled_first(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("hyperbagel.pipeline.economy.compile_drawing", compiled.append)
     run(tmp_path / "bench.json", "--only", "pass", "--compile")
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_what_rounding_costs_is_measured_beside_float32(quantize: Quantization | None, tmp_path: Path) -> None:
+    """Of rounded weights beside that of bfloat16 alone; their memory beside the plan."""
+    options = ["--only", "pass,pictures", "--dtype", "bfloat16"]
+    if quantize is not None:
+        pytest.importorskip("torchao")
+        options += ["--offload", "--quantize", quantize]
+    content = run(tmp_path / "bench.json", *options)
+    (record,) = content["pass"]
+    if quantize is None:
+        assert content["device"]["how"] == [] and "distance_unrounded" not in record
+        assert 0 < record["distance"] < 0.05
+    else:
+        assert content["device"]["how"] == ["offload", "nf4"]
+        assert 0 < record["distance_unrounded"] < record["distance"] < 0.5
+    assert all(("planned_bytes" in r) == (r["evaluations"] < 100) for r in content["pictures"])
+
+
+def test_a_pass_in_float32_takes_no_second_model(subject: Subject) -> None:
+    """And is what a model in float32 computes."""
+    model = copy.deepcopy(subject.model).bfloat16()
+    model.generation.layers[0].get_submodule("input.q_proj").weight.data += 0.01
+    branch = student_of(model)
+    exact, exact_branch = in_float32(model, branch)
+    layers = [exact.understanding.layers, exact.generation.layers, exact_branch.layers]
+    shared = {id(value) for value in model.parameters()}
+    assert all(id(value) in shared for part in layers for value in part.parameters())
+    whole, whole_branch = copy.deepcopy((model, branch))
+    expected, _ = evaluation(whole.float(), whole_branch.float(), text())
+    got, _ = evaluation(exact, exact_branch, text())
+    with torch.inference_mode():
+        assert distance(got(), expected()) < 1e-6
+    assert {value.dtype for value in (*model.parameters(), *branch.parameters())} == {torch.bfloat16}
+
+
+def test_weights_that_are_not_there_or_rounded_are_not_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--preset", "nano", "--only", "updates", "--offload", "--out", str(tmp_path / "a.json")])
+    assert "--only updates: stages train on weights" in capsys.readouterr().err
+
+
+def test_the_bench_moves_what_a_task_needs(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As drawing does."""
+    needed: list[tuple[nn.Module, ...]] = []
+    offload = Offload(subject.model.device, [])
+    monkeypatch.setattr(offload, "need", lambda *parts: needed.append(parts))
+    model = subject.model
+    frugal = replace(subject, offload=offload)
+    (_, passes), drawings, edited = *one_pass(frugal), list(generations(frugal)), list(edits(frugal))
+    passes()
+    assert needed == [(subject.branch,)]
+    needed.clear()
+    drawings[3][1]()
+    assert needed[:3] == [(), (subject.branch,), (model.autoencoder,)]
+    needed.clear()
+    edited[3][1]()
+    assert needed[:3] == [(model.generation, model.autoencoder), (subject.branch,), (model.autoencoder,)]
 
 
 @pytest.mark.slow
@@ -115,6 +186,9 @@ def test_bytes_of_a_token_are_those_of_what_decodes(subject: Subject) -> None:
     context = model.prefill(subject.prompts(1))
     cache = context.past.keys.nbytes + context.past.values.nbytes
     assert limits.token_bytes(model, context.length, 3) == large + 3 * cache
+    lm_head = model.understanding.lm_head.weight.nbytes
+    rounded = limits.token_bytes(model, context.length, 3, "int8") - 3 * cache - lm_head
+    assert (large - lm_head) / 4 < rounded < (large - lm_head) / 3  # a byte for four, and scales
 
 
 @pytest.mark.parametrize("mean", [1.0, 2.5, 5.0])

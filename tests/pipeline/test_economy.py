@@ -17,13 +17,16 @@ from hyperbagel.bagel.adapters import load_adapters, save_adapters, split
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo
 from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.joined import join
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.mot import joinable
 from hyperbagel.bagel.quantized import KINDS, Quantization, quantize
 from hyperbagel.bagel.segments import LatentSegment, TextSegment
 from hyperbagel.cli import main
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.pipeline import economy
+from hyperbagel.pipeline.device import Runtime
 from hyperbagel.pipeline.economy import Offload, bring, compile_drawing, read_by
 from hyperbagel.pipeline.footprint import Footprint, Request, ways
 from hyperbagel.pipeline.pipeline import load
@@ -82,6 +85,40 @@ def test_each_task_needs_its_own_parts(nano_folder: str, nano_branch: str, monke
     assert needed == [set()]
     latent = [LatentSegment(torch.zeros(4, 4, 4)), TextSegment(torch.tensor([5]))]
     assert read_by(plain.model, [latent]) == [plain.model.generation, plain.model.autoencoder]
+
+
+@pytest.mark.parametrize(("place", "offload"), [("cuda", False), ("cuda", True), ("cpu", False)])
+def test_layers_are_joined_where_they_stay_on_a_gpu(
+    place: str, offload: bool, nano_folder: str, nano_branch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is played here. On a CPU pictures stay as they were, to the last bit."""
+    pipeline = load(nano_folder, nano_branch, device="cpu")
+    assert pipeline._branch is not None
+    monkeypatch.setattr(economy, "bring", lambda part, device: None)
+    monkeypatch.setattr(Runtime, "resolve", lambda self: (torch.device(place), torch.float32))
+    economy.settle(Runtime(offload=offload), pipeline.model, [pipeline._branch])
+    parts = list(joinable(pipeline.model, pipeline._branch))
+    assert {part.joined is not None for part in parts} == {place == "cuda" and not offload}
+
+
+def test_what_is_moved_comes_apart() -> None:
+    model = nano_bagel()
+    join(model.generation)
+    bring(model.generation, CPU)
+    assert all(part.joined is not None for part in joinable(model.generation))
+    bring(model.generation, torch.device("meta"))
+    assert all(part.joined is None for part in joinable(model.generation))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_joined_weights_may_be_rounded(kind: Quantization) -> None:
+    """They come apart, and nothing is left of what they were."""
+    pytest.importorskip("torchao")
+    model = nano_bagel().eval()
+    join(model.understanding, model.generation)
+    quantize(kind, CPU, model.understanding, model.generation)
+    join(model.understanding, model.generation)
+    assert all(part.joined is None for part in joinable(model))
 
 
 def real_bytes(module: nn.Module) -> int:

@@ -48,8 +48,12 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D_in) -> (..., D_out)."""
-        output: Tensor = self.base_layer(x) + F.linear(F.linear(x, self.down), self.up)
+        output: Tensor = self.base_layer(x) + self.addition(x)
         return output
+
+    def addition(self, x: Tensor) -> Tensor:
+        """What the matrix adds to the layer's own result: x (..., D_in) -> (..., D_out)."""
+        return F.linear(F.linear(x, self.down), self.up)
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -12,6 +12,16 @@ from torch import Tensor
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.layout import Layout
 from hyperbagel.bagel.mot import MoTOutput, Past
+from hyperbagel.bagel.transfer import moved
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a process knows of a context without waiting for a device: valid (B, T) bool and next_position (B,), both on
+    the CPU."""
+
+    valid: Tensor
+    next_position: Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class Context:
     """A key-value cache of a batch of documents; never written to.
 
     past: keys and values, each (layers, B, kv_heads, T, head_dim); valid: (B, T) bool, or None when every entry is a
-    real token that may be attended to; next_position: (B,) rope position of the next block.
+    real token that may be attended to; next_position: (B,) rope position of the next block; known: the same on the CPU,
+    None where a device has to be asked for it.
 
     Examples:
         >>> context = model.prefill([document, document])
@@ -30,19 +41,22 @@ class Context:
     past: Past
     valid: Tensor | None
     next_position: Tensor
+    known: Known | None = None
 
     @staticmethod
     def of(layout: Layout, output: MoTOutput, past: Context | None = None) -> Context:
         """The cache that a run over a layout leaves, after that of `past`."""
         new = Past(torch.stack(output.keys), torch.stack(output.values))
         valid = torch.cat([layout.und.block, layout.gen.block], 1) >= 0 if layout.padded else None
+        known = Known(layout.host.block >= 0, layout.host.next_position)
         if past is not None:
+            known = replace(known, valid=torch.cat([past.seen, known.valid], 1))
             both = (past.past.keys, new.keys), (past.past.values, new.values)
             if valid is not None or past.valid is not None:
                 real = torch.ones_like(layout.next_position, dtype=torch.bool)[:, None] if valid is None else valid
                 valid = torch.cat([past.valid_mask(), real.expand(-1, new.keys.shape[3])], 1)
             new = Past(*(torch.cat(p, dim=3) for p in both))
-        return Context(new, valid, layout.next_position)
+        return Context(new, valid, layout.next_position, known)
 
     @property
     def batch_size(self) -> int:
@@ -53,6 +67,16 @@ class Context:
     def length(self) -> int:
         """T, the stored tokens a document, padding included."""
         return self.past.keys.shape[3]
+
+    @property
+    def seen(self) -> Tensor:
+        """(B, T) bool on the CPU, which entries may be attended to."""
+        return self.valid_mask().cpu() if self.known is None else self.known.valid
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,) rope positions of the next block, on the CPU."""
+        return self.next_position.cpu() if self.known is None else self.known.next_position
 
     def valid_mask(self) -> Tensor:
         """(B, T) bool."""
@@ -69,9 +93,9 @@ class Context:
         markers = latents.new_ones(len(latents), 2)
         return torch.cat([self.valid_mask(), markers, latents], dim=1)[:, None, None]
 
-    def restrict(self, valid: Tensor, next_position: Tensor) -> Context:
+    def restrict(self, valid: Tensor, next_position: Tensor, known: Known | None = None) -> Context:
         """The same cache of which only `valid` (B, T) entries may be seen: an earlier state of the same documents."""
-        return replace(self, valid=valid & self.valid_mask(), next_position=next_position)
+        return Context(self.past, valid & self.valid_mask(), next_position, known)
 
     def rows(self, index: Tensor) -> Context:
         """Select or repeat documents. index: (R,) int64."""
@@ -81,16 +105,19 @@ class Context:
     def beginning(self, length: int, *, whole: bool) -> Context:
         """The first entries. whole: whether all documents may see all of them."""
         past = Past(self.past.keys[..., :length, :], self.past.values[..., :length, :])
-        return replace(self, past=past, valid=None if whole or self.valid is None else self.valid[:, :length])
+        known = None if self.known is None else replace(self.known, valid=self.known.valid[:, :length])
+        valid = None if whole or self.valid is None else self.valid[:, :length]
+        return Context(past, valid, self.next_position, known)
 
     def dense(self) -> Context:
         """Drop all entries that no document may see, wherever they are."""
         if self.valid is None:
             return self
-        kept = self.valid.any(0).nonzero()[:, 0]
-        valid = self.valid[:, kept]
+        columns = self.seen.any(0).nonzero()[:, 0]
+        known = Known(self.seen[:, columns], self.positions)
+        kept = moved(columns, self.next_position.device)
         past = Past(self.past.keys[..., kept, :], self.past.values[..., kept, :])
-        return replace(self, past=past, valid=None if bool(valid.all()) else valid)
+        return Context(past, None if bool(known.valid.all()) else self.valid[:, kept], self.next_position, known)
 
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:

@@ -71,6 +71,20 @@ class ViTBatch:
 
 
 @dataclass(frozen=True)
+class OnHost:
+    """What a process knows of a layout without waiting for a device: tensors that stay on the CPU.
+
+    block: (B, Nu + Ng) block numbers, -1 at padding, understanding tokens first; others: as of `Layout`.
+    """
+
+    block: Tensor
+    ids: Tensor
+    next_position: Tensor
+    text_cut: Tensor
+    cut_position: Tensor
+
+
+@dataclass(frozen=True)
 class Layout:
     """A batch of documents as token streams.
 
@@ -115,6 +129,8 @@ class Layout:
     """Whether that state keeps these columns in all samples."""
     padded: bool
     """Whether any stream holds padding."""
+    host: OnHost
+    """Some of it for whoever has to decide by it."""
 
     @property
     def generated(self) -> Tensor:
@@ -122,7 +138,7 @@ class Layout:
         return self.gen.mode.eq(Mode.NOISE) & self.gen.block.ge(0)
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout with every tensor on `device`."""
+        """The same layout with every tensor but those of `host` on `device`."""
         return _to(self, torch.device(device))
 
 

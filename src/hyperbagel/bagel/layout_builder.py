@@ -18,7 +18,7 @@ from torch import Tensor
 from hyperbagel.bagel.config import BagelConfig
 from hyperbagel.bagel.grid import grid_ids, latent_grid
 from hyperbagel.bagel.groups import padded
-from hyperbagel.bagel.layout import IGNORED, VIT_TOKEN, Layout, Mode, TokenOrder, ViTBatch
+from hyperbagel.bagel.layout import IGNORED, VIT_TOKEN, Layout, Mode, OnHost, TokenOrder, ViTBatch
 from hyperbagel.bagel.segments import Document, DroppedSegment, LatentSegment, Segment, TextSegment, ViTSegment
 from hyperbagel.bagel.transfer import moved
 from hyperbagel.bagel.vision import patches_of
@@ -169,11 +169,13 @@ class LayoutBuilder:
         ends = torch.tensor(self.ends).reshape(-1, 3)
         und_order, gen_order = und.order(und_offset), gen.order(gen.offset + 1)
         padded = und.padded or gen.padded or self.multiple > 1
-        cut_length, cut_whole = self._cut(torch.cat([und_order.block, gen_order.block], 1), ends[:, 1:2])
+        und_ids = und.stream(ids, 0)
+        host = OnHost(torch.cat([und_order.block, gen_order.block], 1), und_ids, *ends.unbind(1))
+        cut_length, cut_whole = self._cut(host.block, ends[:, 1:2])
         return Layout(
             und=und_order,
             gen=gen_order,
-            ids=und.stream(ids, 0),
+            ids=und_ids,
             labels=und.stream(labels, IGNORED),
             learnt=torch.from_numpy(und.place[taught]),
             vit=self._vit_batch(und, ids),
@@ -188,6 +190,7 @@ class LayoutBuilder:
             cut_length=cut_length,
             cut_whole=cut_whole,
             padded=padded,
+            host=host,
         )
 
     def _markers(self, und: _Tokens) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from hyperbagel.bagel.branch import Conditions, GenerationBranch
 from hyperbagel.bagel.branch_info import BranchInfo
 from hyperbagel.bagel.checkpoint import Placement, load_bagel, save_bagel
 from hyperbagel.bagel.config import BagelConfig
-from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext
+from hyperbagel.bagel.context import Context, DecodeCache, GuidedContext, Known
 from hyperbagel.bagel.embeddings import Rotation, rotation
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.groups import in_groups, rows_of
@@ -159,7 +159,7 @@ class Bagel(nn.Module):
 
         branch: what reads clean latents, the original by default; conditions: those that it takes.
         """
-        layout = self.layout(self.encode_documents(documents), None if past is None else past.next_position)
+        layout = self.layout(self.encode_documents(documents), None if past is None else past.positions)
         return Context.of(layout, self.run(layout, past, branch, conditions), past)
 
     def prefill_guided(
@@ -181,7 +181,9 @@ class Bagel(nn.Module):
         no_text = no_image = None
         if text:
             blocks = torch.cat([layout.und.block, layout.gen.block], 1)
-            earlier = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position)
+            host = layout.host
+            known = Known((host.block >= 0) & (host.block < host.text_cut[:, None]), host.cut_position)
+            earlier = full.restrict(blocks < layout.text_cut[:, None], layout.cut_position, known)
             no_text = earlier.beginning(layout.cut_length, whole=layout.cut_whole)
         if image:
             no_image = self.prefill([[s for s in d if isinstance(s, TextSegment)] for d in documents])

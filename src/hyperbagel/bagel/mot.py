@@ -7,10 +7,11 @@ the order in which keys are stored).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,57 @@ contexts of any length, which is faster and pays where many pictures of one size
 shape by itself, which a GPU replays as one graph, in training."""
 
 
-class AttentionInput(nn.Module):
+class Joinable(nn.Module):
+    """A part of a layer with linear layers that read the same, and may be one product (`bagel.joined`).
+
+    together: their names; joined: computes them, None where each does so by itself. Whatever moves the weights, or puts
+    another layer in place of one, takes them apart again.
+    """
+
+    together: ClassVar[tuple[str, ...]]
+    joined: Callable[[Tensor], Sequence[Tensor]] | None = None
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """x: (..., D_in) -> what each layer makes of it, (..., D_out)."""
+        return [getattr(self, name)(x) for name in self.together] if self.joined is None else self.joined(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.joined = None
+        return super()._apply(fn, recurse)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            self.__dict__.pop("joined", None)
+        super().__setattr__(name, value)
+
+
+def joinable(*modules: nn.Module) -> Iterator[Joinable]:
+    """The parts of modules whose layers may be joined."""
+    return (part for module in modules for part in module.modules() if isinstance(part, Joinable))
+
+
+def separate(*modules: nn.Module) -> None:
+    """Take apart what was joined, before weights are moved or replaced; they stay where they are."""
+    for part in joinable(*modules):
+        part.joined = None
+
+
+@contextmanager
+def apart(*modules: nn.Module) -> Iterator[None]:
+    """Each layer by itself inside; its weights must not be moved or replaced there."""
+    held = [(part, part.joined) for part in joinable(*modules)]
+    separate(*modules)
+    try:
+        yield
+    finally:
+        for part, joined in held:
+            part.joined = joined
+
+
+class AttentionInput(Joinable):
     """First half of an expert layer: norm, q/k/v projections, q/k norm over each head, rope."""
+
+    together = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
@@ -46,13 +96,15 @@ class AttentionInput(nn.Module):
     def forward(self, x: Tensor, rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """x: (B, N, D) -> q (B, heads, N, head_dim), k and v (B, kv_heads, N, head_dim)."""
         x = self.input_layernorm(x)
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.project(x))
         q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)
         return rope.apply(q), rope.apply(k), v.transpose(1, 2)
 
 
-class AttentionOutput(nn.Module):
+class AttentionOutput(Joinable):
     """Second half of an expert layer: output projection and SwiGLU MLP, both residual."""
+
+    together = ("gate_proj", "up_proj")
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
@@ -66,8 +118,10 @@ class AttentionOutput(nn.Module):
     def forward(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: (B, N, D) residual stream, attended: (B, N, D) attention result of all heads -> (B, N, D)."""
         x = x + self.o_proj(attended)
-        h = self.post_attention_layernorm(x)
-        x = x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        gate, up = self.project(self.post_attention_layernorm(x))
+        gate = F.silu(gate)
+        gate = gate * up if torch.is_grad_enabled() else gate.mul_(up)  # these are the largest tensors of a pass
+        x = x + self.down_proj(gate)
         return x
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from hyperbagel.bagel.mot import separate
+
 Quantization: TypeAlias = Literal["int8", "fp8", "nf4"]
 """int8: one byte a weight and a scale a row. fp8: likewise as floating numbers; GPUs that multiply these also round
 what goes into a product, and are faster for it. nf4: half a byte and a scale for 64 weights."""
@@ -35,7 +37,9 @@ def quantize(kind: Quantization, device: torch.device, *modules: nn.Module | Non
 
     Raises ImportError without torchao.
     """
-    layers = [layer for module in modules if module is not None for layer in _linear_layers(module)]
+    parts = [module for module in modules if module is not None]
+    separate(*parts)
+    layers = [layer for module in parts for layer in _linear_layers(module)]
     owners: defaultdict[int, list[nn.Linear]] = defaultdict(list)
     for layer in layers:
         if is_plain(layer.weight):

@@ -86,8 +86,12 @@ class _Asked:
         """Tokens a second, beside what reading the weights for each token allows."""
         seconds = self.subject.meter.seconds(lambda: self.decode(plain, self.tokens), self.subject.repeats)
         self.plain_seconds = seconds / self.tokens
-        least = token_bytes(self.subject.model, self.context.length, self.batch) / self.subject.peaks.copy
+        least = self._token_bytes() / self.subject.peaks.copy
         return self._rate(seconds / self.tokens) | {"limit_tokens_per_second": self.batch / least}
+
+    def _token_bytes(self) -> int:
+        subject = self.subject
+        return token_bytes(subject.model, self.context.length, self.batch, subject.runtime.quantize)
 
     def speculative(self, mean: float, length: int) -> Figures:
         """The same with chains of which so many tokens are accepted; the first rounds, in which the draft head reads
@@ -132,6 +136,7 @@ class _Asked:
 
 def answers(subject: Subject) -> Iterator[Measurement]:
     """All measurements of answers. The draft head is made for them, of random weights."""
+    subject.need()
     draft = random_draft(subject.model)
     drafted, plain = Speculator(subject.model, draft), Speculator(subject.model)
     for batch in BATCHES:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hyperbagel.bagel.autoencoder import Autoencoder, AutoencoderConfig
 from hyperbagel.bagel.config import BagelConfig, LLMConfig
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.quantized import Quantization, bytes_of
 
 MARKERS = 2
 """Tokens around a picture, which the understanding experts compute in every pass."""
@@ -65,8 +66,10 @@ def cache_bytes(config: BagelConfig, tokens: int, itemsize: int) -> int:
     return 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim * tokens * itemsize
 
 
-def token_bytes(model: Bagel, context: int, batch: int) -> int:
+def token_bytes(model: Bagel, context: int, batch: int, quantize: Quantization | None = None) -> int:
     """What decoding one token of each answer has to read: the understanding experts, the LM head, the caches."""
     itemsize = model.dtype.itemsize
-    weights = linear_numbers(model.understanding.layers, model.understanding.lm_head) * itemsize
+    weights = linear_numbers(model.understanding.lm_head) * itemsize
+    experts = (layer for layer in model.understanding.layers.modules() if isinstance(layer, nn.Linear))
+    weights += sum(bytes_of(quantize, layer, itemsize) for layer in experts)
     return weights + batch * cache_bytes(model.config, context, itemsize)

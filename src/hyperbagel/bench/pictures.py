@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import torch
 
-from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch
+from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.segments import Document
+from hyperbagel.bench.exactness import distance, evaluation
 from hyperbagel.bench.limits import coding_operations, pass_operations, reading_operations
-from hyperbagel.bench.subject import PROMPT, Figures, Measurement, Subject
+from hyperbagel.bench.subject import PROMPT, Figures, Measurement, Subject, text
 from hyperbagel.flow.guidance import PAPER_EDITING, PAPER_GENERATION, Guidance
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.schedule import timesteps
+from hyperbagel.pipeline.economy import read_by
 from hyperbagel.pipeline.painter import seeded_noise
 from hyperbagel.pipeline.pipeline import STEPS
 
@@ -33,16 +34,17 @@ def one_pass(subject: Subject) -> Iterator[Measurement]:
 
     @torch.inference_mode()
     def measure() -> Figures:
-        context = model.prefill(subject.prompts(1))
-        grid, device = model.latent_grid([subject.size]), model.device
-        x_t = seeded_noise(grid, [0], model.config.latent_token_dim).to(device)
-        t = torch.full((1,), 0.5, device=device)
-        scales = {TEXT_SCALE: torch.full_like(t, 4.0), IMAGE_SCALE: torch.zeros_like(t)}
-        run = partial(model.velocity, x_t, t, context, grid, branch, scales)
+        subject.need(branch)
+        run, context = evaluation(model, branch, text())
         seconds = subject.meter.seconds(run, subject.repeats, calls=3)
         operations = pass_operations(model, subject.latents, context.length)
         limit = operations / subject.peaks.matmul
-        return {"ms": 1e3 * seconds, "limit_ms": 1e3 * limit, "share_of_matmul": limit / seconds}
+        figures: Figures = {"ms": 1e3 * seconds, "limit_ms": 1e3 * limit, "share_of_matmul": limit / seconds}
+        if subject.exact is not None:
+            exact, plain = subject.exact
+            figures["distance"] = distance(run(), exact)
+            figures |= {} if subject.runtime.quantize is None else {"distance_unrounded": plain}
+        return figures
 
     yield {"what": "one pass"}, measure
 
@@ -110,6 +112,8 @@ def _drawing(subject: Subject, drawing: Drawing) -> Measurement:
         whole = sum(parts)
         limit = _operations(subject, drawing, runs[0].contexts, documents) / subject.peaks.matmul
         figures: Figures = {"seconds": whole, "limit_seconds": limit, "peak_bytes": subject.meter.peak_bytes()}
+        if drawing.branch is not None:
+            figures["planned_bytes"] = subject.planned(len(documents[0]) > 1, drawing.batch)
         figures |= dict(zip(("prefill", "denoising", "decoding"), (part / whole for part in parts), strict=True))
         if shorter.evaluations != drawing.evaluations:
             figures["measured_evaluations"] = runs[0].evaluations
@@ -132,11 +136,15 @@ def draw_once(subject: Subject, drawing: Drawing, documents: Sequence[Document])
     model, now = subject.model, subject.meter.now
     grid = model.latent_grid([subject.size] * len(documents))
     noise = seeded_noise(grid, range(len(documents)), model.config.latent_token_dim).to(model.device)
+    denoiser = drawing.branch or model.generation
     marks = [now()]
+    subject.need(*read_by(model, documents))
     contexts = drawing.sampler.read(model, documents, drawing.branch)
     marks.append(now())
+    subject.need(denoiser)
     sample = drawing.sampler.sample(model, contexts, grid, noise, drawing.branch)
     marks.append(now())
+    subject.need(model.autoencoder)
     model.decode_latents(sample.latents, grid)
     marks.append(now())
     seconds = (marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2])
@@ -151,11 +159,11 @@ def _operations(subject: Subject, drawing: Drawing, contexts: GuidedContext, doc
     passes = sum(
         pass_operations(model, latents, length) for count in drawing.contexts_of_steps for length in lengths[:count]
     )
-    text = PROMPT + 2
-    reading = reading_operations(model, text)
+    words = PROMPT + 2
+    reading = reading_operations(model, words)
     if editing:
-        vit = contexts.full.length - text - latents - 4
-        reading = reading_operations(model, text + 4, vit, latents)
+        vit = contexts.full.length - words - latents - 4
+        reading = reading_operations(model, words + 4, vit, latents)
         reading += coding_operations(model.config.autoencoder, *subject.size, encode=True)
     decoding = coding_operations(model.config.autoencoder, *subject.size, encode=False)
     return drawing.batch * (reading + passes + decoding)

@@ -55,8 +55,9 @@ class Results:
     def markdown(self) -> str:
         """As tables, less than 100 columns wide."""
         device = self.device
-        peaks = f"matrix products {device['matmul'] / 1e12:.4g} TFLOP/s, copies {device['copy'] / 1e9:.4g} GB/s"
-        lines = [f"{device['name']}, {device['dtype']}, PyTorch {device['torch']}: {peaks}"]
+        how = "".join(f", {word}" for word in device["how"])
+        peaks = f"Matrix products reach {device['matmul'] / 1e12:.4g} TFLOP/s, copies {device['copy'] / 1e9:.4g} GB/s."
+        lines = [f"{device['name']}, {device['dtype']}, PyTorch {device['torch']}{how}", "", peaks]
         for name, records in self.parts.items():
             rows: dict[str, dict[str, str]] = {}
             for record in records:
@@ -75,10 +76,13 @@ def measure(subject: Subject, parts: Sequence[str], tell: Callable[[str], object
 
     tell: gets a line for each as soon as it is done.
     """
+    runtime = subject.runtime
+    how = [name for name in ("compile", "offload") if getattr(runtime, name)]
     device = {
         "name": subject.meter.name(),
         "torch": torch.__version__,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "how": [*how, *([] if runtime.quantize is None else [runtime.quantize])],
         "matmul": subject.peaks.matmul,
         "copy": subject.peaks.copy,
     }
@@ -131,11 +135,15 @@ def shown(record: Figures) -> tuple[str, dict[str, str]]:
 
 
 def _plain(number: float) -> str:
-    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+    return f"{number:.0f}" if number >= 1000 else f"{number:.2g}" if number < 0.01 else f"{number:.3g}"
 
 
 def _percent(share: float) -> str:
     return f"{share:.0%}"
+
+
+def _small_percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _gib(size: float) -> str:
@@ -150,11 +158,13 @@ COLUMNS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "ms": ("ms", _plain),
     "limit_ms": ("limit", _plain),
     "share_of_matmul": ("of matmul", _percent),
+    "distance": ("off float32", _small_percent),
+    "distance_unrounded": ("unrounded", _small_percent),
     "seconds": ("s", _plain),
     "limit_seconds": ("limit", _plain),
     "prefill": ("prefill", _percent),
-    "denoising": ("denoising", _percent),
-    "decoding": ("decoding", _percent),
+    "denoising": ("denoise", _percent),
+    "decoding": ("decode", _percent),
     "tokens_per_second": ("tokens/s", _plain),
     "limit_tokens_per_second": ("limit", _plain),
     "ms_per_round": ("ms/round", _plain),

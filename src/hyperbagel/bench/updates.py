@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from hyperbagel.bagel.checkpoint import save_config
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.mot import apart
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.bench.device import Meter
-from hyperbagel.bench.subject import PROMPT, Figures, Measurement, Subject
+from hyperbagel.bench.subject import PROMPT, Figures, Measurement, Subject, text
 from hyperbagel.critics.latent import CriticSettings
 from hyperbagel.critics.pixel import BagelViTFeatures
 from hyperbagel.modules.adversarial_reward.adp import ADP, ADPMethod
@@ -114,7 +115,7 @@ def _update(subject: Subject, make: Callable[[Recipe], DistillationStage]) -> Fi
     model = subject.model
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
     # What is exported when training ends is small: adapters alone.
-    optimizer = partial(torch.optim.AdamW, lr=1e-6)
+    optimizer = partial(torch.optim.AdamW, lr=1e-6, fused=True)
     training = Training(optimizer=optimizer, lora=LoRA(merge=False), dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         save_config(model.config, folder)
@@ -126,8 +127,9 @@ def _update(subject: Subject, make: Callable[[Recipe], DistillationStage]) -> Fi
         given = _Given(dtype=dtype, checkpointing=True, model=model)
         subject.meter.restart_memory()
         try:
-            stage = make(replace(recipe, settings=DistillationSettings(compute=given)))
-            seconds = _train(stage, subject, folder)
+            with apart(model, subject.branch):  # as they are where models are trained
+                stage = make(replace(recipe, settings=DistillationSettings(compute=given)))
+                seconds = _train(stage, subject, folder)
         finally:
             model.checkpointing = False
             model.eval().requires_grad_(False)
@@ -154,7 +156,7 @@ def _train(stage: DistillationStage, subject: Subject, folder: str) -> float:
     """Seconds of a batch, after one that warms up."""
     device, number = subject.model.device, 2 if subject.quick else 3
     picture, _ = subject.picture()
-    document: Document = [subject.text(), ImageSegment(picture.pixels.cpu(), loss=True)]
+    document: Document = [*text(), ImageSegment(picture.pixels.cpu(), loss=True)]
     batch = DocumentBatch((document,), ("picture",), ({},), "bench")
     clock = _Clock(subject.meter)
     with _quietly():

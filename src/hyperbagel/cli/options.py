@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hyperbagel.pipeline.device import Device, Runtime
+from hyperbagel.pipeline.device import Runtime
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,6 @@ class Bench:
         model: checkpoint folder, or the name of a model that comes with the package, to measure instead.
         only: what to measure, such as pass,answers; default all of pass, pictures, edits, answers, updates.
         quick: whether to repeat less, and to measure a few steps of what has many.
-        compile: whether what draws is compiled first.
         out: file for all figures, as JSON.
         device: where and how to compute.
     """
@@ -158,9 +157,8 @@ class Bench:
     model: str | None = None
     only: str = ""
     quick: bool = False
-    compile: bool = False
     out: Path = Path("bench.json")
-    device: Device = field(default_factory=Device)
+    device: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class RowCache:
             order = torch.argsort(~context.valid, dim=1, stable=True)
             index = order[None, :, None, :, None].expand_as(keys)
             keys, values = keys.gather(3, index), values.gather(3, index)
-            lengths = context.valid.sum(1).tolist()
+            lengths = context.seen.sum(1).tolist()
         used = max(lengths)
         keys, values = (_with_room([buffer[:, :, :, :used]], used + capacity) for buffer in (keys, values))
         return cls(keys, values, lengths)

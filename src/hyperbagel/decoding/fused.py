@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import rotation
+from hyperbagel.bagel.joined import whole_of
 from hyperbagel.bagel.processor import cpu_multiplies_bfloat16
 from hyperbagel.bagel.quantized import is_plain
 from hyperbagel.decoding.cache import Entries, RowCache
@@ -84,7 +85,8 @@ class Norm:
 
 
 class Projection:
-    """Linear maps of one input as one product, or one by one without copies of their weights.
+    """Linear maps of one input as one product, or, unless they are joined already (`bagel.joined`), one by one without
+    copies of their weights.
 
     fuse: copy the weights, joined, in the layout that few rows in float32 are fastest with: transposed, those beyond a
     processor's caches (`_PACKED` and more numbers) as oneDNN packs them, for which five rows take no longer than one.
@@ -97,7 +99,9 @@ class Projection:
         self.packed = False
         self.parts: list[tuple[Tensor, Tensor | None]] = []
         if not self.rounded:
-            self.parts = [(m.weight.t(), m.bias) for m in maps]
+            whole = whole_of(maps)
+            pairs = [(m.weight, m.bias) for m in maps] if whole is None else [whole]
+            self.parts = [(weight.t(), bias) for weight, bias in pairs]
         if fuse and self.parts:
             weights: list[Tensor] = [m.weight for m in maps]
             biases: list[Tensor] = [m.bias for m in maps if m.bias is not None]

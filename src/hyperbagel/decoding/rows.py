@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.cache import RowCache
 
 
@@ -51,7 +52,7 @@ class Rows:
         if rows.even:
             return rows
         device = position.device
-        lengths = [torch.tensor(piece.counts, device=device)[:, None] for piece in pieces]
+        lengths = [moved(torch.tensor(piece.counts), device)[:, None] for piece in pieces]
         present = [torch.arange(p.position.shape[1], device=device) < n for p, n in zip(pieces, lengths, strict=True)]
         order = torch.argsort(~torch.cat(present, 1), dim=1, stable=True)[:, : max(counts)]
         batch = torch.arange(len(counts), device=device)[:, None]

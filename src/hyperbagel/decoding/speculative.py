@@ -15,6 +15,7 @@ import torch
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, TextSegment
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
 from hyperbagel.decoding.drafter import Drafter
@@ -99,15 +100,15 @@ class Speculator:
         case, only slower.
         """
         model, drafter = self.model, self.drafter
-        layout = model.layout(model.encode_documents(documents), None if past is None else past.next_position)
+        layout = model.layout(model.encode_documents(documents), None if past is None else past.positions)
         output = model.run(layout, past, record_layers=drafter is not None)
         context = Context.of(layout, output, past)
-        counts = (layout.und.block >= 0).sum(1).tolist()
+        counts = (layout.host.block[:, : layout.ids.shape[1]] >= 0).sum(1).tolist()
         known = past.draft if isinstance(past, DraftedContext) else None
         if drafter is None or (past is not None and known is None) or min(counts) < (1 if known else 2):
             return context
         layers = {entry: output.layers[entry].und for entry in {0, *drafter.entries}}
-        last = torch.tensor(counts, device=model.device)[:, None] - 1
+        last = moved(torch.tensor(counts)[:, None] - 1, model.device)
         pick = last[..., None].expand(-1, -1, layers[0].shape[-1])
         pending = {entry: layers[entry].gather(1, pick) for entry in drafter.entries}
         position = layout.und.position
@@ -121,9 +122,10 @@ class Speculator:
         memory = DraftMemory(state, rows, pending, position.gather(1, last))
         endings = [_ending(document) for document in documents]
         before = past.text if isinstance(past, DraftedContext) else [[]] * len(counts)
-        new = (ids[:count] for ids, count in zip(layout.ids.tolist(), counts, strict=True))
+        new = (ids[:count] for ids, count in zip(layout.host.ids.tolist(), counts, strict=True))
         text = [[*old, *ids] for old, ids in zip(before, new, strict=True)]
-        return DraftedContext(context.past, context.valid, context.next_position, memory, endings, text)
+        cache = context.past, context.valid, context.next_position, context.known
+        return DraftedContext(*cache, draft=memory, endings=endings, text=text)
 
     @torch.inference_mode()
     def decode(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.autoregressive import (
     DecodingSettings,
     OnTokens,
@@ -40,9 +41,9 @@ class DraftedContext(Context):
     negative where a picture's tokens stand.
     """
 
-    draft: DraftMemory
-    endings: Sequence[Sequence[int]]
-    text: Sequence[Sequence[int]]
+    draft: DraftMemory = field(kw_only=True)
+    endings: Sequence[Sequence[int]] = field(kw_only=True)
+    text: Sequence[Sequence[int]] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class DecodingRun:
         self.documents = list(range(first, self.total))
         self.answers: dict[int, list[int]] = {document: [] for document in self.documents}
         self.finished: dict[int, list[int]] = {}
-        self.position: list[int] = context.next_position.tolist()  # rope position of each document's root
-        self.root = torch.tensor([list(forced)] * batch, device=model.device)
+        self.position: list[int] = context.positions.tolist()  # rope position of each document's root
+        self.root = moved(torch.tensor([list(forced)] * batch), model.device)
         room = len(forced) + settings.max_tokens + engine.speculation.scratch() + 1
         self.cache = RowCache.of(context, room)
         self.table = engine.table.reach(max(self.position) + room + engine.speculation.length)

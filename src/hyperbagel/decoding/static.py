@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbagel.bagel.context import Context
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens, finite_rows, require_logits
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.fused import RopeTable
@@ -50,7 +51,7 @@ class StaticCache:
         used = max(cache.lengths)
         self.keys[:, :, :, :used].copy_(cache.keys[:, :, :, :used])
         self.values[:, :, :, :used].copy_(cache.values[:, :, :, :used])
-        self.lengths.copy_(torch.tensor(cache.lengths))
+        self.lengths.copy_(moved(torch.tensor(cache.lengths), self.lengths.device))
 
     def place(self, new: int, ahead: int = 0) -> Tensor:
         """Say where the next pass writes, after `ahead` uncommitted tokens; its additive mask (B, 1, new, capacity)."""
@@ -122,7 +123,7 @@ class StaticRounds:
                 own.lengths.zero_()
                 if theirs is not None:
                     own.fill(theirs)
-        ids = torch.tensor([list(forced)] * batch, device=self.device)
+        ids = moved(torch.tensor([list(forced)] * batch), self.device)
         streams: list[Tensor] = []
         if len(forced) > 1:  # all but the last are read, and the draft head gets to know them
             streams = self._read(ids[:, :-1])

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import Rotation, rotation
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import AttentionOutput, ExpertLayer, KeyValues, attend
+from hyperbagel.bagel.mot import AttentionOutput, ExpertLayer, Joinable, KeyValues, attend
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.intermediate import IntermediateLayer
 
 
-class PairInput(nn.Module):
+class PairInput(Joinable):
     """First half of EAGLE-3's first layer: attention reads [token embedding ; feature], each normed on its own.
 
     As in EAGLE-3 (and in what serving engines load) without biases and without q/k norm.
     """
+
+    together = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, llm: LLMConfig) -> None:
         super().__init__()
@@ -35,9 +37,7 @@ class PairInput(nn.Module):
         """pair: (B, N, 2 D) -> q (B, heads, N, head_dim), k and v (B, kv_heads, N, head_dim)."""
         embedded, feature = pair.chunk(2, dim=-1)
         x = torch.cat([self.input_layernorm(embedded), self.hidden_norm(feature)], dim=-1)
-        q, k, v = (
-            p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.project(x))
         return rope.apply(q), rope.apply(k), v
 
 

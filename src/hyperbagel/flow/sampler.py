@@ -15,6 +15,7 @@ from hyperbagel.bagel.checkpoint import not_finite
 from hyperbagel.bagel.context import GuidedContext
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.segments import Document, holds_image
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.flow.guidance import Guidance, GuidedPass
 from hyperbagel.flow.schedule import timesteps
 from hyperbagel.flow.trajectory import Progress, trajectory
@@ -79,7 +80,7 @@ class Sampler:
         conditions: Conditions | None = None
         reader = branch if self.context == "student" and any(held) else None
         if reader is not None:
-            images = torch.tensor(held, dtype=torch.float32, device=model.device)
+            images = moved(torch.tensor(held, dtype=torch.float32), model.device)
             scales = _scales(self.guidance, images) if guided else {}
             conditions = conditions_of(reader, scales, torch.zeros_like(images))
         return model.prefill_guided(
@@ -108,7 +109,7 @@ class Sampler:
         times = timesteps(self.steps, self.shift)
         velocity = _Evaluated(self, model, contexts, grid, branch or model.generation)
         velocity.times = iter(times.tolist())
-        states = trajectory(velocity, noise, times.to(noise.device), progress)
+        states = trajectory(velocity, noise, moved(times, noise.device), progress)
         self._check(states, grid, model, branch)
         return Sample(states[-1], velocity.nfe, states)
 

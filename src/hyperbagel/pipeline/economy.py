@@ -1,4 +1,5 @@
-"""Less memory or time for who draws and answers: weights rounded, or kept in the host's memory, and layers compiled."""
+"""Less memory or time for who draws and answers: weights rounded, or kept in the host's memory, layers joined and
+compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Absent
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.joined import join
 from hyperbagel.bagel.model import Bagel
+from hyperbagel.bagel.mot import separate
 from hyperbagel.bagel.quantized import is_plain, quantize
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment
 from hyperbagel.bagel.shipped import cache_folder
@@ -42,11 +45,13 @@ class Offload:
 
 def bring(part: nn.Module, device: torch.device) -> None:
     """Move weights in place, those that are elsewhere: modules that share them go on doing so, as rounded ones, which
-    PyTorch does not move to where they are, do too."""
+    PyTorch does not move to where they are, do too. What was joined comes apart."""
 
     def is_there(value: Tensor) -> bool:
         return value.device.type == device.type and device.index in (None, value.device.index)
 
+    if not all(map(is_there, part.parameters())):
+        separate(part)
     for parameter in part.parameters():
         if is_there(parameter):
             continue
@@ -77,8 +82,8 @@ def settle(
     """
     place, _ = runtime.resolve()
     parts = [part for part in (*branches, model.generation, model.autoencoder) if not isinstance(part, Absent)]
+    networks = [part for part in reversed(parts) if isinstance(part, GenerationBranch)]  # owners before those who share
     if runtime.quantize is not None:
-        networks = [part for part in parts if isinstance(part, GenerationBranch)]
         quantize(runtime.quantize, place, model.understanding, *networks)
     if runtime.compile:
         compile_drawing(model)
@@ -90,6 +95,8 @@ def settle(
     else:
         for part in parts:
             bring(part, place)
+        if place.type == "cuda":
+            join(model.understanding, *networks, *drafts)
     return offload
 
 

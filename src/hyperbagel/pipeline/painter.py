@@ -21,6 +21,7 @@ from hyperbagel.bagel.images import to_pixels, to_uint8
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, ImageSegment, TextSegment, ViTSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.flow.sampler import Sampler
 from hyperbagel.flow.trajectory import Progress
 from hyperbagel.pipeline.economy import Offload, read_by
@@ -139,7 +140,7 @@ class Painter:
         if thoughts is not None:
             read = [[TextSegment(self.tokenizer.prompt(thought))] for thought in thoughts]
             contexts = replace(contexts, full=self.model.prefill(read, contexts.full))
-        noise = seeded_noise(grid, seeds, self.model.config.latent_token_dim).to(self.model.device)
+        noise = moved(seeded_noise(grid, seeds, self.model.config.latent_token_dim), self.model.device)
         self._need(denoiser)
         sample = self.sampler.sample(self.model, contexts, grid, noise, self.branch, progress)
         self._need(self.model.autoencoder)

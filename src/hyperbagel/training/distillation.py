@@ -205,8 +205,9 @@ class DistillationStage(Stage):
             reader=settings.context,
             model=Path(self.folder).name,
         )
-        whole = gathered(branch or self.branch, self.model.config)
-        if self.global_rank != 0:
+        first = self.global_rank == 0
+        whole = gathered(branch or self.branch, self.model.config, keep=first)
+        if whole is None or not first:
             return
         if self._lora is not None and not self._lora.merge:
             save_adapters(*adapters_in(whole, self._lora), info, Path(path).with_suffix(""))

@@ -43,8 +43,9 @@ def shard(network: nn.Module, mesh: DeviceMesh, gathered_dtype: torch.dtype | No
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
-def gathered(branch: GenerationBranch, config: BagelConfig) -> GenerationBranch:
-    """A branch with whole weights: itself, or a copy on the CPU of a sharded one. Collective.
+def gathered(branch: GenerationBranch, config: BagelConfig, keep: bool = True) -> GenerationBranch | None:
+    """A branch with whole weights: itself, or a copy on the CPU of a sharded one. Collective; processes that do not
+    keep what is gathered, one weight after the other, get None.
 
     Raises ValueError for a sharded branch with adapters, whose weights cannot be merged.
     """
@@ -53,9 +54,15 @@ def gathered(branch: GenerationBranch, config: BagelConfig) -> GenerationBranch:
         return branch
     if any("lora_" in name for name in state):
         raise ValueError("a sharded low-rank branch cannot be exported: train adapters without sharding")
+    whole = {}
+    for name, value in state.items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            whole[name] = value.cpu()
+    if not keep:
+        return None
     with torch.device("meta"):
         plain = GenerationBranch(config)
         plain.add_condition(*branch.conditions)
-    whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).cpu() for n, v in state.items()}
     plain.load_state_dict(whole, assign=True)
     return plain
