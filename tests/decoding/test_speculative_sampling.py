@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text, next_token_probabilities
 from hyperbagel.decoding.lookup import LookupSettings
+from hyperbagel.decoding.policies import Costs
 from hyperbagel.decoding.proposal import TreeSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
@@ -24,7 +25,7 @@ VOCABULARY = 5
 WAYS = {
     "chain": SpeculationSettings(2),
     "confident": SpeculationSettings(2, min_confidence=0.2),
-    "adaptive": SpeculationSettings(2, policy=Adaptive(1)),
+    "adaptive": SpeculationSettings(2, policy=Adaptive(1, Costs(0.1, 0.01, 0.0))),  # a nano head is never sure
     "tree": SpeculationSettings(2, tree=TreeSettings(2, 4)),
     "own generators": SpeculationSettings(2),
     "looked up": SpeculationSettings(2, policy=Adaptive(3), lookup=LookupSettings(match=1, length=2)),
