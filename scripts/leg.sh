@@ -3,8 +3,8 @@
 #   scripts/leg.sh RECIPE STATE MINUTES [OPTION ...]
 # It goes on from the state files in the folder STATE, if there are any, and leaves there those that the next leg goes on
 # from, here or elsewhere: each below 16 MiB, optimizers and averages in bfloat16. Options are those of `hyperbagel fit`;
-# a GPU wants large batches and many readers:
-#   scripts/leg.sh scenes/drawing state 8 --data.init_args.batching.batch_size 512 --data.init_args.reader.num_workers 14
+# a GPU wants large batches and many readers, as in the recipe gpu-drawing, or:
+#   scripts/leg.sh scenes/joint state 8 --data.init_args.batching.times 16 --data.init_args.reader.num_workers 16
 # HYPERBAGEL is the command that it runs (hyperbagel).
 set -eu
 recipe=$1 state=$2 minutes=$3

@@ -88,6 +88,7 @@ CASES = {
     "both": (pretraining("both"), {"generation": 1, "editing": 1}),
     "understanding": (pretraining("understanding"), {"caption": 1, "dialogue": 1}),
     "mixed": (pretraining("both"), {"generation": 1, "multi_turn": 1, "caption": 1}),
+    "draft_head": (STAGES["draft_head"].make, {"caption": 1, "dialogue": 1}),
 } | {
     name: (STAGES[name].make, {"generation": 1, "editing": 1})
     for name in STAGES

@@ -79,6 +79,7 @@ class OnHost:
 
     block: Tensor
     ids: Tensor
+    labels: Tensor
     next_position: Tensor
     text_cut: Tensor
     cut_position: Tensor

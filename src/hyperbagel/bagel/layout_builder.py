@@ -169,14 +169,14 @@ class LayoutBuilder:
         ends = torch.tensor(self.ends).reshape(-1, 3)
         und_order, gen_order = und.order(und_offset), gen.order(gen.offset + 1)
         padded = und.padded or gen.padded or self.multiple > 1
-        und_ids = und.stream(ids, 0)
-        host = OnHost(torch.cat([und_order.block, gen_order.block], 1), und_ids, *ends.unbind(1))
+        und_ids, und_labels = und.stream(ids, 0), und.stream(labels, IGNORED)
+        host = OnHost(torch.cat([und_order.block, gen_order.block], 1), und_ids, und_labels, *ends.unbind(1))
         cut_length, cut_whole = self._cut(host.block, ends[:, 1:2])
         return Layout(
             und=und_order,
             gen=gen_order,
             ids=und_ids,
-            labels=und.stream(labels, IGNORED),
+            labels=und_labels,
             learnt=torch.from_numpy(und.place[taught]),
             vit=self._vit_batch(und, ids),
             latents=self._latents(gen),

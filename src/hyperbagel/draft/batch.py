@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hyperbagel.bagel.layout import IGNORED, Layout
+from hyperbagel.bagel.layout import IGNORED
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document, LatentSegment, Segment
 from hyperbagel.bagel.transfer import moved
@@ -20,7 +20,7 @@ class FeatureBatch:
 
     layers: entry of `MoTOutput.layers` -> (B, N, D), always with entry 0 (the embeddings) and the last one (before the
     final norm); position: (B, N) rope positions; labels: (B, N) next-token labels, IGNORED where nothing is answered;
-    keys: names of the documents.
+    they stay on the host, where rows are chosen by them; keys: names of the documents.
     """
 
     layers: dict[int, Tensor]
@@ -52,7 +52,6 @@ class FeatureBatch:
             self,
             layers={entry: moved(value, place) for entry, value in self.layers.items()},
             position=moved(self.position, place),
-            labels=moved(self.labels, place),
         )
 
 
@@ -73,7 +72,7 @@ def extract_features(
     output = model.run(layout, record_layers=True)
     wanted = needed_entries(entries, model.config.llm.num_hidden_layers)
     return FeatureBatch(
-        {entry: output.layers[entry].und for entry in wanted}, layout.und.position, _labels(layout), tuple(keys)
+        {entry: output.layers[entry].und for entry in wanted}, layout.und.position, layout.host.labels, tuple(keys)
     )
 
 
@@ -82,10 +81,6 @@ def _clean(model: Bagel, documents: Sequence[Document]) -> list[list[Segment]]:
         [replace(s, loss=False) if isinstance(s, LatentSegment) else s for s in document]
         for document in model.encode_documents(documents)
     ]
-
-
-def _labels(layout: Layout) -> Tensor:
-    return torch.where(layout.und.block >= 0, layout.labels, IGNORED)
 
 
 def chain_rows(labels: Tensor, steps: int) -> Tensor:

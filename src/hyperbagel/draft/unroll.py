@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperbagel.bagel.embeddings import Rotation
+from hyperbagel.bagel.transfer import moved
 from hyperbagel.draft.batch import FeatureBatch, chain_rows
 from hyperbagel.draft.head import DraftHead
 
@@ -63,29 +64,32 @@ def unroll(head: DraftHead, batch: FeatureBatch, steps: int) -> Iterator[Unrolle
     if not bool(counts.any()):
         return
     rows, index = _pack(counts[0])
-    samples = torch.arange(len(index), device=index.device)[:, None]
-    length = batch.labels.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
+    length, device = batch.labels.shape[1], batch.final.device
+    # What counts is told by the labels, which are on the host: a GPU is never asked.
+    places, number = torch.arange(len(index))[:, None], (rows.flatten().cumsum(0) - 1).view_as(rows)
+    samples, index_there = moved(places, device), moved(index, device)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     rope = head.rope(batch.position)
     feature = head.features(batch.layers, rope, causal[None, None])
     first = _FirstStep()
     following = torch.roll(batch.embedded, -1, dims=1)  # the last row has no successor, and never counts
-    hidden = head(following, feature, rope, causal[None, None], first)[samples, index]
-    start = hidden if head.ahead_embedding is None else head.fuse(following, feature)[0][samples, index]
-    number = (rows.flatten().cumsum(0) - 1).view_as(rows)
-    seen = causal[index][:, None]  # (B, 1, M, N)
+    hidden = head(following, feature, rope, causal[None, None], first)[samples, index_there]
+    start = hidden if head.ahead_embedding is None else head.fuse(following, feature)[0][samples, index_there]
+    seen = causal[index_there][:, None]  # (B, 1, M, N)
     own: list[list[tuple[Tensor, Tensor]]] = [[] for _ in head.layers]
     for i in range(steps):
         if i:
-            ahead = (index + 1 + i).clamp(max=length - 1)
-            rope = head.rope(batch.position[samples, index] + i)
+            ahead = (index_there + 1 + i).clamp(max=length - 1)
+            rope = head.rope(batch.position[samples, index_there] + i)
             inputs = head.later(i, start, batch.embedded[samples, ahead], hidden)
             hidden = _later_step(head, inputs, rope, first.pairs, own, seen)
-        counting = counts[i][samples, index] & rows
+        counting = counts[i][places, index] & rows
         if not bool(counting.any()):
             return
-        place = (samples * length + (index + 1 + i).clamp(max=length - 1))[counting]
-        yield UnrolledStep(i, hidden[counting], batch.final.flatten(0, 1)[place], place, number[counting])
+        chosen = moved(counting.flatten().nonzero()[:, 0], device)
+        place = moved((places * length + (index + 1 + i).clamp(max=length - 1))[counting], device)
+        row = moved(number[counting], device)
+        yield UnrolledStep(i, hidden.flatten(0, 1)[chosen], batch.final.flatten(0, 1)[place], place, row)
 
 
 def _pack(valid: Tensor) -> tuple[Tensor, Tensor]:

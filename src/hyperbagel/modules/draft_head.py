@@ -175,10 +175,10 @@ class DraftTraining(Stage):
 
         Taken once for all unroll steps, since it needs the whole vocabulary even where the draft's is a small part.
         """
-        answered = (features.labels != IGNORED).flatten()
+        answered = moved((features.labels != IGNORED).flatten().nonzero()[:, 0], features.final.device)
         size = max(1, self.method.logits // self.model.config.llm.vocab_size)
         streams = features.final.flatten(0, 1)[answered].split(size)
-        choices = torch.full_like(answered, -1, dtype=torch.long)
+        choices = torch.full((features.labels.numel(),), -1, device=features.final.device)
         choices[answered] = torch.cat([self.model.next_logits(stream).argmax(-1) for stream in streams])
         return choices
 
@@ -202,7 +202,8 @@ class DraftTraining(Stage):
     def _compare_chunk(
         self, number: int, hidden: Tensor, target: Tensor, choice: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        known, vocabulary = torch.ones_like(choice, dtype=torch.bool), self.draft.vocabulary
+        known: Tensor | None = None
+        vocabulary = self.draft.vocabulary
         with torch.no_grad():
             if vocabulary is None:
                 target_logits = self.model.next_logits(target).float()
@@ -211,12 +212,16 @@ class DraftTraining(Stage):
                 und = self.model.understanding
                 target_logits = F.linear(und.norm(target), und.lm_head.weight[vocabulary]).float()
         draft_logits = self.draft.logits(hidden).float()
-        # A choice that the draft cannot make is nothing to learn from, but a miss.
-        hits = known & (self.draft.target_ids(draft_logits.argmax(-1)) == choice)
-        rows = known.sum()
-        if not bool(rows):
-            return draft_logits.sum() * torch.zeros(len(self.terms), device=rows.device), rows, hits
-        step = DraftStep(number, draft_logits[known], target_logits[known])
+        hits = self.draft.target_ids(draft_logits.argmax(-1)) == choice
+        if known is None:
+            rows = torch.full((), len(choice), device=choice.device)
+            step = DraftStep(number, draft_logits, target_logits)
+        else:
+            # A choice that the draft cannot make is nothing to learn from, but a miss.
+            hits, rows = known & hits, known.sum()
+            if not bool(rows):
+                return draft_logits.sum() * torch.zeros(len(self.terms), device=rows.device), rows, hits
+            step = DraftStep(number, draft_logits[known], target_logits[known])
         return torch.stack([term(step) * rows for term in self.loss_terms]), rows, hits
 
     def _totals(self, sums: list[StepSums]) -> Tensor:
@@ -284,7 +289,15 @@ class DraftTraining(Stage):
         self.validation_step(batch, batch_idx)
 
     def _log_acceptance(self, prefix: str, totals: Tensor) -> None:
-        """Acceptance on given answers: what greedy drafting would get right from every position of them."""
+        """Acceptance on given answers: what greedy drafting would get right from every position of them.
+
+        In training on a GPU without a look at it: a step that no row reached is 0 there, and not left out.
+        """
+        if self.training and self.watch.deferring:
+            alphas = (totals[2] / totals[1].clamp(min=1)).unbind()
+            shown = {f"{prefix}/alpha_{i}": alpha for i, alpha in enumerate(alphas)}
+            self.log_dict(shown | {f"{prefix}/acceptance_length": 1 + totals[2].sum() / totals[1, 0]}, batch_size=1)
+            return
         _, reached, accepted = totals.tolist()
         length = 1 + sum(accepted) / reached[0]
         self.log(f"{prefix}/acceptance_length", length, prog_bar=True, batch_size=int(reached[0]), sync_dist=True)
