@@ -71,6 +71,14 @@ def test_adapters_share_the_weights_of_the_branch_they_adapt(folder: str) -> Non
     assert adapted["gradients"] < 0.7 * full["gradients"]
 
 
+def test_fused_optimizers_keep_what_others_do() -> None:
+    """Their kernels do not run on shapes alone."""
+    weight = torch.nn.Parameter(torch.empty(4, 3, device="meta"))
+    plain, fused = (torch.optim.AdamW([weight], fused=fused) for fused in (False, True))
+    shapes = [[value.shape for _, value in optimizer_states(optimizer)] for optimizer in (plain, fused)]
+    assert shapes[0] == shapes[1] and torch.Size([4, 3]) in shapes[0]
+
+
 def test_states_of_other_optimizers_are_found(folder: str) -> None:
     with torch.device("meta"):
         weight = torch.nn.Parameter(torch.zeros(10, 10))

@@ -37,7 +37,8 @@ def one_of(rank: int, port: int, arguments: Sequence[str]) -> None:
 
     def full_tensor(self: DTensor, **options: object) -> Tensor:
         callers = {frame.function for frame in inspect.stack(context=0)}
-        assert "save_checkpoint" not in callers, "a checkpoint gathers weights"
+        # What a callback keeps is no part of the sharded state, and goes to the first process weight by weight.
+        assert "save_checkpoint" not in callers or "whole_values" in callers, "a checkpoint gathers weights"
         return gather(self, **options)  # type: ignore[arg-type]
 
     DTensor.full_tensor = full_tensor  # type: ignore[method-assign, assignment]
@@ -58,7 +59,7 @@ def together(arguments: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["cfg_distillation", "tscd"])
+@pytest.mark.parametrize("stage", ["cfg_distillation", "tscd"])  # with an average in a callback, and in the stage
 def test_each_process_saves_its_part_and_goes_on_with_it(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

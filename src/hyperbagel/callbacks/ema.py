@@ -10,8 +10,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hyperbagel.training.averages import move_towards
+from hyperbagel.training.sharding import placed_like, whole_values
 from hyperbagel.training.stage import student_updates
 
 
@@ -44,8 +46,12 @@ class EMA(Callback):
         return self._generate_state_key(module=self.module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the number of updates in it."""
-        return {"average": self._average, "updates": self._updates}
+        """The average and the number of updates in it. Of sharded weights it is gathered for the first process, which
+        writes what callbacks keep."""
+        average = self._average
+        if any(isinstance(value, DTensor) for value in average.values()):
+            average = whole_values(average, keep=torch.distributed.get_rank() == 0)
+        return {"average": average, "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a saved average."""
@@ -59,6 +65,10 @@ class EMA(Callback):
         if not self._average:
             self._average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self._check(parameters)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Strategies that shard bring what was saved only now."""
+        self._check(self._parameters(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,10 +138,10 @@ class EMA(Callback):
         return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def _check(self, parameters: dict[str, Tensor]) -> None:
-        """Bring the average to the parameters' device. ValueError if it is of other parameters."""
+        """Bring the average to where the parameters are. ValueError if it is of other parameters."""
         if set(self._average) != set(parameters):
             raise ValueError(
                 f"EMA: the saved average of {self.module!r} is not of the parameters that train now; resume with the "
                 "same stage settings"
             )
-        self._average = {name: value.to(parameters[name].device) for name, value in self._average.items()}
+        self._average = {name: placed_like(value, parameters[name]) for name, value in self._average.items()}

@@ -100,6 +100,9 @@ def optimizer_states(optimizer: Optimizer) -> Iterable[tuple[Tensor, Tensor]]:
     """The states that an optimizer keeps, with the parameter of each: those of one step on parameters of shape only."""
     for parameter in _parameters(optimizer):
         parameter.grad = torch.empty_like(parameter)
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            group["fused"] = False  # such kernels keep the same, but are of devices with values
     optimizer.step()
     optimizer.zero_grad()
     for parameter, states in optimizer.state.items():

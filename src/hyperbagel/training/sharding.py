@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.config import BagelConfig
@@ -43,6 +43,24 @@ def shard(network: nn.Module, mesh: DeviceMesh, gathered_dtype: torch.dtype | No
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
+def whole_values(values: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Values by name with those that are sharded as whole ones, one after the other, all on the CPU; none where they
+    are not kept. Collective."""
+    found = {}
+    for name, value in values.items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            found[name] = value.cpu()
+    return found
+
+
+def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A value of a parameter where that one is, sharded as it is. Collective where it is."""
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
 def gathered(branch: GenerationBranch, config: BagelConfig, keep: bool = True) -> GenerationBranch | None:
     """A branch with whole weights: itself, or a copy on the CPU of a sharded one. Collective; processes that do not
     keep what is gathered, one weight after the other, get None.
@@ -54,11 +72,7 @@ def gathered(branch: GenerationBranch, config: BagelConfig, keep: bool = True) -
         return branch
     if any("lora_" in name for name in state):
         raise ValueError("a sharded low-rank branch cannot be exported: train adapters without sharding")
-    whole = {}
-    for name, value in state.items():
-        value = value.full_tensor() if isinstance(value, DTensor) else value
-        if keep:
-            whole[name] = value.cpu()
+    whole = whole_values(state, keep)
     if not keep:
         return None
     with torch.device("meta"):
