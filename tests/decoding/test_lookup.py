@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.lookup import Lookup, LookupSettings, laid_over
+from hyperbagel.decoding.policies import Never
 from hyperbagel.decoding.proposal import Proposal
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator
-from tests.decoding.drafting import draft, target
+from hyperbagel.draft.phrases import count_phrases, save_phrases
+from tests.decoding.drafting import SETTINGS, documents, draft, target
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,28 @@ def test_what_followed_before_is_proposed(text: list[int], expected: list[int]) 
         step_by_step.extend([token])
     assert step_by_step.propose(most=4, stop={8}) == lookup.propose(most=10, stop={8})
     assert lookup.propose(most=0, stop=()) == []
+
+
+def test_phrases_are_proposed_where_the_text_has_nothing() -> None:
+    phrases = count_phrases([[1, 2, 3, 4]] * 9 + [[5, 8, 1]])
+    settings = LookupSettings(match=2, length=4, share=0.5)
+    assert Lookup(settings, [7, 1, 2], phrases).propose(most=8, stop={4}) == [3]
+    assert Lookup(settings, [1, 2, 6, 1, 2], phrases).propose(most=2, stop={4}) == [6, 1], "the text itself comes first"
+    assert Lookup(settings, [5], phrases).propose(most=2, stop=()) == [8], "the second token is too unlikely"
+    assert not Lookup(settings, [7, 1, 2]).propose(most=8, stop=())
+
+
+def test_answers_by_phrases_are_those_of_plain_decoding(tmp_path: Path) -> None:
+    model, asked = target(), documents(12)
+    expected = decode_text(model, model.prefill(asked), SETTINGS)
+    path = tmp_path / "phrases.safetensors"
+    save_phrases(count_phrases([[model.config.tokens.bos, *answer] for answer in expected]), path)
+    lookup = LookupSettings(phrases=str(path), share=0.1)
+    for policy in (None, Never()):
+        settings = SpeculationSettings(2, lookup=lookup, policy=policy)
+        speculator = Speculator(model, draft("hyper", trained=False), settings)
+        assert speculator.decode(speculator.prefill(asked), SETTINGS) == expected
+        assert speculator.statistics.acceptance_length > 2, "what the model said is what it says"
 
 
 def test_documents_have_what_was_found_or_the_drafts_chain() -> None:
@@ -73,7 +99,7 @@ def test_a_further_turn_is_looked_up_in_all_turns_before() -> None:
     assert second.text == [[bos, 21, 22, eos, bos, 24, eos], [bos, 23, eos, bos, 25, 26, eos]]
 
 
-@pytest.mark.parametrize("settings", [{"match": 0}, {"length": 0}])
-def test_impossible_lookups_are_refused(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [{"match": 0}, {"length": 0}, {"share": 0.0}])
+def test_impossible_lookups_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="match >= 1"):
-        LookupSettings(**settings)
+        LookupSettings(**settings)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Target] = {
         "features": "hyperbagel.cli.model_data:features",
         "latents": "hyperbagel.cli.model_data:latents",
         "vocabulary": "hyperbagel.cli.model_data:vocabulary",
+        "phrases": "hyperbagel.cli.model_data:phrases",
         "inspect": "hyperbagel.cli.data:inspect",
     },
     "configs": "hyperbagel.cli.configs:configs",
@@ -69,6 +70,7 @@ data (shards of interleaved documents)
   data features SHARDS OUT     a model's hidden states, to train its draft head without running it
   data latents SHARDS OUT      latents of pictures, to train what draws without the autoencoder
   data vocabulary SHARDS OUT   the tokens a draft head may propose
+  data phrases SHARDS OUT      what answers mostly say, to propose it without a draft head
   data inspect SHARDS
 
 train and measure (PyTorch Lightning; settings in YAML, a file or the name of one that is shipped)

@@ -1,4 +1,4 @@
-"""`hyperbagel data ...` by a model: its answers to shards, its hidden states over them, and the tokens of answers."""
+"""`hyperbagel data ...` by a model: its answers to shards, its hidden states over them, their tokens and phrases."""
 
 from __future__ import annotations
 
@@ -137,6 +137,25 @@ def vocabulary(shards: str, out: Path, model: str = "scenes", size: int = 8192) 
     ids, share = answer_vocabulary(shards, tokenizer, size)
     write_vocabulary(ids, out)
     print(f"{out}: {len(ids):,} of {tokenizer.size:,} tokens, which are {share:.2%} of those in the answers")
+
+
+def phrases(shards: str, out: Path, model: str = "scenes", answer_prefix: str = "") -> None:
+    """Count the phrases of answers: speculative decoding proposes them where it is told to look them up.
+
+    Args:
+        shards: a brace pattern such as data/train-{000000..000009}.tar, one file, or a folder.
+        out: safetensors file to write, for the setting `lookup.phrases`.
+        model: checkpoint folder, or the name of a model that comes with the package.
+        answer_prefix: what answers begin with, as it will be when decoding.
+    """
+    from hyperbagel.bagel.tokenizer import Tokenizer
+    from hyperbagel.datamodules.vocabulary import answer_phrases
+    from hyperbagel.draft.phrases import save_phrases
+
+    check_file(out)
+    found = answer_phrases(shards, Tokenizer.from_pretrained(model_folder(model)), answer_prefix)
+    save_phrases(found, out)
+    print(f"{out}: what follows {len(found):,} sequences of tokens")
 
 
 def _with_builder(model: str, answer_prefix: str, device: Device) -> tuple[Bagel, DocumentBuilder]:

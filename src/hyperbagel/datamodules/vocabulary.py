@@ -1,4 +1,4 @@
-"""Counts in texts of shards: tokens of answers, for draft heads of a reduced vocabulary, and words without a token."""
+"""Counts in texts of shards: tokens and phrases of answers, for drafting, and words without a token."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hyperbagel.bagel.tokenizer import Tokenizer, words
 from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.shards import Sample, find_shards, read_samples
 from hyperbagel.datamodules.sources import Samples, ShardSamples
+from hyperbagel.draft.phrases import Phrases, count_phrases
 from hyperbagel.draft.vocabulary import count_tokens, frequent_tokens
 from hyperbagel.messages import clip
 
@@ -31,6 +32,22 @@ def answer_vocabulary(shards: str | Sequence[str], tokenizer: Tokenizer, size: i
         raise ValueError(f"{shards}: no document has an answer (a text with loss) whose tokens could be counted")
     ids = frequent_tokens(counts, size, always=(tokenizer.tokens.eos,))
     return ids, int(counts[ids].sum()) / total
+
+
+def answer_phrases(shards: str | Sequence[str], tokenizer: Tokenizer, answer_prefix: str = "") -> Phrases:
+    """The phrases of the answers, from their first token to the end of text. answer_prefix: what they begin with.
+
+    Raises FileNotFoundError for missing shards, ValueError for shards without answers.
+    """
+    bos, eos, prefix = tokenizer.tokens.bos, tokenizer.tokens.eos, tokenizer.encode(answer_prefix).tolist()
+    with tempfile.TemporaryDirectory() as cache:
+        documents = _answers(find_shards(shards, Path(cache)), tokenizer)
+        phrases = count_phrases(
+            [bos, *prefix, *answer.ids.tolist(), eos] for document in documents for answer in document
+        )
+    if not len(phrases):
+        raise ValueError(f"{shards}: no document has an answer (a text with loss) whose phrases could be counted")
+    return phrases
 
 
 def _answers(paths: Sequence[Path], tokenizer: Tokenizer) -> Iterator[list[TextSegment]]:

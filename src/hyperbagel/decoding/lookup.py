@@ -1,6 +1,8 @@
-"""Proposals from the text itself: what followed the last few tokens where they stood before (prompt lookup).
+"""Proposals without a draft: what followed the last few tokens where they stood before (prompt lookup), or in other
+answers.
 
-They cost nothing, need no training, and are often right where an answer repeats its question, or itself.
+They cost nothing, need no training, and are often right where an answer repeats its question, or itself, and where a
+model speaks in set phrases.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from hyperbagel.decoding.proposal import Proposal
+from hyperbagel.draft.phrases import LONGEST, Phrases
 
 _LONGEST = 6
 """Tokens of the longest sequences that are looked up, or as many as have to agree."""
@@ -30,16 +33,20 @@ class LookupSettings:
     """How many of the last tokens have to have stood before in the same order."""
     length: int = 8
     """Tokens proposed at most."""
+    phrases: str | None = None
+    """File of `hyperbagel data phrases`, what the model said in other answers: proposed where the text has nothing."""
+    share: float = 0.5
+    """How likely phrases have to be, by how often they followed on what was said (product over their tokens)."""
 
     def __post_init__(self) -> None:
-        if self.match < 1 or self.length < 1:
-            raise ValueError(f"a lookup needs match >= 1 and length >= 1, got {self}")
+        if self.match < 1 or self.length < 1 or not 0 < self.share <= 1:
+            raise ValueError(f"a lookup needs match >= 1, length >= 1 and a share above 0 and up to 1, got {self}")
 
 
 class Lookup:
     """A document's question and answer so far, and where each short sequence of their tokens stood last.
 
-    text: ids of the question; negative ones are no text, and are never proposed.
+    text: ids of the question; negative ones are no text, and are never proposed; phrases: of other answers.
 
     Examples:
         >>> from hyperbagel.decoding.lookup import LookupSettings
@@ -48,8 +55,8 @@ class Lookup:
         [7, 8]
     """
 
-    def __init__(self, settings: LookupSettings, text: Iterable[int]) -> None:
-        self.settings = settings
+    def __init__(self, settings: LookupSettings, text: Iterable[int], phrases: Phrases | None = None) -> None:
+        self.settings, self.phrases = settings, phrases
         self.tokens: list[int] = []
         self._sizes = range(max(_LONGEST, settings.match), settings.match - 1, -1)
         self._behind: dict[tuple[int, ...], int] = {}
@@ -65,23 +72,25 @@ class Lookup:
             self.tokens.append(token)
 
     def propose(self, most: int, stop: Collection[int]) -> list[int]:
-        """What followed the longest sequence of last tokens that stood before, up to a stop token; nothing if there is
-        none. most: tokens.
-
-        Where that reaches the end of the text, it goes on from the place again: a text that repeats itself goes on so.
+        """What followed the longest sequence of last tokens that stood before, or else the phrases that mostly follow;
+        up to a stop token. most: tokens.
         """
+        most = min(most, self.settings.length)
+        proposed = self._followed(most)
+        if not proposed and self.phrases is not None:
+            proposed = self.phrases.propose(self.tokens[-LONGEST:], most, self.settings.share)
+        end = next((i for i, token in enumerate(proposed) if token < 0 or token in stop), len(proposed))
+        return proposed[:end]
+
+    def _followed(self, most: int) -> list[int]:
+        """What followed before. Where that reaches the end of the text, it goes on from the place again: a text that
+        repeats itself goes on so."""
         for size in self._sizes:
             place = self._behind.get(tuple(self.tokens[-size:]))
             if place is None or size > len(self.tokens):
                 continue
             period = len(self.tokens) - place
-            proposed: list[int] = []
-            for i in range(min(most, self.settings.length)):
-                token = self.tokens[place + i % period]
-                if token < 0 or token in stop:
-                    break
-                proposed.append(token)
-            return proposed
+            return [self.tokens[place + i % period] for i in range(most)]
         return []
 
 

@@ -118,3 +118,11 @@ class Fixed(Policy):
     def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
         """The same in every round."""
         return Plan(self._length, self.min_confidence)
+
+
+class Never(Policy):
+    """Never drafts: only what is looked up is proposed (see `decoding.lookup`)."""
+
+    def plan(self, answers: Mapping[int, Sequence[int]]) -> Plan:
+        """A plain pass."""
+        return PLAIN

@@ -29,6 +29,7 @@ from hyperbagel.decoding.static import StaticRounds, can_be_static, decode_stati
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.verify import Randomness
 from hyperbagel.draft.head import DraftHead
+from hyperbagel.draft.phrases import load_phrases
 
 __all__ = ["ADAPTIVE", "DraftedContext", "SpeculationSettings", "Speculator", "decode_speculative"]
 
@@ -79,6 +80,8 @@ class Speculator:
     def _propose_by(self, speculation: SpeculationSettings) -> None:
         self.speculation = speculation
         self.policy = copy.deepcopy(speculation.decided_by)
+        path = None if speculation.lookup is None else speculation.lookup.phrases
+        self.phrases = None if path is None else load_phrases(path, self.model.config.llm.vocab_size)
         self.statistics = SpeculationStatistics()
 
     def proposing(self, speculation: SpeculationSettings) -> Speculator:
@@ -156,7 +159,7 @@ class Speculator:
             length = min(self.speculation.length, self.drafter.longest or self.speculation.length)
             self.policy.begin(Work(length, self.costs, exact))
         layers = self.target, self.logits, self.table, self.drafter
-        return Engine(self.model, *layers, self.speculation, self.policy, self.statistics, self.clock)
+        return Engine(self.model, *layers, self.speculation, self.policy, self.phrases, self.statistics, self.clock)
 
 
 def _ending(document: Document) -> list[int]:

@@ -31,6 +31,7 @@ from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.tree import tree_mask
 from hyperbagel.decoding.unseen import Unseen, Written
 from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
+from hyperbagel.draft.phrases import Phrases
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class DraftedContext(Context):
 @dataclass(frozen=True)
 class Engine:
     """What a call of decoding works with. target, logits: the understanding layers, and the final norm and LM head
-    after them; table: grows with the positions that are needed; drafter: None decodes plainly; clock: gives seconds.
+    after them; table: grows with the positions that are needed; drafter: None decodes plainly; phrases: of other
+    answers, if they are looked up; clock: gives seconds.
     """
 
     model: Bagel
@@ -59,6 +61,7 @@ class Engine:
     drafter: Drafter | None
     speculation: SpeculationSettings
     policy: Policy
+    phrases: Phrases | None
     statistics: SpeculationStatistics
     clock: Callable[[], float]
 
@@ -114,7 +117,7 @@ class DecodingRun:
         if engine.drafter is not None and engine.speculation.lookup is not None:
             texts: Sequence[Sequence[int]] = context.text if isinstance(context, DraftedContext) else [[]] * batch
             for document, text in zip(self.documents, texts, strict=True):
-                self.lookups[document] = Lookup(engine.speculation.lookup, [*text, *forced])
+                self.lookups[document] = Lookup(engine.speculation.lookup, [*text, *forced], engine.phrases)
 
     def answer(self, on_tokens: OnTokens | None = None) -> list[list[int]]:
         """Answer all documents, in their order. on_tokens: as of `Speculator.decode`."""
