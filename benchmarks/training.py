@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -99,7 +98,10 @@ class Clock(Callback):
         if self.begun:
             self.batches.append((batch.source, len(batch)))
         elif int(pl_module.student_step) >= self.warm_up:
-            self.begun = Meter(pl_module.device).now()
+            meter = Meter(pl_module.device)
+            if meter.on_gpu:  # counting operations took more memory, as nothing was compiled then
+                torch.cuda.reset_peak_memory_stats(meter.device)
+            self.begun = meter.now()
             self.updates_before = int(pl_module.student_step)
         self.ended = time.perf_counter()
 
@@ -107,10 +109,9 @@ class Clock(Callback):
         """Write what was measured."""
         meter = Meter(pl_module.device)
         seconds = meter.now() - self.begun
+        memory = meter.peak_bytes()
         half = "bf16" in str(trainer.precision)
         rate = Peaks.of(meter, torch.bfloat16 if half else torch.float32).matmul
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        peak = torch.cuda.max_memory_allocated() if meter.on_gpu else own
         operations = sum(self.operations[source] for source, _ in self.batches) / seconds
         measured = {
             "device": meter.name(),
@@ -120,7 +121,7 @@ class Clock(Callback):
             "operations_per_second": operations,
             "peak_operations_per_second": rate,
             "of_peak": operations / rate,
-            "memory_gib": peak / 2**30,
+            "memory_gib": memory / 2**30,
         }
         self.out.write_text(json.dumps(measured))
 
@@ -139,7 +140,7 @@ def overlay(stage: str, arguments: argparse.Namespace, out: Path) -> dict[str, A
     if stage == "draft_head":
         data["train"] = [{"name": "texts", "shards": None, "samples": TEXTS}]
     if arguments.gpu and not arguments.dry:
-        data |= {"batching": {"times": STAGES[stage].times}, "reader": {"num_workers": READERS}}
+        data |= {"batching": {"times": STAGES[stage].times}, "reader": {"num_workers": READERS, "prefetch": 2}}
     if arguments.dry:
         data["reader"] = {"num_workers": 0}
     settings: dict[str, Any] = {"max_updates": arguments.warm_up + arguments.updates}

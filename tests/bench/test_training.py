@@ -60,7 +60,7 @@ def test_a_gpu_begins_with_the_stages_that_have_targets(benchmark: ModuleType) -
     options = benchmark.parsed(["--gpu"])
     assert options.stages[:2] == ["generation", "joint"] and set(options.stages) == set(benchmark.STAGES)
     overlay = benchmark.overlay("joint", options, Path("out.json"))
-    assert overlay["data"]["init_args"] == {"batching": {"times": 16}, "reader": {"num_workers": 16}}
+    assert overlay["data"]["init_args"] == {"batching": {"times": 16}, "reader": {"num_workers": 16, "prefetch": 2}}
 
 
 @pytest.mark.slow

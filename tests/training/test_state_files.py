@@ -124,3 +124,13 @@ def test_only_state_files_are_replaced(checkpoint: Path, tmp_path: Path):
     with pytest.raises(StateError, match="holds other files, which would be lost; name a new folder"):
         split_checkpoint(checkpoint, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+def test_counts_are_not_rounded(tmp_path: Path):
+    """A bfloat16 has no number between 1,000 and 1,004."""
+    counted = {"state_dict": {}, "optimizer_states": [{"state": {0: {"step": torch.tensor(1001.0)}}}]}
+    torch.save(counted, tmp_path / "last.ckpt")
+    split_checkpoint(tmp_path / "last.ckpt", tmp_path / "state", others=torch.bfloat16)
+    join_checkpoint(tmp_path / "state", tmp_path / "joined.ckpt")
+    joined = torch.load(tmp_path / "joined.ckpt", weights_only=True)
+    assert float(joined["optimizer_states"][0]["state"][0]["step"]) == 1001

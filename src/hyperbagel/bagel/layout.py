@@ -59,15 +59,13 @@ class TokenOrder:
 class ViTBatch:
     """All ViT images of a batch. patches: (images, N, patch_dim), position_ids and valid: (images, N),
     slots: (images * N,) place of each token in the flattened understanding stream, one behind its end for padding;
-    ragged: whether images have paddings, so that attention needs `valid`; spare: whether there is any padding, whole
-    images included."""
+    ragged: whether there is any padding, so that attention needs `valid`."""
 
     patches: Tensor
     position_ids: Tensor
     valid: Tensor
     slots: Tensor
     ragged: bool
-    spare: bool
 
 
 @dataclass(frozen=True)

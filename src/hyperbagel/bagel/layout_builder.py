@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def _rounded_up(number: int, multiple: int) -> int:
 class LayoutBuilder:
     """Places the segments of documents, one sample after the other, and pads them to a `Layout`.
 
-    multiple: of which the lengths of the understanding stream, and numbers of ViT images, are.
+    multiple: of which the length of the understanding stream is.
     """
 
     def __init__(self, config: BagelConfig, multiple: int = 1) -> None:
@@ -250,16 +249,14 @@ class LayoutBuilder:
         of_size = {size: grid_ids(size, side) for size in dict.fromkeys(sizes)}
         position_ids = padded([of_size[size] for size in sizes])
         valid = torch.arange(position_ids.shape[1]) < torch.tensor([h * w for h, w in sizes])[:, None]
-        spare = _rounded_up(len(sizes), self.multiple) - len(sizes)
-        slots = torch.full((len(sizes) + spare, position_ids.shape[1]), und.shape[0] * und.shape[1])
-        slots[: len(sizes)][valid] = torch.from_numpy(und.place[ids == VIT_TOKEN])
+        slots = torch.full(position_ids.shape, und.shape[0] * und.shape[1])
+        slots[valid] = torch.from_numpy(und.place[ids == VIT_TOKEN])
         return ViTBatch(
-            patches=F.pad(patches_of(self.vit, patch), (0, 0, 0, 0, 0, spare)),
-            position_ids=F.pad(position_ids, (0, 0, 0, spare)),
-            valid=F.pad(valid, (0, 0, 0, spare), value=True),
+            patches=patches_of(self.vit, patch),
+            position_ids=position_ids,
+            valid=valid,
             slots=slots.flatten(),
             ragged=not bool(valid.all()),
-            spare=bool(spare) or not bool(valid.all()),
         )
 
     def _cut(self, block: Tensor, cut: Tensor) -> tuple[int, bool]:

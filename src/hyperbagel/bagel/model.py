@@ -286,7 +286,7 @@ class Bagel(nn.Module):
         und = self.understanding.embed_tokens(layout.ids.clamp(min=0))
         if layout.vit is not None:
             vit, flat = self.understanding.embed_vit(layout.vit).flatten(0, 1), und.flatten(0, 1)
-            if layout.vit.spare:
+            if layout.vit.ragged:
                 flat = F.pad(flat, (0, 0, 0, 1))  # where padding goes, to be left out
             filled = flat.index_copy(0, layout.vit.slots, vit.to(und.dtype))
             und = filled[: und.shape[0] * und.shape[1]].view_as(und)

@@ -54,7 +54,7 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights as loaded (mixed precision is the trainer's `precision`)."""
     multiple: int | None = None
-    """Texts and numbers of pictures in a training batch are padded to a multiple of this many, so that layers meet few
+    """Documents of a training batch are padded to a multiple of this many tokens, so that layers meet few
     shapes, which are compiled or recorded once; None: 16 on GPUs, and 1 (no such padding) elsewhere."""
     graphs: bool = False
     """Compile all layers at once, each shape by itself, and have a GPU record and replay them as CUDA graphs. It pays

@@ -44,8 +44,9 @@ def split_checkpoint(
     """Write a checkpoint as state files; returns how many.
 
     weights: type in which float32 weights are stored; others: likewise of the optimizers' state and of averages.
-    Rounded ones are float32 again when they are joined. State files in the folder are replaced. Raises StateError for a
-    file that is no checkpoint, and for a folder that holds anything else.
+    Rounded ones are float32 again when they are joined; single numbers, such as counts of steps, are not rounded. State
+    files in the folder are replaced. Raises StateError for a file that is no checkpoint, and for a folder that holds
+    anything else.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STRUCTURE).is_file():
         raise StateError(f"{folder}: holds other files, which would be lost; name a new folder")
@@ -105,7 +106,7 @@ def _encode(value: Any, dtype: torch.dtype, pieces: list[Tensor], source: Path) 
     than texts and no tuples.
     """
     if isinstance(value, Tensor):
-        stored = value.to(dtype) if value.dtype == torch.float32 else value
+        stored = value.to(dtype) if value.dtype == torch.float32 and value.ndim else value
         pieces.append(stored.detach().contiguous().flatten())
         return {"tensor": len(pieces) - 1, "shape": list(value.shape), "dtype": str(value.dtype).partition(".")[2]}
     if isinstance(value, dict):
