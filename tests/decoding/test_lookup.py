@@ -57,11 +57,14 @@ def test_answers_by_phrases_are_those_of_plain_decoding(tmp_path: Path) -> None:
     path = tmp_path / "phrases.safetensors"
     save_phrases(count_phrases([[model.config.tokens.bos, *answer] for answer in expected]), path)
     lookup = LookupSettings(phrases=str(path), share=0.1)
-    for policy in (None, Never()):
+    for policy, head in ((None, True), (Never(), True), (None, False)):
         settings = SpeculationSettings(2, lookup=lookup, policy=policy)
-        speculator = Speculator(model, draft("hyper", trained=False), settings)
+        speculator = Speculator(model, draft("hyper", trained=False) if head else None, settings)
         assert speculator.decode(speculator.prefill(asked), SETTINGS) == expected
         assert speculator.statistics.acceptance_length > 2, "what the model said is what it says"
+        plain = speculator.without_draft()
+        assert plain.decode(plain.prefill(asked), SETTINGS) == expected
+        assert plain.statistics.acceptance_length == 1
 
 
 def test_documents_have_what_was_found_or_the_drafts_chain() -> None:

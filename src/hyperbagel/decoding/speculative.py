@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -24,7 +25,7 @@ from hyperbagel.decoding.parallel import ParallelDrafter
 from hyperbagel.decoding.policies import Costs, Work
 from hyperbagel.decoding.rows import DraftMemory, Rows
 from hyperbagel.decoding.settings import SpeculationSettings
-from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine
+from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine, TextContext
 from hyperbagel.decoding.static import StaticRounds, can_be_static, decode_static, rounds_for
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.verify import Randomness
@@ -41,10 +42,10 @@ suits short answers and long ones."""
 class Speculator:
     """Decodes with a target and a draft head, many answers one after another.
 
-    A snapshot of both models' weights. draft: None decodes plainly by the same operations; fuse: keep joined copies of
-    projections, default on CPUs, where it pays; statistics: filled by `decode`, replaced by whoever wants to start
-    anew; static: write greedy answers in rounds of one shape, which a GPU replays (`decoding.static`), by chains
-    without a policy; clock: gives the seconds that a policy may decide by.
+    A snapshot of both models' weights. draft: None decodes plainly by the same operations, but for what is looked up;
+    fuse: keep joined copies of projections, default on CPUs, where it pays; statistics: filled by `decode`, replaced by
+    whoever wants to start anew; static: write greedy answers in rounds of one shape, which a GPU replays
+    (`decoding.static`), by chains without a policy; clock: gives the seconds that a policy may decide by.
 
     Examples:
         >>> from hyperbagel.decoding.autoregressive import DecodingSettings
@@ -92,14 +93,14 @@ class Speculator:
 
     def without_draft(self) -> Speculator:
         """The same model, decoding plainly, with statistics of its own."""
-        other = self.proposing(self.speculation)
+        other = self.proposing(replace(self.speculation, lookup=None))
         other.drafter = None
         return other
 
     @torch.no_grad()
     def prefill(self, documents: Sequence[Document], past: Context | None = None) -> Context:
         """As `Bagel.prefill`. The result is a `DraftedContext`, which the draft head reads when something is drafted,
-        or a plain one where there is no draft, `past` was not drafted, or a document is empty; answers are right in any
+        or one without where there is no draft, `past` was not drafted, or a document is empty; answers are right in any
         case, only slower.
         """
         model, drafter = self.model, self.drafter
@@ -107,9 +108,13 @@ class Speculator:
         output = model.run(layout, past, record_layers=drafter is not None)
         context = Context.of(layout, output, past)
         counts = (layout.host.block[:, : layout.ids.shape[1]] >= 0).sum(1).tolist()
+        cache = context.past, context.valid, context.next_position, context.known
+        before = past.text if isinstance(past, TextContext) else [[]] * len(counts)
+        new = (ids[:count] for ids, count in zip(layout.host.ids.tolist(), counts, strict=True))
+        text = [[*old, *ids] for old, ids in zip(before, new, strict=True)]
         known = past.draft if isinstance(past, DraftedContext) else None
         if drafter is None or (past is not None and known is None) or min(counts) < (1 if known else 2):
-            return context
+            return TextContext(*cache, text=text)
         layers = {entry: output.layers[entry].und for entry in {0, *drafter.entries}}
         last = moved(torch.tensor(counts)[:, None] - 1, model.device)
         pick = last[..., None].expand(-1, -1, layers[0].shape[-1])
@@ -124,11 +129,7 @@ class Speculator:
             state = known.state
         memory = DraftMemory(state, rows, pending, position.gather(1, last))
         endings = [_ending(document) for document in documents]
-        before = past.text if isinstance(past, DraftedContext) else [[]] * len(counts)
-        new = (ids[:count] for ids, count in zip(layout.host.ids.tolist(), counts, strict=True))
-        text = [[*old, *ids] for old, ids in zip(before, new, strict=True)]
-        cache = context.past, context.valid, context.next_position, context.known
-        return DraftedContext(*cache, draft=memory, endings=endings, text=text)
+        return DraftedContext(*cache, text=text, draft=memory, endings=endings)
 
     @torch.inference_mode()
     def decode(

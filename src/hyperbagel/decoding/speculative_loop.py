@@ -35,16 +35,24 @@ from hyperbagel.draft.phrases import Phrases
 
 
 @dataclass(frozen=True)
-class DraftedContext(Context):
-    """A context that the draft head can read as well. Usable wherever a context is.
+class TextContext(Context):
+    """A context with its text, in which may be looked up how answers go on. Usable wherever a context is.
 
-    draft: what the head knows of it; endings: the last tokens of what each document asks; text: all of its token ids,
-    negative where a picture's tokens stand.
+    text: token ids of each document, negative where a picture's tokens stand; none where nothing is looked up.
+    """
+
+    text: Sequence[Sequence[int]] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class DraftedContext(TextContext):
+    """A context that the draft head can read as well.
+
+    draft: what the head knows of it; endings: the last tokens of what each document asks.
     """
 
     draft: DraftMemory = field(kw_only=True)
     endings: Sequence[Sequence[int]] = field(kw_only=True)
-    text: Sequence[Sequence[int]] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,9 @@ class DecodingRun:
             self.unseen = Unseen(engine.drafter, memory, room, (batch, forced[0]))
 
         self.lookups: dict[int, Lookup] = {}
-        if engine.drafter is not None and engine.speculation.lookup is not None:
-            texts: Sequence[Sequence[int]] = context.text if isinstance(context, DraftedContext) else [[]] * batch
-            for document, text in zip(self.documents, texts, strict=True):
+        if engine.speculation.lookup is not None:
+            texts = context.text if isinstance(context, TextContext) else ()
+            for document, text in zip(self.documents, texts or [()] * batch, strict=True):
                 self.lookups[document] = Lookup(engine.speculation.lookup, [*text, *forced], engine.phrases)
 
     def answer(self, on_tokens: OnTokens | None = None) -> list[list[int]]:

@@ -245,10 +245,10 @@ class StaticRounds:
 
 def can_be_static(engine: Engine) -> bool:
     """Whether rounds can be all alike: plain ones, or of chains that are drafted token by token."""
-    if engine.drafter is None:
-        return True
-    speculation = engine.speculation
-    return engine.drafter.longest is None and speculation.tree is None and speculation.lookup is None
+    drafter, speculation = engine.drafter, engine.speculation
+    if speculation.lookup is not None:
+        return False
+    return drafter is None or (drafter.longest is None and speculation.tree is None)
 
 
 def rounds_for(
