@@ -132,3 +132,17 @@ def test_what_waits_to_be_looked_at_keeps_no_step(
         stage.training_step(batch, 0)
     gc.collect()
     assert len(stage.watch._pending) == 2 and [step() for step in steps] == [None]
+
+
+def test_batches_for_a_gpu_come_through_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are put there by a thread of the loader, not by the trainer."""
+    locked: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: locked.append(self) or self)
+    data = scenes({"generation": 1}, batch_size=2)
+    data.setup("fit")
+    monkeypatch.setattr(type(data), "_device", torch.device("cuda"))
+    loader = data.train_dataloader()
+    assert loader._loader.pin_memory
+    packed = loader.dataset[loader.order[0]]
+    pixels = packed.pin_memory().pixels
+    assert [id(value) for value in locked] == [id(pixels), id(packed.latents)]

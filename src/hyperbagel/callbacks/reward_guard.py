@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from hyperbagel.callbacks.evaluation import Evaluation, Findings
 from hyperbagel.losses.base import LossTerm
@@ -82,6 +84,7 @@ class RewardGuard(Callback):
         self._best: dict[str, float] = {}
         self._first_reward: float | None = None
         self._sum, self._count = 0.0, 0
+        self._waiting: list[Tensor] = []  # rewards that were not looked at yet: on a GPU each look waits
         self._seen: dict[int, Findings] = {}
 
     @property
@@ -91,6 +94,7 @@ class RewardGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Alarms, best values and the reward so far."""
+        self._counted()
         return {
             "raised": self.raised,
             "best": self._best,
@@ -116,13 +120,20 @@ class RewardGuard(Callback):
         """Take in the reward, and compare when something was evaluated."""
         reward = trainer.callback_metrics.get(f"reward/{self.term}")
         if reward is not None:
-            self._sum += float(reward)
-            self._count += 1
+            self._waiting.append(reward.detach())
         metrics = self._new_metrics(trainer)
-        if metrics and self._count:
+        if metrics and self._counted():
             mean = self._sum / self._count
             self._sum, self._count = 0.0, 0
             self.check(metrics, mean, trainer, pl_module)
+
+    def _counted(self) -> int:
+        """How many rewards were summed, those that waited included."""
+        for reward in torch.stack(self._waiting).tolist() if self._waiting else ():
+            self._sum += reward
+        self._count += len(self._waiting)
+        self._waiting.clear()
+        return self._count
 
     def check(
         self, metrics: Mapping[str, float], reward: float, trainer: L.Trainer, pl_module: L.LightningModule

@@ -39,11 +39,15 @@ class UpdateBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the updates, which may take several batches each."""
+        """Show the updates, which may take several batches each.
+
+        Losses on a GPU are looked at as often as they are logged: each look waits for all that it still has to do.
+        """
         bar, done = self.train_progress_bar, student_updates(pl_module)
         if bar.disable or not (done - bar.n >= self.refresh_rate or done == bar.total):
             return
-        bar.set_postfix(losses(trainer), refresh=False)
+        if pl_module.device.type == "cpu" or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            bar.set_postfix(losses(trainer), refresh=False)
         bar.update(done - bar.n)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
