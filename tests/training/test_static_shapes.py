@@ -14,7 +14,7 @@ from hyperbagel.bagel.mot import mot_forward
 from hyperbagel.bagel.segments import DocumentBatch, TextSegment, ViTSegment
 from hyperbagel.flow.randomness import step_generator
 from hyperbagel.modules.pretraining import Pretraining
-from hyperbagel.training.stage import Compute
+from hyperbagel.training.stage import Compute, StageSettings
 from tests.distillation import batches, documents, fit, picture, sgd, text
 from tests.runs import scenes
 from tests.stages import STAGES
@@ -104,3 +104,12 @@ def test_layers_meet_few_shapes(nano_folder: str, monkeypatch: pytest.MonkeyPatc
 def test_numbers_that_pad_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple is 0: give 1"):
         Compute(multiple=0)
+
+
+def test_graphs_do_not_go_with_accumulated_gradients(nano_folder: str, tmp_path: Path) -> None:
+    """Told before anything is compiled."""
+    settings = StageSettings(compute=Compute(graphs=True))
+    stage = Pretraining(model=nano_folder, student=sgd(accumulate=2), settings=settings)
+    with pytest.raises(ValueError, match="graphs needs networks with accumulate: 1; give larger batches instead"):
+        fit(stage, batches(1), tmp_path)
+    assert stage.student_step == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperbagel.bagel.groups import in_groups
 from hyperbagel.bagel.images import ImageTransform
 
 
@@ -17,10 +21,15 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return output.reshape(*pixels.shape[:-2], *size)
 
 
-def encoder_view(pixels: Tensor, transform: ImageTransform) -> Tensor:
-    """A picture (3, H, W), clamped to [-1, 1] and resized as `transform` says: (3, h, w).
+def encoder_views(pictures: Sequence[Tensor], transform: ImageTransform) -> list[Tensor]:
+    """Pictures (3, H, W) of any sizes, clamped to [-1, 1] and resized as `transform` says: each (3, h, w).
 
-    What reading the saved picture would give, but for the rounding to 8 bits; differentiable.
+    What reading the saved pictures would give, but for the rounding to 8 bits; differentiable.
     """
-    width, height = transform.size(pixels.shape[-1], pixels.shape[-2])
-    return resized(pixels.clamp(-1, 1), (height, width))
+
+    def views(members: list[int]) -> Tensor:
+        pixels = torch.stack([pictures[i] for i in members])
+        width, height = transform.size(pixels.shape[-1], pixels.shape[-2])
+        return resized(pixels.clamp(-1, 1), (height, width))
+
+    return in_groups([tuple(picture.shape) for picture in pictures], views)

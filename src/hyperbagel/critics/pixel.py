@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.bagel.differentiable_resize import encoder_view, resized
+from hyperbagel.bagel.differentiable_resize import encoder_views, resized
 from hyperbagel.bagel.grid import grid_ids
 from hyperbagel.bagel.groups import padded
 from hyperbagel.bagel.model import Bagel
@@ -67,7 +67,7 @@ class BagelViTFeatures(VisionFeatures):
         """Residual streams of the tower."""
         model = self._model[0]
         tower, config = model.understanding.vision, model.config
-        views = [encoder_view(p, config.vit_transform) for p in pictures]
+        views = encoder_views(pictures, config.vit_transform)
         patch, side = config.vit.patch_size, config.vit.patches_per_side
         sizes = [(v.shape[1] // patch, v.shape[2] // patch) for v in views]
         patches = patches_of(views, patch)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbagel.bagel.differentiable_resize import encoder_view
+from hyperbagel.bagel.differentiable_resize import encoder_views
 from hyperbagel.bagel.layout import IGNORED, Layout
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Segment, TextSegment, ViTSegment
@@ -56,13 +56,14 @@ class UnderstandingReward(Reward):
         The state at a place predicts its label there, which is `IGNORED` but for the answer and the eos after it.
         """
         model, tokenizer = self.asked
+        views = encoder_views(images, model.config.vit_transform)
         documents: list[list[Segment]] = [
             [
-                ViTSegment(encoder_view(image, model.config.vit_transform)),
+                ViTSegment(view),
                 TextSegment(tokenizer.encode(question)),
                 TextSegment(answer, loss=True),
             ]
-            for image, question, answer in zip(images, questions, answers, strict=True)
+            for view, question, answer in zip(views, questions, answers, strict=True)
         ]
         layout = model.layout(documents)
         return model.understanding.norm(model.run(layout).streams.und), layout
