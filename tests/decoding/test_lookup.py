@@ -74,6 +74,10 @@ def test_documents_have_what_was_found_or_the_drafts_chain() -> None:
     assert laid_over(drafted, [[], []]) is drafted and laid_over(drafted, []) is drafted
     alone = laid_over(None, [[5], []])
     assert alone is not None and alone.tokens.tolist() == [[5], [0]]
+    # As long as half of the documents have tokens for.
+    few = laid_over(None, [[5, 6, 7], [], [8, 9], [4]])
+    assert few is not None and few.tokens.tolist() == [[5, 6], [0, 0], [8, 9], [4, 0]] and few.steps == 2
+    assert laid_over(None, [[5], [], []]) is None
     drawn = Proposal(torch.tensor([[1], [3]]), probabilities=torch.full((2, 1, 9), 1 / 9), steps=1)
     assert laid_over(drawn, [[], [7]]) is drawn
 

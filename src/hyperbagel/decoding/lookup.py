@@ -97,8 +97,9 @@ class Lookup:
 def laid_over(proposal: Proposal | None, found: Sequence[Sequence[int]]) -> Proposal | None:
     """A chain in which documents have what was found for them in the place of the draft's tokens.
 
-    What is shorter is filled up with any token: the target refuses it, or would have chosen it anyway. Trees and drawn
-    tokens stay as they are.
+    It is as long as at least half of the documents have tokens for: to verify those of a few costs as much as those of
+    all. What is shorter is filled up with any token: the target refuses it, or would have chosen it anyway. Trees and
+    drawn tokens stay as they are.
     """
     if not any(found) or (
         proposal is not None and (proposal.parents is not None or proposal.probabilities is not None)
@@ -106,6 +107,8 @@ def laid_over(proposal: Proposal | None, found: Sequence[Sequence[int]]) -> Prop
         return proposal
     drafted: list[list[int]] = [[]] * len(found) if proposal is None else proposal.tokens.tolist()
     chains = [list(own) or theirs for own, theirs in zip(found, drafted, strict=True)]
-    steps = max(map(len, chains))
-    tokens = torch.tensor([[*chain, *[0] * (steps - len(chain))] for chain in chains])
+    steps = sorted(map(len, chains), reverse=True)[(len(chains) - 1) // 2]
+    if not steps:
+        return None
+    tokens = torch.tensor([[*chain[:steps], *[0] * (steps - len(chain))] for chain in chains])
     return Proposal(tokens if proposal is None else tokens.to(proposal.tokens.device), steps=steps)
