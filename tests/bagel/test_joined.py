@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hyperbagel.bagel.adapters import LowRankLinear, load_adapters, save_adapters, split
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE, GenerationBranch
 from hyperbagel.bagel.branch_info import BranchInfo
+from hyperbagel.bagel.joinable import joinable, separate
 from hyperbagel.bagel.joined import join, whole_of
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import joinable, separate
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator

@@ -17,9 +17,9 @@ from hyperbagel.bagel.adapters import load_adapters, save_adapters, split
 from hyperbagel.bagel.branch import IMAGE_SCALE, TEXT_SCALE
 from hyperbagel.bagel.branch_checkpoint import BranchInfo
 from hyperbagel.bagel.config import BagelConfig
+from hyperbagel.bagel.joinable import joinable
 from hyperbagel.bagel.joined import join
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import joinable
 from hyperbagel.bagel.quantized import KINDS, Quantization, quantize
 from hyperbagel.bagel.segments import LatentSegment, TextSegment
 from hyperbagel.cli import main

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 
 from hyperbagel.bagel.branch_checkpoint import load_branch
@@ -76,3 +77,33 @@ def test_mixed_precision_gathers_halves_and_keeps_full_weights(
     layer = stage.student.layers[0].input  # type: ignore[union-attr]
     assert layer._get_fsdp_state()._mp_policy.param_dtype == torch.bfloat16  # type: ignore[operator, union-attr]
     assert torch.isfinite(weight.full_tensor()).all() and not torch.equal(weight.full_tensor(), start)
+
+
+def test_the_next_layer_is_gathered_while_one_runs(
+    nano_folder: str, nano_branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In passes with gradients and without, and when layers run again; nothing is gathered in vain."""
+    turns: list[tuple[object, bool]] = []
+    own_turn = FSDPParamGroup.pre_forward
+
+    def pre_forward(self: FSDPParamGroup, *arguments: Any) -> Any:
+        turns.append((self, self._all_gather_result is not None or self.is_unsharded))
+        return own_turn(self, *arguments)
+
+    monkeypatch.setattr(FSDPParamGroup, "pre_forward", pre_forward)
+    stage = DMDO(
+        model=nano_folder,
+        init_from=nano_branch,
+        method=DMDOMethod(fake_updates=1),
+        student=sgd(),
+        fake=sgd(),
+        settings=DistillationSettings(compute=Compute(checkpointing=True)),
+    )
+    how: Any = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    fit(stage, batches(2), tmp_path, strategy=how, devices=1)
+    layers = [*stage.model.understanding.layers, *stage.student.layers, *stage.fake.layers]
+    units = [unit for layer in layers for unit in (layer.input, layer.output)]
+    groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
+    ready = [ready for group, ready in turns if group in groups]
+    assert len(ready) > 100 and sum(ready) > 0.9 * len(ready)
+    assert all(group._all_gather_result is None for group in groups)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperbagel.bagel.adapters import LowRankLinear
-from hyperbagel.bagel.mot import joinable
+from hyperbagel.bagel.joinable import joinable
 from hyperbagel.bagel.quantized import is_plain
 
 Whole: TypeAlias = tuple[Tensor, Tensor | None]

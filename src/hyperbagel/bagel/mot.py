@@ -7,11 +7,10 @@ the order in which keys are stored).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,58 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import Rotation
+from hyperbagel.bagel.gathering import ahead, are_sharded, backwards
+from hyperbagel.bagel.joinable import Joinable
 
 Shapes = Literal["any", "fixed", "all layers"]
 """What layers are compiled for: batches and pictures of any size at once, for training; or each size by itself, with
 contexts of any length, which is faster and pays where many pictures of one size are drawn; or all layers at once, each
 shape by itself, which a GPU replays as one graph, in training."""
-
-
-class Joinable(nn.Module):
-    """A part of a layer with linear layers that read the same, and may be one product (`bagel.joined`).
-
-    together: their names; joined: computes them, None where each does so by itself. Whatever moves the weights, or puts
-    another layer in place of one, takes them apart again.
-    """
-
-    together: ClassVar[tuple[str, ...]]
-    joined: Callable[[Tensor], Sequence[Tensor]] | None = None
-
-    def project(self, x: Tensor) -> Sequence[Tensor]:
-        """x: (..., D_in) -> what each layer makes of it, (..., D_out)."""
-        return [getattr(self, name)(x) for name in self.together] if self.joined is None else self.joined(x)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.joined = None
-        return super()._apply(fn, recurse)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, nn.Module):
-            self.__dict__.pop("joined", None)
-        super().__setattr__(name, value)
-
-
-def joinable(*modules: nn.Module) -> Iterator[Joinable]:
-    """The parts of modules whose layers may be joined."""
-    return (part for module in modules for part in module.modules() if isinstance(part, Joinable))
-
-
-def separate(*modules: nn.Module) -> None:
-    """Take apart what was joined, before weights are moved or replaced; they stay where they are."""
-    for part in joinable(*modules):
-        part.joined = None
-
-
-@contextmanager
-def apart(*modules: nn.Module) -> Iterator[None]:
-    """Each layer by itself inside; its weights must not be moved or replaced there."""
-    held = [(part, part.joined) for part in joinable(*modules)]
-    separate(*modules)
-    try:
-        yield
-    finally:
-        for part, joined in held:
-            part.joined = joined
 
 
 class AttentionInput(Joinable):
@@ -304,12 +258,16 @@ def mot_forward(
     pasts: Sequence[KeyValues | None] = past.per_layer() if isinstance(past, Past) else [past] * len(experts)
     training = torch.is_grad_enabled()
     forward = layer_forward if compiled is None or stored else compiled_layer_forward(compiled)
+    sharded = are_sharded(experts)
     keys, values, layers = [], [], [streams]
     for i, (pair, own) in enumerate(zip(experts, pasts, strict=True)):
         if compiled == "fixed" and isinstance(own, PastLayer):
             _of_any_length(own, mask)
+        if sharded:
+            ahead(experts[i : i + 2], streams)
         if checkpointing and training:
-            streams, k, v = checkpoint(forward, pair, streams, ropes, mask, i, own, use_reentrant=False)
+            again = backwards(forward, experts[i - 1], streams) if sharded and i else forward
+            streams, k, v = checkpoint(again, pair, streams, ropes, mask, i, own, use_reentrant=False)
         else:
             streams, k, v = forward(pair, streams, ropes, mask, i, own)
         keys.append(k)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hyperbagel.bagel.mot import separate
+from hyperbagel.bagel.joinable import separate
 
 Quantization: TypeAlias = Literal["int8", "fp8", "nf4"]
 """int8: one byte a weight and a scale a row. fp8: likewise as floating numbers; GPUs that multiply these also round
@@ -60,7 +60,9 @@ def _rounding(kind: Quantization, device: torch.device) -> Callable[[Tensor], Te
     try:
         from torchao import quantization
     except ImportError as error:
-        raise ImportError(f"--quantize {kind} needs torchao, with PyTorch 2.10 or newer: pip install torchao") from error
+        raise ImportError(
+            f"--quantize {kind} needs torchao, with PyTorch 2.10 or newer: pip install torchao"
+        ) from error
     if kind == "nf4":
         return lambda weight: quantization.to_nf4(weight, *nf4_blocks(weight.numel()))
     config: Any = quantization.Int8WeightOnlyConfig() if kind == "int8" else _float8(quantization, device)

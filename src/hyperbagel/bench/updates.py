@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from hyperbagel.bagel.checkpoint import save_config
+from hyperbagel.bagel.joinable import apart
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import apart
 from hyperbagel.bagel.segments import Document, DocumentBatch, ImageSegment
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.bench.device import Meter

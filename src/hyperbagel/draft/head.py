@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.config import LLMConfig
 from hyperbagel.bagel.embeddings import Rotation, rotation
+from hyperbagel.bagel.joinable import Joinable
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import AttentionOutput, ExpertLayer, Joinable, KeyValues, attend
+from hyperbagel.bagel.mot import AttentionOutput, ExpertLayer, KeyValues, attend
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.intermediate import IntermediateLayer
 

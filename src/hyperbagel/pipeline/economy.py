@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hyperbagel.bagel.absent import Absent
 from hyperbagel.bagel.branch import GenerationBranch
+from hyperbagel.bagel.joinable import separate
 from hyperbagel.bagel.joined import join
 from hyperbagel.bagel.model import Bagel
-from hyperbagel.bagel.mot import separate
 from hyperbagel.bagel.quantized import is_plain, quantize
 from hyperbagel.bagel.segments import Document, ImageSegment, LatentSegment
 from hyperbagel.bagel.shipped import cache_folder
