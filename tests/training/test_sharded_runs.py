@@ -49,7 +49,7 @@ def together(arguments: Sequence[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # threads that other tests left would not live on in a fork
     processes = [context.Process(target=one_of, args=(rank, port, arguments)) for rank in range(RANKS)]
     for process in processes:
         process.start()
