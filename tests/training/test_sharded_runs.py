@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -43,6 +44,8 @@ def one_of(rank: int, port: int, arguments: Sequence[str]) -> None:
 
     DTensor.full_tensor = full_tensor  # type: ignore[method-assign, assignment]
     main(list(arguments))
+    torch.distributed.barrier()  # a process whose partner is gone before it has ended would be aborted
+    torch.distributed.destroy_process_group()
 
 
 def together(arguments: Sequence[str]) -> None:
