@@ -81,8 +81,13 @@ def test_diffusers_is_whole_for_who_imports_it_afterwards() -> None:
     script = """
 from hyperbagel.bagel.diffusers_blocks import blocks
 encoder = blocks().Encoder
-from diffusers import AutoencoderKL, UNet2DConditionModel
+import pickle
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import is_accelerate_available, is_transformers_available
 assert type(AutoencoderKL().encoder) is encoder and UNet2DConditionModel is not None
+assert hasattr(StableDiffusionPipeline, "load_textual_inversion")  # no stand-in that asks for transformers
+assert is_transformers_available() and is_accelerate_available()
+assert isinstance(pickle.loads(pickle.dumps(AutoencoderKL().encoder)), encoder)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
