@@ -56,9 +56,10 @@ def test_no_stage_has_an_argument_of_a_former_name(former: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "now"), [("draft", "smollm2/draft_head"), ("tscd", "nano/tscd"), ("generation", "bagel7b/generation")]
+    ("name", "now"),
+    [("draft", FORMER / "draft_now.yaml"), ("tscd", "nano/tscd"), ("generation", "bagel7b/generation")],
 )
-def test_a_former_file_means_what_the_one_of_now_does(name: str, now: str) -> None:
+def test_a_former_file_means_what_the_one_of_now_does(name: str, now: str | Path) -> None:
     with pytest.warns(FutureWarning, match=rf"^{name}\.yaml: .* is now ") as warned:
         former = read_config([FORMER / f"{name}.yaml"])
     assert len([w for w in warned if w.category is FutureWarning]) == 1

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.segments import DocumentBatch
@@ -57,7 +58,13 @@ def data(
     stage = SimpleNamespace(learns_from=learns_from, student_step=0)
     state = SimpleNamespace(fn="fit")
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=stage, state=state, training=False, sanity_checking=False, loggers=[], global_step=0
+        lightning_module=stage,
+        state=state,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        training=False,
+        sanity_checking=False,
+        loggers=[],
+        global_step=0,
     )
     module.setup("fit")
     return module
