@@ -33,12 +33,9 @@ def test_more_kinds_of_passes_are_compiled_than_pytorch_does_by_itself(monkeypat
             assert torch.equal(forward(x), 2 * x)
 
 
-@pytest.mark.parametrize("joined", [False, True])
-@torch.no_grad()
-def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(
-    joined: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And compute the same. PyTorch's tracing is real here, the compiler is not."""
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is compiled from now on. PyTorch's tracing is real, the compiler is not."""
     graphs: list[object] = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> object:
@@ -47,6 +44,15 @@ def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     monkeypatch.setattr(mot, "compiled_layer_forward", cache(mot.compiled_layer_forward.__wrapped__))
+    return graphs
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@torch.no_grad()
+def test_layers_of_fixed_shapes_are_compiled_once_a_size_whatever_the_context(
+    joined: bool, graphs: list[object]
+) -> None:
+    """And compute the same."""
     plain, compiled = nano_bagel(), nano_bagel()
     compiled.compiled = "fixed"
     if joined:
@@ -101,17 +107,9 @@ def test_all_layers_are_one_graph_a_shape_in_training_alone(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_adapters_train_in_compiled_layers_that_are_recomputed(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_train_in_compiled_layers_that_are_recomputed(mixed: bool, graphs: list[object]) -> None:
     """One graph for all layers but the first, and the gradients of plain ones; mixed: over a model in bfloat16."""
     pytest.importorskip("peft")
-    graphs: list[object] = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(mot, "compiled_layer_forward", cache(mot.compiled_layer_forward.__wrapped__))
     gradients = []
     for compiled in (None, "any"):
         model = nano_bagel().requires_grad_(False)
