@@ -38,7 +38,7 @@ from hyperbagel.draft.phrases import Phrases
 class TextContext(Context):
     """A context with its text, in which may be looked up how answers go on. Usable wherever a context is.
 
-    text: token ids of each document, negative where a picture's tokens stand; none where nothing is looked up.
+    text: token ids of each document, negative where a picture's tokens stand.
     """
 
     text: Sequence[Sequence[int]] = field(kw_only=True)

@@ -140,18 +140,21 @@ class DraftTraining(Stage):
 
     def feature_needs(self) -> tuple[str, tuple[int, ...]]:
         """Fingerprint of the target that stored features have to be of, and the entries that the head reads."""
+        return base_hash(self.model), self._entries()
+
+    def _entries(self) -> tuple[int, ...]:
         llm, config = self.model.config.llm, self.draft.config
         entries = config.entries(llm)
         if self.warm_start is not None:
             entries = tuple(sorted({*entries, llm.num_hidden_layers - config.layers}))
-        return base_hash(self.model), entries
+        return entries
 
     def features(self, batch: DocumentBatch | FeatureBatch) -> FeatureBatch:
         """The target's hidden states, computed without gradient unless they are at hand."""
         if isinstance(batch, FeatureBatch):
             dtype = self.draft.lm_head.weight.dtype
             return batch.cast(dtype)
-        return extract_features(self.model, batch.documents, self.feature_needs()[1], batch.keys)
+        return extract_features(self.model, batch.documents, self._entries(), batch.keys)
 
     def sums(self, batch: DocumentBatch | FeatureBatch) -> list[StepSums]:
         """Loss terms and acceptance of each unroll step, summed over the rows that count."""

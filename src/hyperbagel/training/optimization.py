@@ -188,10 +188,8 @@ class Optimization(PartialCheckpoint):
     def log_at_step(self, metrics: Mapping[str, Any], batch_size: int = 1, **options: Any) -> None:
         """Log metrics against the student's updates. options: of Lightning's `log_dict`."""
         self.log_dict({name: self._tensor(value) for name, value in metrics.items()}, batch_size=batch_size, **options)
-        step = self._tensor(
-            self.student_step
-        )  # what loggers take for the x-axis; outside of training, a mean over batches
-        self.log("step", step, batch_size=batch_size, sync_dist=not self.training)
+        # What loggers take for the x-axis; outside of training, a mean over batches.
+        self.log("step", self._tensor(self.student_step), batch_size=batch_size, sync_dist=not self.training)
 
     def _tensor(self, value: Tensor | float) -> Tensor:
         """A number on the device, written there: Lightning would bring it there, and wait for the device each time."""
