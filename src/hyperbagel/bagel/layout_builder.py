@@ -164,7 +164,8 @@ class LayoutBuilder:
         labels = np.full_like(ids, IGNORED)
         labels[taught] = ids[taught + 1]
         und_offset = und.offset.copy()
-        und_offset[und.ends[self._markers(und)] - 1] = _LAST
+        latents = (und.mode != Mode.CAUSAL) & (und.tokens == 2)  # nothing but the markers around them
+        und_offset[und.ends[latents] - 1] = _LAST
         ends = torch.tensor(self.ends).reshape(-1, 3)
         und_order, gen_order = und.order(und_offset), gen.order(gen.offset + 1)
         padded = und.padded or gen.padded or self.multiple > 1
@@ -191,13 +192,6 @@ class LayoutBuilder:
             padded=padded,
             host=host,
         )
-
-    def _markers(self, und: _Tokens) -> NDArray[np.bool_]:
-        """Which blocks of the understanding stream hold nothing but the markers around latents."""
-        pictures = np.flatnonzero(und.mode != Mode.CAUSAL)
-        found = np.zeros(len(und.mode), dtype=np.bool_)
-        found[pictures] = und.tokens[pictures] == 2
-        return found
 
     def _ids(self, und: _Tokens) -> _Numbers:
         """(tokens,) of the understanding stream."""
