@@ -9,7 +9,7 @@ import torch
 
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
-from hyperbagel.decoding.lookup import Lookup, LookupSettings, laid_over
+from hyperbagel.decoding.lookup import Branches, Lookup, LookupSettings, laid_over, worth_verifying
 from hyperbagel.decoding.policies import Never
 from hyperbagel.decoding.proposal import Proposal
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator
@@ -17,38 +17,71 @@ from hyperbagel.draft.phrases import count_phrases, save_phrases
 from tests.decoding.drafting import SETTINGS, documents, draft, target
 
 
+def paths(found: Branches) -> list[list[int]]:
+    """The tokens up to each node, in order."""
+    result: list[list[int]] = [[]]
+    for token, parent in zip(found.tokens, found.parents, strict=True):
+        result.append([*result[parent], token])
+    return result[1:]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ([1, 2, 3, 4, 1, 2], [3, 4, 1, 2]),
-        ([1, 2, 3, 1, 2, 4, 1, 2], [4, 1, 2, 4]),  # the last place counts
-        ([9, 1, 2, 3, 5, 1, 2, 4, 9, 1, 2], [3, 5, 1, 2]),  # but for a longer agreement
-        ([5, 6, 5, 6], [5, 6, 5, 6]),  # a text that repeats itself goes on so
+        ([1, 2, 3, 4, 1, 2], [[3], [3, 4], [3, 4, 1], [3, 4, 1, 2]]),
+        ([1, 2, 3, 1, 2, 4, 1, 2], [[4], [3], [4, 1], [3, 1], [4, 1, 2], [3, 1, 2]]),  # the last place first
+        ([9, 1, 2, 3, 5, 1, 2, 4, 9, 1, 2], [[3], [3, 5], [3, 5, 1]]),  # but for a longer agreement
+        ([5, 6, 5, 6], [[5], [5, 6], [5, 6, 5]]),  # a text that repeats itself goes on so
         ([1, 2, 3, 4, 5, 6], []),
         ([1, 2, 3, 4, 3, 2], []),  # not by one token alone
         ([1, 2, -1, 4, 1, 2], []),  # no tokens of pictures
-        ([1, 2, 3, 8, 4, 1, 2], [3]),  # nothing behind an end
+        ([1, 2, 3, 8, 4, 1, 2], [[3]]),  # nothing behind an end
         ([1], []),
         ([], []),
     ],
 )
-def test_what_followed_before_is_proposed(text: list[int], expected: list[int]) -> None:
-    lookup = Lookup(LookupSettings(match=2, length=4), text)
-    assert lookup.propose(most=4, stop={8}) == expected[:4]
-    step_by_step = Lookup(LookupSettings(match=2, length=4), [])
+def test_what_followed_before_is_proposed(text: list[int], expected: list[list[int]]) -> None:
+    settings = LookupSettings(match=2, length=4, share=0.05)
+    lookup = Lookup(settings, text)
+    found = lookup.propose(most=4, stop={8})
+    assert paths(found)[: len(expected)] == expected and bool(found) == bool(expected)
+    assert found.chances == sorted(found.chances, reverse=True)
+    step_by_step = Lookup(settings, [])
     for token in text:
         step_by_step.extend([token])
-    assert step_by_step.propose(most=4, stop={8}) == lookup.propose(most=10, stop={8})
-    assert lookup.propose(most=0, stop=()) == []
+    assert step_by_step.propose(most=10, stop={8}) == found
+    assert not lookup.propose(most=0, stop=())
 
 
-def test_phrases_are_proposed_where_the_text_has_nothing() -> None:
-    phrases = count_phrases([[1, 2, 3, 4]] * 9 + [[5, 8, 1]])
-    settings = LookupSettings(match=2, length=4, share=0.5)
-    assert Lookup(settings, [7, 1, 2], phrases).propose(most=8, stop={4}) == [3]
-    assert Lookup(settings, [1, 2, 6, 1, 2], phrases).propose(most=2, stop={4}) == [6, 1], "the text itself comes first"
-    assert Lookup(settings, [5], phrases).propose(most=2, stop=()) == [8], "the second token is too unlikely"
-    assert not Lookup(settings, [7, 1, 2]).propose(most=8, stop=())
+def test_chances_are_those_of_the_longest_agreement_then_of_shorter_ones() -> None:
+    """By hand. Of two tokens that agree once: (1 - 0.7^2) / 1.5 of the text; the rest by phrases: behind (1, 2) one
+    time of four 3, less 3/4, and three times 4; by (2) alone once more 5."""
+    phrases = count_phrases([[1, 2, 3], [1, 2, 4], [1, 2, 4], [1, 2, 4], [9, 2, 5]])
+    settings = LookupSettings(match=2, length=1, share=0.01)
+    found = Lookup(settings, [1, 2, 6, 1, 2], phrases).propose(most=8, stop=())
+    own = 0.51 / 1.5
+    by_two, by_one, rest = (0.25 / 4, 2.25 / 4, 0.0), (0.25 / 5, 2.25 / 5, 0.25 / 5), 1.5 / 4
+    shares = {6: own} | {
+        token: (1 - own) * (two + rest * one) for token, two, one in zip((3, 4, 5), by_two, by_one, strict=True)
+    }
+    expected = {token: share**1.5 for token, share in shares.items() if share**1.5 >= 0.01}
+    assert dict(zip(found.tokens, found.chances, strict=True)) == pytest.approx(expected) and len(expected) == 3
+    assert not Lookup(LookupSettings(match=2, share=0.5), [1, 2, 6, 1, 2], phrases).propose(most=8, stop=())
+    chain = Lookup(LookupSettings(length=2, nodes=2), [1, 2], phrases).propose(most=8, stop={5})
+    assert chain.tokens == [4, 3] and chain.parents == [0, 0], "nothing is known behind 4"
+
+
+def test_as_many_are_verified_as_are_worth_it() -> None:
+    settings = LookupSettings(nodes=4, free=5, price=0.1)
+    likely, unlikely = Branches([1] * 4, [0, 1, 2, 3], [0.9, 0.8, 0.7, 0.6]), Branches([1], [0], [0.1])
+    assert worth_verifying([likely], settings) == 4
+    assert worth_verifying([Branches([1] * 4, [0] * 4, [0.1] * 4)], settings) == 4, "four cost nothing"
+    assert worth_verifying([unlikely] * 6, settings) == 0, "six documents' cost more than they bring"
+    assert worth_verifying([likely, *[unlikely] * 5], settings) == 0
+    # Four documents: 4 tokens a pass; then 7.6 for 1.4, 10.8 for 1.8 and 13.6 for 2.2 passes; 2.4 more for 0.4 is less.
+    assert worth_verifying([likely] * 4, settings) == 3
+    assert worth_verifying([likely] * 4, LookupSettings(nodes=4, price=0.3)) == 0
+    assert worth_verifying([Branches()], settings) == 0
 
 
 def test_answers_by_phrases_are_those_of_plain_decoding(tmp_path: Path) -> None:
@@ -56,7 +89,7 @@ def test_answers_by_phrases_are_those_of_plain_decoding(tmp_path: Path) -> None:
     expected = decode_text(model, model.prefill(asked), SETTINGS)
     path = tmp_path / "phrases.safetensors"
     save_phrases(count_phrases([[model.config.tokens.bos, *answer] for answer in expected]), path)
-    lookup = LookupSettings(phrases=str(path), share=0.1)
+    lookup = LookupSettings(phrases=str(path), share=0.02, price=0)
     for policy, head in ((None, True), (Never(), True), (None, False)):
         settings = SpeculationSettings(2, lookup=lookup, policy=policy)
         speculator = Speculator(model, draft("hyper", trained=False) if head else None, settings)
@@ -67,19 +100,28 @@ def test_answers_by_phrases_are_those_of_plain_decoding(tmp_path: Path) -> None:
         assert plain.statistics.acceptance_length == 1
 
 
+def chain(*tokens: int) -> Branches:
+    return Branches(list(tokens), list(range(len(tokens))), [0.9] * len(tokens))
+
+
 def test_documents_have_what_was_found_or_the_drafts_chain() -> None:
+    settings, nothing = LookupSettings(), Branches()
     drafted = Proposal(torch.tensor([[1, 2], [3, 4]]), steps=2)
-    both = laid_over(drafted, [[], [7, 8, 9]])
-    assert both is not None and both.tokens[:, :3].tolist() == [[1, 2, 0], [7, 8, 9]] and both.steps == 3
-    assert laid_over(drafted, [[], []]) is drafted and laid_over(drafted, []) is drafted
-    alone = laid_over(None, [[5], []])
-    assert alone is not None and alone.tokens.tolist() == [[5], [0]]
-    # As long as half of the documents have tokens for.
-    few = laid_over(None, [[5, 6, 7], [], [8, 9], [4]])
-    assert few is not None and few.tokens.tolist() == [[5, 6], [0, 0], [8, 9], [4, 0]] and few.steps == 2
-    assert laid_over(None, [[5], [], []]) is None
+    both = laid_over(drafted, [nothing, chain(7, 8, 9)], settings)
+    assert both is not None and both.tokens.tolist() == [[1, 2, 0], [7, 8, 9]]
+    assert both.parents is None and both.steps == 3, "what fills up a chain goes on with it"
+    branched = laid_over(drafted, [nothing, Branches([7, 8, 9], [0, 0, 2], [0.9] * 3)], settings)
+    assert branched is not None and branched.parents is not None and branched.depth is not None
+    assert branched.tokens.tolist() == [[1, 2, 0], [7, 8, 9]] and branched.steps == 2
+    assert branched.parents.tolist() == [[0, 1, 0], [0, 0, 2]] and branched.depth.tolist() == [[1, 2, 1], [1, 1, 2]]
+    assert laid_over(drafted, [nothing, nothing], settings) is drafted and laid_over(drafted, [], settings) is drafted
+    alone = laid_over(None, [chain(5, 6)], settings)
+    assert alone is not None and alone.tokens.tolist() == [[5, 6]] and alone.parents is None and alone.steps == 2
+    tree = laid_over(None, [Branches([5, 6, 7], [0, 0, 2], [0.5, 0.4, 0.3])], settings)
+    assert tree is not None and tree.parents is not None and tree.parents.tolist() == [[0, 0, 2]] and tree.steps == 2
+    assert laid_over(None, [Branches([5], [0], [0.05])] * 6, settings) is None, "not worth it"
     drawn = Proposal(torch.tensor([[1], [3]]), probabilities=torch.full((2, 1, 9), 1 / 9), steps=1)
-    assert laid_over(drawn, [[], [7]]) is drawn
+    assert laid_over(drawn, [nothing, chain(7)], settings) is drawn
 
 
 def test_texts_that_repeat_themselves_need_fewer_passes_and_no_draft() -> None:
@@ -106,7 +148,7 @@ def test_a_further_turn_is_looked_up_in_all_turns_before() -> None:
     assert second.text == [[bos, 21, 22, eos, bos, 24, eos], [bos, 23, eos, bos, 25, 26, eos]]
 
 
-@pytest.mark.parametrize("settings", [{"match": 0}, {"length": 0}, {"share": 0.0}])
+@pytest.mark.parametrize("settings", [{"match": 0}, {"length": 0}, {"nodes": 0}, {"share": 0.0}, {"price": -1.0}])
 def test_impossible_lookups_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="match >= 1"):
+    with pytest.raises(ValueError, match="a lookup needs match"):
         LookupSettings(**settings)  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
-"""Proposals without a draft: what followed the last few tokens where they stood before (prompt lookup), or in other
-answers.
+"""Proposals without a draft: what followed the last few tokens where they stood before (prompt lookup), and in other
+answers, as a tree of the likeliest ways on.
 
 They cost nothing, need no training, and are often right where an answer repeats its question, or itself, and where a
 model speaks in set phrases.
@@ -7,21 +7,27 @@ model speaks in set phrases.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from hyperbagel.decoding.proposal import Proposal
-from hyperbagel.draft.phrases import LONGEST, Phrases
+from hyperbagel.draft.phrases import KEPT, LONGEST, Followers, Phrases
 
-_LONGEST = 6
-"""Tokens of the longest sequences that are looked up, or as many as have to agree."""
+_DOUBT = 0.7
+"""How little to go by one agreeing token is; n of them leave a doubt of 0.7 ** n."""
+_OPTIMISM = 1.5
+"""Counts promise too much of answers that were not counted: what they call 0.3 is 0.17, 0.8 is 0.7 (measured)."""
+_LEAST = 0.01
+"""What is less likely is not looked at."""
 
 
 @dataclass(frozen=True)
 class LookupSettings:
-    """When the text itself proposes, in the place of the draft head, and how much.
+    """When the text itself and phrases propose, in the place of the draft head, and how much.
 
     Examples:
         >>> from hyperbagel.decoding.speculative import SpeculationSettings
@@ -30,85 +36,170 @@ class LookupSettings:
     """
 
     match: int = 3
-    """How many of the last tokens have to have stood before in the same order."""
+    """How many of the last tokens have to have stood before in the same order in the text."""
     length: int = 8
-    """Tokens proposed at most."""
+    """Tokens of a path at most."""
+    nodes: int = 12
+    """Tokens proposed at most, of all paths."""
     phrases: str | None = None
-    """File of `hyperbagel data phrases`, what the model said in other answers: proposed where the text has nothing."""
-    share: float = 0.5
-    """How likely phrases have to be, by how often they followed on what was said (product over their tokens)."""
+    """File of `hyperbagel data phrases`: what the model said in other answers counts too."""
+    share: float = 0.15
+    """How likely the likeliest next token has to be; elsewhere the draft head proposes."""
+    free: int = 5
+    """Tokens that are verified in the time of one (by a CPU in float32: five)."""
+    price: float = 0.05
+    """What each further one costs, in passes over one token a document."""
 
     def __post_init__(self) -> None:
-        if self.match < 1 or self.length < 1 or not 0 < self.share <= 1:
-            raise ValueError(f"a lookup needs match >= 1, length >= 1 and a share above 0 and up to 1, got {self}")
+        least = min(self.match, self.length, self.nodes, self.free)
+        if least < 1 or not 0 < self.share <= 1 or self.price < 0:
+            raise ValueError(
+                f"a lookup needs match, length, nodes and free >= 1, 0 < share <= 1 and price >= 0, got {self}"
+            )
+
+
+@dataclass
+class Branches:
+    """The likeliest ways on of one document, as a tree of tokens whose root is its last one.
+
+    tokens, parents, chances: of each node, the likeliest first: its token, the number of its parent (the root's is 0,
+    the first node's 1), and how likely all tokens up to it are.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 class Lookup:
-    """A document's question and answer so far, and where each short sequence of their tokens stood last.
+    """A document's question and answer so far, and what followed each short sequence of their tokens.
 
     text: ids of the question; negative ones are no text, and are never proposed; phrases: of other answers.
 
     Examples:
         >>> from hyperbagel.decoding.lookup import LookupSettings
         >>> lookup = Lookup(LookupSettings(match=2, length=3), [5, 6, 7, 8, 9, 5, 6])
-        >>> lookup.propose(most=8, stop=[9])
+        >>> lookup.propose(most=8, stop=[9]).tokens
         [7, 8]
     """
 
     def __init__(self, settings: LookupSettings, text: Iterable[int], phrases: Phrases | None = None) -> None:
         self.settings, self.phrases = settings, phrases
         self.tokens: list[int] = []
-        self._sizes = range(max(_LONGEST, settings.match), settings.match - 1, -1)
-        self._behind: dict[tuple[int, ...], int] = {}
+        self._sizes = range(max(LONGEST, settings.match), 0, -1)
+        self._behind: dict[tuple[int, ...], dict[int, int]] = {}
         self.extend(text)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Note what follows."""
         for token in tokens:
-            place = len(self.tokens)
-            for size in self._sizes:
-                if size <= place:
-                    self._behind[tuple(self.tokens[place - size :])] = place
+            for size in range(self.settings.match, min(self._sizes.start, len(self.tokens)) + 1):
+                counts = self._behind.setdefault(tuple(self.tokens[-size:]), {})
+                counts[token] = counts.pop(token, 0) + 1
             self.tokens.append(token)
 
-    def propose(self, most: int, stop: Collection[int]) -> list[int]:
-        """What followed the longest sequence of last tokens that stood before, or else the phrases that mostly follow;
-        up to a stop token. most: tokens.
+    def propose(self, most: int, stop: Collection[int]) -> Branches:
+        """The likeliest paths; nothing where the next token is unsure. A stop token is left to the target, which says
+        it unasked. most: tokens of a path.
         """
-        most = min(most, self.settings.length)
-        proposed = self._followed(most)
-        if not proposed and self.phrases is not None:
-            proposed = self.phrases.propose(self.tokens[-LONGEST:], most, self.settings.share)
-        end = next((i for i, token in enumerate(proposed) if token < 0 or token in stop), len(proposed))
-        return proposed[:end]
+        most, found = min(most, self.settings.length), Branches()
+        heap: list[tuple[float, int, int, list[int]]] = []  # chances, less than zero; order; parents; paths
+        order = itertools.count()
+        parent, path, chance = 0, list[int](), 1.0
+        while True:
+            if len(path) < most:
+                window = [*self.tokens[-self._sizes.start :], *path][-self._sizes.start :]
+                for token, share in self._following(window):
+                    sure = chance * share**_OPTIMISM
+                    if token >= 0 and token not in stop and sure >= _LEAST:
+                        heapq.heappush(heap, (-sure, next(order), parent, [*path, token]))
+            if not heap or len(found) == self.settings.nodes:
+                return found
+            less, _, parent, path = heapq.heappop(heap)
+            chance = -less
+            if not found and chance < self.settings.share:
+                return found
+            found.tokens.append(path[-1])
+            found.parents.append(parent)
+            found.chances.append(chance)
+            parent = len(found)
 
-    def _followed(self, most: int) -> list[int]:
-        """What followed before. Where that reaches the end of the text, it goes on from the place again: a text that
-        repeats itself goes on so."""
+    def _following(self, window: Sequence[int]) -> list[tuple[int, float]]:
+        """The likeliest tokens behind a window, and how likely each is: as they followed its longest known end, and,
+        as far as that leaves a doubt, shorter ones; first in the text, then in phrases."""
+        chances: dict[int, float] = {}
+        rest = 1.0
         for size in self._sizes:
-            place = self._behind.get(tuple(self.tokens[-size:]))
-            if place is None or size > len(self.tokens):
+            if size > len(window):
                 continue
-            period = len(self.tokens) - place
-            return [self.tokens[place + i % period] for i in range(most)]
-        return []
+            for followers in (self._own(window[-size:]), self.phrases and self.phrases.after(window[-size:])):
+                if followers:
+                    for token, share in zip(followers.tokens, followers.shares, strict=True):
+                        chances[token] = chances.get(token, 0.0) + rest * share
+                    rest *= followers.rest
+            if rest < _LEAST:
+                break
+        return sorted(chances.items(), key=lambda pair: -pair[1])[:KEPT]
+
+    def _own(self, sequence: Sequence[int]) -> Followers | None:
+        counts = self._behind.get(tuple(sequence))
+        if counts is None:
+            return None
+        total = sum(counts.values())
+        sure = (1 - _DOUBT ** len(sequence)) * total / (total + 0.5)
+        latest = list(reversed(counts))  # of equally frequent ones the last comes first
+        return Followers(latest, [sure * counts[token] / total for token in latest], 1 - sure)
 
 
-def laid_over(proposal: Proposal | None, found: Sequence[Sequence[int]]) -> Proposal | None:
-    """A chain in which documents have what was found for them in the place of the draft's tokens.
+def worth_verifying(found: Sequence[Branches], settings: LookupSettings) -> int:
+    """How many nodes of each document are proposed: as long as what one more brings is worth what it costs. Documents
+    have equally many rows in a pass, and those of few as many as those of all."""
+    tokens, cost = float(len(found)), 1.0
+    for nodes in range(settings.nodes):
+        gain = sum(branches.chances[nodes] for branches in found if len(branches) > nodes)
+        price = settings.price * len(found) if (nodes + 2) * len(found) > settings.free else 0.0
+        if not gain or gain * cost < price * tokens:
+            return nodes
+        tokens, cost = tokens + gain, cost + price
+    return settings.nodes
 
-    It is as long as at least half of the documents have tokens for: to verify those of a few costs as much as those of
-    all. What is shorter is filled up with any token: the target refuses it, or would have chosen it anyway. Trees and
-    drawn tokens stay as they are.
+
+def laid_over(proposal: Proposal | None, found: Sequence[Branches], settings: LookupSettings) -> Proposal | None:
+    """A proposal in which documents have what was found for them in the place of the draft's chain.
+
+    What is shorter than others is filled up with any token: the target refuses it, or would have chosen it anyway.
+    Trees and drawn tokens of a draft stay as they are.
     """
     if not any(found) or (
         proposal is not None and (proposal.parents is not None or proposal.probabilities is not None)
     ):
         return proposal
+    nodes = worth_verifying(found, settings)
     drafted: list[list[int]] = [[]] * len(found) if proposal is None else proposal.tokens.tolist()
-    chains = [list(own) or theirs for own, theirs in zip(found, drafted, strict=True)]
-    steps = sorted(map(len, chains), reverse=True)[(len(chains) - 1) // 2]
-    if not steps:
+    rows = [
+        (own.tokens[:nodes], own.parents[:nodes]) if own else (theirs, list(range(len(theirs))))
+        for own, theirs in zip(found, drafted, strict=True)
+    ]
+    width = max(len(tokens) for tokens, _ in rows)
+    if not width:
         return None
-    tokens = torch.tensor([[*chain[:steps], *[0] * (steps - len(chain))] for chain in chains])
-    return Proposal(tokens if proposal is None else tokens.to(proposal.tokens.device), steps=steps)
+    device = None if proposal is None else proposal.tokens.device
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens, _ in rows], device=device)
+    above = [[*parents, *[0] * (width - len(parents))] for _, parents in rows]
+    depths = [_depths(parents) for parents in above]
+    steps = max(map(max, depths))
+    if steps == width and all(parents == list(range(len(parents))) for _, parents in rows):
+        return Proposal(ids, steps=width)
+    parents, depth = (torch.tensor(values, device=device) for values in (above, depths))
+    return Proposal(ids, parents=parents, depth=depth, steps=steps)
+
+
+def _depths(parents: Sequence[int]) -> list[int]:
+    """How deep each node is; a parent comes before its children."""
+    depths = [0]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    return depths[1:]

@@ -39,7 +39,7 @@ class SpeculationSettings:
 
     def scratch(self) -> int:
         """Uncommitted entries that a round needs, in the draft's or the target's cache."""
-        looked_up = 0 if self.lookup is None else self.lookup.length + 1
+        looked_up = 0 if self.lookup is None else self.lookup.nodes + 1
         if self.tree is None:
             return max(self.length + 1, looked_up)
         return max(self.tree.nodes + 1, self.tree.width * self.length, looked_up)

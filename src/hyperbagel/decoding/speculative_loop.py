@@ -22,7 +22,7 @@ from hyperbagel.decoding.autoregressive import (
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
-from hyperbagel.decoding.lookup import Lookup, laid_over
+from hyperbagel.decoding.lookup import Branches, Lookup, laid_over
 from hyperbagel.decoding.policies import PLAIN, Plan, Policy, Round
 from hyperbagel.decoding.proposal import Proposal, ProposalSettings
 from hyperbagel.decoding.rows import DraftMemory
@@ -145,7 +145,9 @@ class DecodingRun:
         forced = self.root.shape[1] > 1
         found = [] if plain or forced else self._looked_up()
         plan = PLAIN if plain or forced or (found and all(found)) else self._plan()
-        proposal = laid_over(self._propose(plan) if plan.length else None, found)
+        proposal = self._propose(plan) if plan.length else None
+        if self.engine.speculation.lookup is not None:
+            proposal = laid_over(proposal, found, self.engine.speculation.lookup)
         verdict = self._verify(proposal)
         new = self._emit(verdict, proposal)
         ended = {document: answer for document, answer in self.finished.items() if document in new}
@@ -190,8 +192,8 @@ class DecodingRun:
         length = min(plan.length, left, self.engine.speculation.length)
         return Plan(min(length, self.unseen.drafter.longest or length), plan.min_confidence)
 
-    def _looked_up(self) -> list[list[int]]:
-        """What each document's own text proposes; nothing at all where texts are not looked up."""
+    def _looked_up(self) -> list[Branches]:
+        """How each document likely goes on; nothing at all where nothing is looked up."""
         if not self.lookups:
             return []
         most = self.settings.max_tokens - 1

@@ -1,7 +1,7 @@
-"""What a model tends to say: the token that mostly followed each short sequence of tokens in its answers.
+"""What a model tends to say: the tokens that mostly followed each short sequence of tokens in its answers.
 
-Counting takes seconds and no training, and looking up takes no time. A model that speaks in set phrases, as small ones
-do, is followed by them as far as by a draft head of little training.
+Counting takes seconds and no training, and looking up takes next to no time. A model that speaks in set phrases, as
+small ones do, is followed by them as far as by a draft head of little training.
 """
 
 from __future__ import annotations
@@ -17,20 +17,36 @@ from numpy.typing import NDArray
 from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.tensors import metadata_of, read_tensors, write_tensors
 
-LONGEST = 4
+LONGEST = 5
 """Tokens of the longest sequences that are counted."""
+KEPT = 4
+"""Followers of a sequence that are kept: the most frequent ones."""
+_DISCOUNT = 0.75
+"""Taken from each count, for what was not seen (absolute discounting)."""
 _METADATA = "hyperbagel_phrases"
+_VERSION = "2"
 _FACTOR = 0x9E3779B97F4A7C15
 _ALL = 2**64 - 1
 
 
+class Followers(NamedTuple):
+    """What followed a sequence. tokens: the most frequent first; shares: how likely each is; rest: how likely
+    something else, which is told by what followed a shorter one."""
+
+    tokens: list[int]
+    shares: list[float]
+    rest: float
+
+
 class _Sequences(NamedTuple):
-    """Sequences of one length. keys: (N,) uint64 of each, ascending; following: (N,) ids that followed most often;
-    shares: (N,) how often, of all times and one more."""
+    """Sequences of one length. keys: (N,) uint64 of each, ascending; starts: (N + 1,) where the followers of each
+    begin; following: (M,) ids; shares: (M,) of each; rests: (N,)."""
 
     keys: NDArray[np.uint64]
+    starts: NDArray[np.int32]
     following: NDArray[np.int32]
     shares: NDArray[np.float32]
+    rests: NDArray[np.float32]
 
 
 class Phrases:
@@ -41,8 +57,8 @@ class Phrases:
     Examples:
         >>> from hyperbagel.draft.phrases import count_phrases
         >>> phrases = count_phrases([[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7, 8]])
-        >>> phrases.propose([1, 5], most=8, share=0.4)  # 3/4 and 3/4; 8 would leave 9/32
-        [6, 7]
+        >>> phrases.after([6, 7])  # twice of three times, and once, each less 3/4
+        Followers(tokens=[8, 9], shares=[0.4166666567325592, 0.0833333358168602], rest=0.5)
     """
 
     def __init__(self, sequences: Sequence[_Sequences]) -> None:
@@ -52,29 +68,16 @@ class Phrases:
         """How many sequences are known."""
         return sum(len(known.keys) for known in self.sequences)
 
-    def propose(self, tokens: Sequence[int], most: int, share: float) -> list[int]:
-        """What mostly follows, token by token, as long as the product of the shares is at least `share`.
-
-        tokens: so far; most: tokens proposed at most.
-        """
-        window, proposed, product = list(tokens[-LONGEST:]), list[int](), 1.0
-        while len(proposed) < most:
-            token, sure = self._follower(window)
-            product *= sure
-            if product < share or not sure:
-                break
-            proposed.append(token)
-            window = [*window[1 - LONGEST :], token]
-        return proposed
-
-    def _follower(self, window: Sequence[int]) -> tuple[int, float]:
-        """The token behind the longest known end of a window, and its share; a share of 0 if none is known."""
-        for length in range(min(LONGEST, len(window), len(self.sequences)), 0, -1):
-            known, key = self.sequences[length - 1], _key(window[-length:])
-            place = int(np.searchsorted(known.keys, np.uint64(key)))
-            if place < len(known.keys) and int(known.keys[place]) == key:
-                return int(known.following[place]), float(known.shares[place])
-        return 0, 0.0
+    def after(self, sequence: Sequence[int]) -> Followers | None:
+        """What followed a sequence of 1 to `LONGEST` tokens; None for one that is not known."""
+        if len(sequence) > len(self.sequences):
+            return None
+        known, key = self.sequences[len(sequence) - 1], np.uint64(_key(sequence))
+        place = int(known.keys.searchsorted(key))
+        if place == len(known.keys) or known.keys[place] != key:
+            return None
+        part = slice(known.starts[place], known.starts[place + 1])
+        return Followers(known.following[part].tolist(), known.shares[part].tolist(), float(known.rests[place]))
 
 
 def _key(tokens: Sequence[int]) -> int:
@@ -103,36 +106,44 @@ def count_phrases(answers: Iterable[Sequence[int]]) -> Phrases:
 def _counted(keys: NDArray[np.uint64], following: NDArray[np.int32]) -> _Sequences:
     order = np.lexsort((following, keys))
     keys, following = keys[order], following[order]
-    starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (following[1:] != following[:-1])])
-    counts = np.diff(np.r_[starts, len(keys)])
-    keys, following = keys[starts], following[starts]
+    different = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (following[1:] != following[:-1])])
+    counts = np.diff(np.r_[different, len(keys)])
+    keys, following = keys[different], following[different]
     order = np.lexsort((following, -counts, keys))  # the most frequent first; of equals always the same
     keys, following, counts = keys[order], following[order], counts[order]
     first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    shares = counts[first] / (np.add.reduceat(counts, first) + 1)
-    return _Sequences(keys[first], following[first], shares.astype(np.float32))
+    number = np.diff(np.r_[first, len(keys)])
+    totals = np.add.reduceat(counts, first)
+    kept = np.arange(len(keys)) - first.repeat(number) < KEPT
+    starts = np.r_[0, np.minimum(number, KEPT).cumsum()]
+    shares = (counts - _DISCOUNT) / totals.repeat(number)
+    rests = _DISCOUNT * number / totals
+    return _Sequences(
+        keys[first], starts.astype(np.int32), following[kept], shares[kept].astype(np.float32), rests.astype(np.float32)
+    )
 
 
 def save_phrases(phrases: Phrases, path: str | Path) -> None:
-    """Write them as one safetensors file, 16 bytes a sequence. Raises WriteError."""
+    """Write them as one safetensors file, 24 bytes or a few more a sequence. Raises WriteError."""
     tensors = {
         f"{name}.{length}": torch.from_numpy(values.view(np.int64) if name == "keys" else values)
         for length, known in enumerate(phrases.sequences, 1)
         for name, values in known._asdict().items()
     }
-    write_tensors(tensors, Path(path), {_METADATA: "1"})
+    write_tensors(tensors, Path(path), {_METADATA: _VERSION})
 
 
 def load_phrases(path: str | Path, vocab_size: int) -> Phrases:
-    """Read phrases. Raises CheckpointError for a file without, or of a model with other tokens."""
+    """Read phrases. Raises CheckpointError for a file without, of another version, or of a model with other tokens."""
     path = Path(path)
-    if _METADATA not in metadata_of(path):
-        raise CheckpointError(f"{path}: holds no phrases; count them with `hyperbagel data phrases`")
+    version = metadata_of(path).get(_METADATA)
+    if version != _VERSION:
+        what = "holds no phrases" if version is None else "holds phrases as an earlier version counted them"
+        raise CheckpointError(f"{path}: {what}; count them with `hyperbagel data phrases`")
     tensors = {name: value.numpy() for name, value in read_tensors(path).items()}
-    sequences = [
-        _Sequences(tensors[f"keys.{n}"].view(np.uint64), tensors[f"following.{n}"], tensors[f"shares.{n}"])
-        for n in range(1, len(tensors) // 3 + 1)
-    ]
+    tensors |= {name: values.view(np.uint64) for name, values in tensors.items() if name.startswith("keys")}
+    lengths = range(1, len(tensors) // len(_Sequences._fields) + 1)
+    sequences = [_Sequences(*(tensors[f"{name}.{n}"] for name in _Sequences._fields)) for n in lengths]
     if any(known.following.max(initial=0) >= vocab_size for known in sequences):
         raise CheckpointError(f"{path}: has tokens beyond {vocab_size:,}; count the phrases of this model's answers")
     return Phrases(sequences)
