@@ -57,7 +57,9 @@ def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
         load_phrases(tmp_path / "phrases.safetensors", 10)
 
 
-def test_phrases_of_shards_begin_as_answers_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_phrases_of_shards_begin_as_answers_do_and_serve_as_a_draft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = nano_folder(tmp_path / "nano")
     with ShardWriter(tmp_path / "answers" / "a-{:06d}.tar") as writer:
         texts = [{"type": "text", "text": "what?"}, {"type": "text", "text": "red circle", "loss": True}]
@@ -72,3 +74,8 @@ def test_phrases_of_shards_begin_as_answers_do(tmp_path: Path, capsys: pytest.Ca
     for place, token in enumerate(expected):
         found = phrases.after([*begun, *expected[:place]][-LONGEST:])
         assert found is not None and found.tokens == [token]
+    asked = ["chat", "-", "what?", "--model", str(folder), "--answer-prefix", "a ", "--max-tokens", "8"]
+    main(asked)
+    plain = capsys.readouterr().out
+    main([*asked, "--draft", str(out)])
+    assert capsys.readouterr().out.splitlines()[0] == plain.splitlines()[0]

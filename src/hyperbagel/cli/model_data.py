@@ -48,18 +48,18 @@ def regenerate(
         temperature: 0 always takes the likeliest token; higher values vary more.
         top_p: sample among the likeliest tokens that together have this probability.
         seed: of the sampling.
-        draft: file or name of a draft head, such as scenes/draft, which makes it faster.
+        draft: file or name of a draft head, such as scenes/draft, or of phrases, which makes it faster.
         device: where and how to compute.
     """
-    from hyperbagel.datamodules import regenerate as answering
-    from hyperbagel.draft.checkpoint import load_draft
+    from hyperbagel.datamodules.regenerate import RegenerationSettings, Regenerator
+    from hyperbagel.decoding.loading import load_proposing
+    from hyperbagel.decoding.speculative import Speculator
 
     check_folder(out)
     check_files(draft=draft)
     bagel, builder = _with_builder(model, answer_prefix, device)
-    head = None if draft is None else load_draft(draft, bagel)
-    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
-    return answering.regenerate(bagel, builder, shards, out, settings, head)
+    settings = RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
+    return Regenerator(Speculator(bagel, *load_proposing(draft, bagel)), builder, settings).run(shards, out)
 
 
 def features(

@@ -90,7 +90,7 @@ class Chat:
         questions: what to ask; several are answered together. Without any, each line of the standard input is one,
             and those before it are remembered.
         model: checkpoint folder, or the name of a model that comes with the package.
-        draft: file of a draft head, which speeds answers up without changing them.
+        draft: file of a draft head, or of phrases, which speeds answers up without changing them.
         answer_prefix: what the model is made to begin its answers with, as chat models expect; it is not shown.
         max_tokens: longest answer.
         temperature: 0 always takes the likeliest token; higher values vary more.
@@ -123,7 +123,8 @@ class App:
             it is there.
         nfe1: branch file for 1 evaluation, which also draws while a prompt is typed; default likewise
             branches/nfe1.safetensors.
-        draft: file of a draft head, which speeds answers up; default likewise branches/draft.safetensors.
+        draft: file of a draft head, or of phrases, which speeds answers up; default likewise
+            branches/draft.safetensors.
         steps: denoising steps of the teacher; with guidance each costs two or three evaluations.
         port: of the page.
         max_upload_mb: largest picture file that is taken, in megabytes.

@@ -60,7 +60,7 @@ class Studio:
         model: what reads, and with its own branch draws.
         tokenizer: its tokenizer.
         branches: files of distilled branches by their evaluations.
-        draft: file of a draft head, which speeds answers up without changing them.
+        draft: file of a draft head, or of phrases, which speeds answers up without changing them.
         steps: of the teacher.
     """
 

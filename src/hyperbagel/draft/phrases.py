@@ -133,6 +133,11 @@ def save_phrases(phrases: Phrases, path: str | Path) -> None:
     write_tensors(tensors, Path(path), {_METADATA: _VERSION})
 
 
+def holds_phrases(path: Path) -> bool:
+    """Whether a file holds phrases; not so if there is none. Raises CheckpointError for a broken file."""
+    return path.is_file() and _METADATA in metadata_of(path)
+
+
 def load_phrases(path: str | Path, vocab_size: int) -> Phrases:
     """Read phrases. Raises CheckpointError for a file without, of another version, or of a model with other tokens."""
     path = Path(path)

@@ -16,9 +16,9 @@ from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import Document
 from hyperbagel.bagel.tokenizer import Tokenizer
 from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.loading import load_proposing
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
-from hyperbagel.draft.checkpoint import load_draft
 from hyperbagel.pipeline.answers import ImageLike, TextStream, opened, question_document
 from hyperbagel.pipeline.economy import Offload, read_by
 from hyperbagel.pipeline.loading import said
@@ -34,12 +34,12 @@ class Answering:
     Args:
         model: what reads and writes.
         tokenizer: the model's.
-        draft: file or name of a draft head.
+        draft: file or name of a draft head, or of phrases.
     """
 
     def __init__(self, model: Bagel, tokenizer: Tokenizer, draft: str | Path | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._draft = None if draft is None else load_draft(draft, model)
+        self._draft, self._speculation = load_proposing(draft, model)
         self._told: set[object] = set()  # texts and samplers that were warned of
         self.offload: Offload | None = None
         self.replayed = False  # whether a GPU replays rounds of decoding
@@ -163,5 +163,5 @@ class Answering:
 
     @cached_property
     def speculator(self) -> Speculator:
-        """Writes answers, with the draft head if there is one."""
-        return Speculator(self.model, self._draft, static=self.replayed)
+        """Writes answers, with what proposes if there is anything."""
+        return Speculator(self.model, self._draft, self._speculation, static=self.replayed)

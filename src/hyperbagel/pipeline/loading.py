@@ -83,15 +83,17 @@ def said(text: str) -> str:
 
 
 def check_files(*branches: str | Path | None, draft: str | Path | None = None) -> None:
-    """Raises CheckpointError for a file that is no branch, or no draft head: what can be told before a model is loaded.
+    """Raises CheckpointError for a file that is no branch, or nothing to draft with: what can be told before a model is
+    loaded.
 
     None stands for no file.
     """
     from hyperbagel.bagel.branch_checkpoint import branch_file, read_info
-    from hyperbagel.draft.checkpoint import read_settings
 
     for branch in branches:
         if branch is not None:
             read_info(branch_file(branch))
     if draft is not None:
-        read_settings(resolve(draft, ".safetensors"))
+        from hyperbagel.decoding.loading import check_proposing
+
+        check_proposing(draft)

@@ -46,7 +46,7 @@ class Pipeline(Answering):
         model: what reads, and without a branch draws.
         tokenizer: the model's.
         branch: file or name of a distilled branch.
-        draft: file or name of a draft head.
+        draft: file or name of a draft head, or of phrases.
         context: which branch reads the source pictures of edits; None: as the branch was made for.
 
     Examples:
@@ -267,8 +267,9 @@ def load(
     """A model, ready to draw, edit and answer.
 
     model: checkpoint folder, or the name of a model that comes with the package, as `scenes`; branch, draft: files of a
-    distilled branch and of a draft head, or names such as `scenes/nfe6` and `scenes/draft`; device, dtype, compile,
-    offload, quantize: as in `Runtime`; without: parts that are not needed, for memory; context: as of `Pipeline`.
+    distilled branch and of a draft head (or phrases), or names such as `scenes/nfe6` and `scenes/draft`; device,
+    dtype, compile, offload, quantize: as in `Runtime`; without: parts that are not needed, for memory; context: as of
+    `Pipeline`.
     Raises FileNotFoundError, CheckpointError or ValueError with the file and the remedy.
 
         pipeline = load("scenes", branch="scenes/nfe6", draft="scenes/draft")
