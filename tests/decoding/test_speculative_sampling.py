@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -18,6 +19,7 @@ from hyperbagel.decoding.policies import Costs
 from hyperbagel.decoding.proposal import TreeSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
+from hyperbagel.draft.phrases import count_phrases, save_phrases
 from tests.decoding.drafting import documents, draft, target
 
 SAMPLES = 40_000
@@ -28,7 +30,9 @@ WAYS = {
     "adaptive": SpeculationSettings(2, policy=Adaptive(1, Costs(0.1, 0.01, 0.0))),  # a nano head is never sure
     "tree": SpeculationSettings(2, tree=TreeSettings(2, 4)),
     "own generators": SpeculationSettings(2),
-    "looked up": SpeculationSettings(2, policy=Adaptive(3), lookup=LookupSettings(match=1, length=2)),
+    "looked up": SpeculationSettings(
+        2, policy=Adaptive(3), lookup=LookupSettings(match=1, length=2, share=0.01, price=0)
+    ),
 }
 Verifier = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -149,6 +153,24 @@ def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"
     made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
     if (kind, way) != ("parallel", "confident"):  # it is hardly ever sure
         assert speculator.statistics.acceptance_length > (1.0 if way == "looked up" else 1.1)
+    assert p_value_of_answers(made, exact(settings)) > 1e-3
+
+
+@pytest.mark.slow
+def test_trees_of_phrases_keep_the_distribution(tmp_path: Path) -> None:
+    """Without a head, by what other draws said."""
+    settings = DecodingSettings(max_tokens=3, temperature=0.7, top_p=0.8, stop=())
+    model, question, rows = target(), documents(1), 500
+    plain = Speculator(model)
+    said = plain.decode(plain.prefill(question * rows), settings, torch.Generator().manual_seed(7))
+    save_phrases(
+        count_phrases([[model.config.tokens.bos, *answer] for answer in said]), tmp_path / "phrases.safetensors"
+    )
+    lookup = LookupSettings(match=1, phrases=str(tmp_path / "phrases.safetensors"), share=0.01, price=0)
+    speculator = Speculator(model, speculation=SpeculationSettings(lookup=lookup))
+    context, generator = speculator.prefill(question * rows), torch.Generator().manual_seed(0)
+    made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
+    assert speculator.statistics.acceptance_length > 1.2
     assert p_value_of_answers(made, exact(settings)) > 1e-3
 
 

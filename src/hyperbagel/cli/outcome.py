@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from hyperbagel.callbacks.export import ExportModel
+from hyperbagel.callbacks.provenance import Provenance, device_name
 from hyperbagel.callbacks.report import run_folder
 from hyperbagel.training.distillation import DistillationStage
 from hyperbagel.training.stage import student_updates
@@ -18,7 +19,7 @@ _PROMPT = "a photo of a red circle"
 def outcome(trainer: L.Trainer, stage: L.LightningModule) -> str:
     """What a training wrote, each with a command that uses it, and where its curves are."""
     model, folder, updates = str(getattr(stage, "folder", "")), run_folder(trainer), student_updates(stage)
-    lines = [f"{updates} updates done"]
+    lines = [f"{updates} updates done{_cost(trainer, stage)}"]
     for file, what, command in _results(trainer, stage, model):
         if file.exists():
             lines += [f"{what}: {file}", f"  next: {shlex.join(('hyperbagel', *command))}"]
@@ -26,6 +27,15 @@ def outcome(trainer: L.Trainer, stage: L.LightningModule) -> str:
     if any(folder.glob("events.out.tfevents.*")):
         lines.append(f"  curves: {shlex.join(('tensorboard', '--logdir', str(folder)))}")
     return "\n".join(lines)
+
+
+def _cost(trainer: L.Trainer, stage: L.LightningModule) -> str:
+    """What all of them took, and on what, if that was noted."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Provenance):
+            minutes, cpu = callback.cost.seconds / 60, callback.cost.cpu_seconds / 60
+            return f" in {minutes:.1f} minutes, {cpu:.1f} of a processor ({device_name(stage.device)})"
+    return ""
 
 
 def _results(trainer: L.Trainer, stage: L.LightningModule, model: str) -> list[tuple[Path, str, tuple[str, ...]]]:

@@ -61,6 +61,7 @@ class RunFolder:
             "trained": parameters.get("trained") and f"{parameters['trained'] / 1e6:.2f} M",
             "minutes": told.get("seconds") and f"{told['seconds'] / 60:.1f}",
             "CPU minutes": told.get("cpu_seconds") and f"{told['cpu_seconds'] / 60:.1f}",
+            "on": told.get("device"),
             "started": told.get("started"),
         }
         return {name: str(value) for name, value in shown.items() if value is not None}
