@@ -55,12 +55,12 @@ def test_what_followed_before_is_proposed(text: list[int], expected: list[list[i
 
 def test_chances_are_those_of_the_longest_agreement_then_of_shorter_ones() -> None:
     """By hand. Of two tokens that agree once: (1 - 0.7^2) / 1.5 of the text; the rest by phrases: behind (1, 2) one
-    time of four 3, less 3/4, and three times 4; by (2) alone once more 5."""
+    time of four 3, less 3/4, and three times 4; by (2) alone 3 and 4 behind 1, and 5 behind 9."""
     phrases = count_phrases([[1, 2, 3], [1, 2, 4], [1, 2, 4], [1, 2, 4], [9, 2, 5]])
     settings = LookupSettings(match=2, length=1, share=0.01)
     found = Lookup(settings, [1, 2, 6, 1, 2], phrases).propose(most=8, stop=())
     own = 0.51 / 1.5
-    by_two, by_one, rest = (0.25 / 4, 2.25 / 4, 0.0), (0.25 / 5, 2.25 / 5, 0.25 / 5), 1.5 / 4
+    by_two, by_one, rest = (0.25 / 4, 2.25 / 4, 0.0), (0.25 / 3, 0.25 / 3, 0.25 / 3), 1.5 / 4
     shares = {6: own} | {
         token: (1 - own) * (two + rest * one) for token, two, one in zip((3, 4, 5), by_two, by_one, strict=True)
     }

@@ -23,12 +23,16 @@ def answers(seed: int = 0) -> list[list[int]]:
 
 
 def test_followers_are_counted_and_discounted(tmp_path: Path) -> None:
-    """Against counting one by one; and the same from a file."""
+    """Against counting one by one, shorter sequences behind different tokens only; and the same from a file."""
     counts: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    behind: set[tuple[int, ...]] = set()
     for answer in answers():
         for place in range(1, len(answer)):
             for length in range(1, min(LONGEST, place) + 1):
-                counts[tuple(answer[place - length : place])][answer[place]] += 1
+                longer = tuple(answer[place - length - 1 : place + 1]) if length < place else ()
+                if length == LONGEST or not longer or longer not in behind:
+                    counts[tuple(answer[place - length : place])][answer[place]] += 1
+                behind.add(longer)
     phrases = count_phrases(answers())
     assert len(phrases) == len(counts)
     save_phrases(phrases, tmp_path / "phrases.safetensors")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ class _Sequences(NamedTuple):
     rests: NDArray[np.float32]
 
 
+class _Times(NamedTuple):
+    """Each time that a sequence of one length stood somewhere: its key, what followed, and the token before it."""
+
+    keys: NDArray[np.uint64]
+    following: NDArray[np.int32]
+    before: NDArray[np.int64]
+
+
 class Phrases:
     """The likeliest continuations of sequences of up to `LONGEST` tokens.
 
@@ -57,7 +65,7 @@ class Phrases:
     Examples:
         >>> from hyperbagel.draft.phrases import count_phrases
         >>> phrases = count_phrases([[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7, 8]])
-        >>> phrases.after([6, 7])  # twice of three times, and once, each less 3/4
+        >>> phrases.after([5, 6, 7])  # twice of three times, and once, each less 3/4
         Followers(tokens=[8, 9], shares=[0.4166666567325592, 0.0833333358168602], rest=0.5)
     """
 
@@ -89,29 +97,38 @@ def _key(tokens: Sequence[int]) -> int:
 
 
 def count_phrases(answers: Iterable[Sequence[int]]) -> Phrases:
-    """Count what follows what. answers: ids of each, with what it begins and ends with."""
-    keys: list[list[NDArray[np.uint64]]] = [[] for _ in range(LONGEST)]
-    following: list[list[NDArray[np.int32]]] = [[] for _ in range(LONGEST)]
-    for answer in answers:
+    """Count what follows what. answers: ids of each, with what it begins and ends with.
+
+    Shorter sequences are asked where longer ones are not known. So it is counted behind how many different tokens they
+    stood with what followed, not how often (Kneser-Ney): what is said in one phrase alone says little elsewhere.
+    """
+    found: list[list[_Times]] = [[] for _ in range(LONGEST)]
+    for number, answer in enumerate(answers):
         ids = np.asarray(answer, dtype=np.uint64)
+        before = np.r_[-1 - number, ids.astype(np.int64)]  # every answer's beginning counts
         for length in range(1, min(LONGEST, len(ids) - 1) + 1):
-            key = np.zeros(len(ids) - length, dtype=np.uint64)
+            count = len(ids) - length
+            key = np.zeros(count, dtype=np.uint64)
             for i in range(length):
-                key = key * np.uint64(_FACTOR) + ids[i : len(ids) - length + i] + np.uint64(1)
-            keys[length - 1].append(key)
-            following[length - 1].append(ids[length:].astype(np.int32))
-    return Phrases([_counted(np.concatenate(k), np.concatenate(f)) for k, f in zip(keys, following, strict=True) if k])
+                key = key * np.uint64(_FACTOR) + ids[i : count + i] + np.uint64(1)
+            found[length - 1].append(_Times(key, ids[length:].astype(np.int32), before[:count]))
+    joined = [_Times(*map(np.concatenate, zip(*times, strict=True))) for times in found if times]
+    return Phrases([_counted(times, length == LONGEST) for length, times in enumerate(joined, 1)])
 
 
-def _counted(keys: NDArray[np.uint64], following: NDArray[np.int32]) -> _Sequences:
-    order = np.lexsort((following, keys))
-    keys, following = keys[order], following[order]
-    different = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (following[1:] != following[:-1])])
-    counts = np.diff(np.r_[different, len(keys)])
-    keys, following = keys[different], following[different]
+def _counted(times: _Times, all_times: bool) -> _Sequences:
+    """all_times: count all of them, and not those behind different tokens."""
+    order = np.lexsort((times.before, times.following, times.keys))
+    keys, following, before = times.keys[order], times.following[order], times.before[order]
+    if not all_times:
+        different = _new(keys, following, before)
+        keys, following = keys[different], following[different]
+    first = np.flatnonzero(_new(keys, following))
+    counts = np.diff(np.r_[first, len(keys)])
+    keys, following = keys[first], following[first]
     order = np.lexsort((following, -counts, keys))  # the most frequent first; of equals always the same
     keys, following, counts = keys[order], following[order], counts[order]
-    first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    first = np.flatnonzero(_new(keys))
     number = np.diff(np.r_[first, len(keys)])
     totals = np.add.reduceat(counts, first)
     kept = np.arange(len(keys)) - first.repeat(number) < KEPT
@@ -121,6 +138,11 @@ def _counted(keys: NDArray[np.uint64], following: NDArray[np.int32]) -> _Sequenc
     return _Sequences(
         keys[first], starts.astype(np.int32), following[kept], shares[kept].astype(np.float32), rests.astype(np.float32)
     )
+
+
+def _new(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where rows differ from the one before; the first does."""
+    return np.r_[True, np.any([column[1:] != column[:-1] for column in columns], axis=0)]
 
 
 def save_phrases(phrases: Phrases, path: str | Path) -> None:
