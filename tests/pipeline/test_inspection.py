@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hyperbagel.bagel.checkpoint import CheckpointError
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.shipped import WEIGHTS
 from hyperbagel.cli import main
@@ -15,6 +16,7 @@ from hyperbagel.draft.checkpoint import save_draft
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.export import export_eagle3
 from hyperbagel.draft.head import DraftHead
+from hyperbagel.draft.phrases import count_phrases, save_phrases
 from hyperbagel.pipeline.inspection import inspect
 
 SCENES = WEIGHTS / "scenes"
@@ -32,6 +34,14 @@ def test_a_branch_tells_what_it_was_made_for() -> None:
     assert facts["what"] == "generation branch" and facts["inputs"] == "time, text scale, image scale"
     assert (facts["last stage"], facts["steps"], facts["text scale"]) == ("RewardTuning", "6", "3 to 5")
     assert facts["made over"].startswith("scenes, understanding ") and facts["fits"] == str(SCENES)
+
+
+def test_phrases_are_told(tmp_path: Path) -> None:
+    save_phrases(count_phrases([[1, 2, 3, 4], [1, 2, 700]]), tmp_path / "phrases.safetensors")
+    facts = inspect(tmp_path / "phrases.safetensors")
+    assert facts["what"].startswith("phrases") and facts["sequences"] == "3, 2, 1 of 1, 2, ... tokens"
+    with pytest.raises(CheckpointError, match="tokens beyond"):
+        inspect(tmp_path / "phrases.safetensors", SCENES)
 
 
 def test_draft_heads_are_told_before_and_after_export(nano_folder: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hyperbagel.pipeline.loading import model_folder
 
 
 def inspect(path: str, model: str | None = None) -> None:
-    """Tell what a model's folder, a branch, adapters or a draft head is, and whether it fits a model.
+    """Tell what a model's folder, a branch, adapters, a draft head or phrases are, and whether it fits a model.
 
     Args:
         path: file or folder, or the name of one that comes with the package.

@@ -1,4 +1,4 @@
-"""What a file or folder is: a model, a branch, adapters or a draft head; and whether it fits a model."""
+"""What a file or folder is: a model, a branch, adapters, a draft head or phrases; and whether it fits a model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.stored import AUTOENCODER, holds_model, read_json, stored_weights, strays, weight_files
 from hyperbagel.bagel.tensors import metadata_of, named_tensors
 from hyperbagel.draft.checkpoint import DRAFT, read_settings, require_target
+from hyperbagel.draft.phrases import holds_phrases, load_phrases
 
 Facts = dict[str, str]
 """What is told, by what it is about, in order."""
@@ -51,6 +52,8 @@ def inspect(place: str | Path, model: Path | None = None) -> Facts:
         return _branch(file, model)
     if DRAFT in metadata:
         return _draft(file, model)
+    if holds_phrases(file):
+        return _phrases(file, model)
     raise CheckpointError(
         f"{file}: weights of which nothing tells what they are; a model's own are inspected by their folder, and "
         "branches, adapters and draft heads have metadata"
@@ -138,6 +141,16 @@ def _draft(file: Path, model: Path | None) -> Facts:
         require_target(file, settings, Fingerprints.of_folder(model).base, str(model))
         facts["fits"] = str(model)
     return facts
+
+
+def _phrases(file: Path, model: Path | None) -> Facts:
+    """Nothing tells whose they are; a model with fewer tokens is not theirs."""
+    tokens = 2**31 if model is None else read_config(model).llm.vocab_size
+    lengths = ", ".join(f"{len(known.keys):,}" for known in load_phrases(file, tokens).sequences)
+    return {
+        "what": "phrases: what followed sequences of tokens in answers",
+        "sequences": f"{lengths} of 1, 2, ... tokens",
+    }
 
 
 def _exported_draft(folder: Path, config: dict[str, Any]) -> Facts:
