@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +86,16 @@ def test_differing_answers_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
 def test_stages_without_a_draft_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no draft head"):
         CALLBACK.requirements(Pretraining(model=nano_folder(tmp_path / "nano")), "test")
+
+
+def test_answers_are_timed_without_the_garbage_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DraftTraining(model=nano_folder(tmp_path / "nano"), method=SMALL)
+    decode, collecting = Speculator.decode, []
+
+    def watched(self: Speculator, *arguments: Any, **named: Any) -> list[list[int]]:
+        collecting.append(gc.isenabled())
+        return decode(self, *arguments, **named)
+
+    monkeypatch.setattr(Speculator, "decode", watched)
+    trainer(tmp_path, callbacks=[CALLBACK]).test(module, scenes({"question": 1.0}, held_out=2), verbose=False)
+    assert collecting and not any(collecting) and gc.isenabled()

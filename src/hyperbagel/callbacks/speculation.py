@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,18 @@ from hyperbagel.decoding.autoregressive import DecodingSettings
 from hyperbagel.decoding.speculative import SpeculationSettings, Speculator
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.draft.head import DraftHead
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, as `timeit` measures: its pauses fall on whoever comes by."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass
@@ -200,9 +214,10 @@ class Speculation(Evaluation):
                 speculator.statistics = results[way].setdefault(batch[0].kind, KindResult()).statistics
             # Of its own: what the draft reads of a context is kept there, and each way has to spend the time for it.
             context = speculator.prefill([question.document for question in batch])
-            started = time.perf_counter()
-            answers = speculator.decode(context, settings, prefix=batch[0].prefix)
-            return time.perf_counter() - started, answers
+            with _uncollected():
+                started = time.perf_counter()
+                answers = speculator.decode(context, settings, prefix=batch[0].prefix)
+                return time.perf_counter() - started, answers
 
         batches = _batches(asked, self.batch_size)
         for batch in batches[: self.warmup]:
