@@ -20,6 +20,7 @@ from hyperbagel.datamodules.pipeline import DocumentBuilder, Formatting
 from hyperbagel.datamodules.regenerate import RegenerationSettings, Regenerator, regenerate
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
+from hyperbagel.decoding.loading import Proposing
 from hyperbagel.decoding.speculative import Speculator
 from hyperbagel.draft.config import DraftConfig
 from hyperbagel.draft.head import DraftHead
@@ -128,7 +129,9 @@ def test_answers_do_not_depend_on_how_many_are_written_at_once(model, tmp_path: 
     head = DraftHead.from_target(DraftConfig(layers=1), model) if temperature == 0 else None
     for size in (1, 3, 16):
         settings = replace(SETTINGS, batch_size=size, temperature=temperature, max_tokens=40, keep_long=True)
-        regenerate(model, builder(), str(source), tmp_path / str(size), settings, head if size == 3 else None)
+        regenerate(
+            model, builder(), str(source), tmp_path / str(size), settings, Proposing(head if size == 3 else None)
+        )
     for path in (tmp_path / "1").glob("*.tar"):
         for size in ("3", "16"):
             assert path.read_bytes() == (tmp_path / size / path.name).read_bytes()

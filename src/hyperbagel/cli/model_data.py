@@ -51,15 +51,14 @@ def regenerate(
         draft: file or name of a draft head, such as scenes/draft, or of phrases, which makes it faster.
         device: where and how to compute.
     """
-    from hyperbagel.datamodules.regenerate import RegenerationSettings, Regenerator
+    from hyperbagel.datamodules import regenerate as answering
     from hyperbagel.decoding.loading import load_proposing
-    from hyperbagel.decoding.speculative import Speculator
 
     check_folder(out)
     check_files(draft=draft)
     bagel, builder = _with_builder(model, answer_prefix, device)
-    settings = RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
-    return Regenerator(Speculator(bagel, *load_proposing(draft, bagel)), builder, settings).run(shards, out)
+    settings = answering.RegenerationSettings(batch_size, max_tokens, keep_long, temperature, top_p, seed)
+    return answering.regenerate(bagel, builder, shards, out, settings, load_proposing(draft, bagel))
 
 
 def features(

@@ -25,9 +25,9 @@ from hyperbagel.datamodules.shards import Sample, find_rewritten, read_samples
 from hyperbagel.datamodules.skipped import SkippedSampleError
 from hyperbagel.datamodules.writer import ShardWriter
 from hyperbagel.decoding.autoregressive import DecodingSettings
+from hyperbagel.decoding.loading import Proposing
 from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import Speculator
-from hyperbagel.draft.head import DraftHead
 from hyperbagel.files import naming, write_bytes, write_json
 from hyperbagel.flow.randomness import step_generator
 from hyperbagel.messages import clip
@@ -271,7 +271,8 @@ def regenerate(
     shards: str | Sequence[str],
     out: str | Path,
     settings: RegenerationSettings | None = None,
-    draft: DraftHead | None = None,
+    proposing: Proposing | None = None,
 ) -> RegenerationSummary:
-    """Let `model` answer the documents of shards anew, faster with a draft head; see `Regenerator`."""
-    return Regenerator(Speculator(model, draft), builder, settings or RegenerationSettings()).run(shards, out)
+    """Let `model` answer the documents of shards anew, faster with a draft head or phrases; see `Regenerator`."""
+    speculator = Speculator(model, *(proposing or Proposing()))
+    return Regenerator(speculator, builder, settings or RegenerationSettings()).run(shards, out)

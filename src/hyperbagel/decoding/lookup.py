@@ -89,14 +89,14 @@ class Lookup:
     def __init__(self, settings: LookupSettings, text: Iterable[int], phrases: Phrases | None = None) -> None:
         self.settings, self.phrases = settings, phrases
         self.tokens: list[int] = []
-        self._sizes = range(max(LONGEST, settings.match), 0, -1)
+        self._longest = max(LONGEST, settings.match)
         self._behind: dict[tuple[int, ...], dict[int, int]] = {}
         self.extend(text)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Note what follows."""
         for token in tokens:
-            for size in range(self.settings.match, min(self._sizes.start, len(self.tokens)) + 1):
+            for size in range(self.settings.match, min(self._longest, len(self.tokens)) + 1):
                 counts = self._behind.setdefault(tuple(self.tokens[-size:]), {})
                 counts[token] = counts.pop(token, 0) + 1
             self.tokens.append(token)
@@ -109,32 +109,31 @@ class Lookup:
         heap: list[tuple[float, int, int, list[int]]] = []  # chances, less than zero; order; parents; paths
         order = itertools.count()
         parent, path, chance = 0, list[int](), 1.0
-        while True:
+        while len(found) < self.settings.nodes:
             if len(path) < most:
-                window = [*self.tokens[-self._sizes.start :], *path][-self._sizes.start :]
+                window = [*self.tokens[-self._longest :], *path][-self._longest :]
                 for token, share in self._following(window):
                     sure = chance * share**_OPTIMISM
                     if token >= 0 and token not in stop and sure >= _LEAST:
                         heapq.heappush(heap, (-sure, next(order), parent, [*path, token]))
-            if not heap or len(found) == self.settings.nodes:
-                return found
+            if not heap:
+                break
             less, _, parent, path = heapq.heappop(heap)
             chance = -less
             if not found and chance < self.settings.share:
-                return found
+                break
             found.tokens.append(path[-1])
             found.parents.append(parent)
             found.chances.append(chance)
             parent = len(found)
+        return found
 
     def _following(self, window: Sequence[int]) -> list[tuple[int, float]]:
         """The likeliest tokens behind a window, and how likely each is: as they followed its longest known end, and,
         as far as that leaves a doubt, shorter ones; first in the text, then in phrases."""
         chances: dict[int, float] = {}
         rest = 1.0
-        for size in self._sizes:
-            if size > len(window):
-                continue
+        for size in range(len(window), 0, -1):
             for followers in (self._own(window[-size:]), self.phrases and self.phrases.after(window[-size:])):
                 if followers:
                     for token, share in zip(followers.tokens, followers.shares, strict=True):

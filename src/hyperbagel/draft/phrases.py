@@ -23,7 +23,8 @@ KEPT = 4
 """Followers of a sequence that are kept: the most frequent ones."""
 _DISCOUNT = 0.75
 """Taken from each count, for what was not seen (absolute discounting)."""
-_METADATA = "hyperbagel_phrases"
+PHRASES = "hyperbagel_phrases"
+"""Key of safetensors metadata of a file of phrases."""
 _VERSION = "2"
 _FACTOR = 0x9E3779B97F4A7C15
 _ALL = 2**64 - 1
@@ -152,18 +153,18 @@ def save_phrases(phrases: Phrases, path: str | Path) -> None:
         for length, known in enumerate(phrases.sequences, 1)
         for name, values in known._asdict().items()
     }
-    write_tensors(tensors, Path(path), {_METADATA: _VERSION})
+    write_tensors(tensors, Path(path), {PHRASES: _VERSION})
 
 
 def holds_phrases(path: Path) -> bool:
     """Whether a file holds phrases; not so if there is none. Raises CheckpointError for a broken file."""
-    return path.is_file() and _METADATA in metadata_of(path)
+    return path.is_file() and PHRASES in metadata_of(path)
 
 
 def load_phrases(path: str | Path, vocab_size: int) -> Phrases:
     """Read phrases. Raises CheckpointError for a file without, of another version, or of a model with other tokens."""
     path = Path(path)
-    version = metadata_of(path).get(_METADATA)
+    version = metadata_of(path).get(PHRASES)
     if version != _VERSION:
         what = "holds no phrases" if version is None else "holds phrases as an earlier version counted them"
         raise CheckpointError(f"{path}: {what}; count them with `hyperbagel data phrases`")

@@ -25,7 +25,7 @@ from hyperbagel.bagel.shipped import resolve
 from hyperbagel.bagel.stored import AUTOENCODER, holds_model, read_json, stored_weights, strays, weight_files
 from hyperbagel.bagel.tensors import metadata_of, named_tensors
 from hyperbagel.draft.checkpoint import DRAFT, read_settings, require_target
-from hyperbagel.draft.phrases import holds_phrases, load_phrases
+from hyperbagel.draft.phrases import PHRASES, load_phrases
 
 Facts = dict[str, str]
 """What is told, by what it is about, in order."""
@@ -52,7 +52,7 @@ def inspect(place: str | Path, model: Path | None = None) -> Facts:
         return _branch(file, model)
     if DRAFT in metadata:
         return _draft(file, model)
-    if holds_phrases(file):
+    if PHRASES in metadata:
         return _phrases(file, model)
     raise CheckpointError(
         f"{file}: weights of which nothing tells what they are; a model's own are inspected by their folder, and "
