@@ -71,6 +71,24 @@ def test_chances_are_those_of_the_longest_agreement_then_of_shorter_ones() -> No
     assert chain.tokens == [4, 3] and chain.parents == [0, 0], "nothing is known behind 4"
 
 
+def test_a_drafts_tree_is_grown_on() -> None:
+    """By hand: 1, 2 were followed by 3 and 4. The draft proposes 4, and 5 behind it; also 6, and nothing behind that."""
+    settings = LookupSettings(match=2, length=2, nodes=9, trust=0.75)
+    lookup = Lookup(settings, [1, 2, 3, 4, 1, 2])
+    drafted = Branches([4, 6, 5], [0, 0, 1], [0.5, 0.2, 0.4])
+    assert drafted.children() == {0: {4: (1, 0.5), 6: (2, 0.2)}, 1: {5: (3, 0.8)}}
+    own = (0.51 / 1.5) ** 1.5  # one token that stood behind two which agree
+    three, four, six, five = 0.25 * own, 0.75 * 0.5, 0.75 * 0.2, 0.75 * 0.5 * 0.75 * 0.8
+    sure = 0.657 / 1.5  # of three that agree; of the rest as two do
+    behind_three = three * (sure + (1 - sure) * 0.51 / 1.5) ** 1.5  # of which the draft says nothing
+    found = lookup.propose(most=8, stop=(), drafted=drafted)
+    assert paths(found) == [[4], [4, 5], [6], [3], [3, 4]]
+    assert found.chances == pytest.approx([four, five, six, three, behind_three])
+    assert paths(lookup.propose(most=1, stop={6}, drafted=drafted)) == [[4], [3]]
+    alone = Lookup(settings, []).propose(most=8, stop=(), drafted=drafted)
+    assert paths(alone) == [[4], [4, 5], [6]], "what nothing is known of is the draft's alone"
+
+
 def test_as_many_are_verified_as_are_worth_it() -> None:
     settings = LookupSettings(nodes=4, free=5, price=0.1)
     likely, unlikely = Branches([1] * 4, [0, 1, 2, 3], [0.9, 0.8, 0.7, 0.6]), Branches([1], [0], [0.1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +15,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from hyperbagel.bagel.model import Bagel
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text, next_token_probabilities
 from hyperbagel.decoding.lookup import LookupSettings
@@ -32,6 +36,9 @@ WAYS = {
     "own generators": SpeculationSettings(2),
     "looked up": SpeculationSettings(
         2, policy=Adaptive(3), lookup=LookupSettings(match=1, length=2, share=0.01, price=0)
+    ),
+    "tree grown on": SpeculationSettings(
+        2, tree=TreeSettings(2, 4), lookup=LookupSettings(match=1, length=2, share=0.9, price=0)
     ),
 }
 Verifier = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -137,13 +144,31 @@ def test_choices_through_a_tree_keep_the_distribution() -> None:
     assert p_value(torch.stack([one, torch.where(two < 0, own, two)], 1)) > 1e-3
 
 
+@cache
+def decided() -> Bagel:
+    """A target that makes up its mind: at temperature 1 it says as few answers as the other one at 0.7 and top-p 0.8."""
+    model = copy.deepcopy(target())
+    with torch.no_grad():
+        model.understanding.norm.weight.mul_(2.0)
+    return model
+
+
+SAMPLING = {
+    "0.7": (target, DecodingSettings(max_tokens=3, temperature=0.7, top_p=0.8, stop=())),
+    "1": (decided, DecodingSettings(max_tokens=3, temperature=1.0, stop=())),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("temperature", SAMPLING)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["hyper", "parallel"])
-def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"], way: str) -> None:
+def test_whole_decoding_keeps_the_distribution(
+    kind: Literal["hyper", "parallel"], way: str, temperature: str
+) -> None:
     """Three tokens each of 20,000 answers against the probabilities that plain passes give."""
-    settings = DecodingSettings(max_tokens=3, temperature=0.7, top_p=0.8, stop=())
-    model = target()
+    which, settings = SAMPLING[temperature]
+    model = which()
     speculator = Speculator(model, draft(kind, trained=True), WAYS[way])
     question, rows = documents(1), 500
     context = speculator.prefill(question * rows)
@@ -153,14 +178,15 @@ def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"
     made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
     if (kind, way) != ("parallel", "confident"):  # it is hardly ever sure
         assert speculator.statistics.acceptance_length > (1.0 if way == "looked up" else 1.1)
-    assert p_value_of_answers(made, exact(settings)) > 1e-3
+    assert p_value_of_answers(made, exact(model, settings)) > 1e-3
 
 
 @pytest.mark.slow
-def test_trees_of_phrases_keep_the_distribution(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", SAMPLING)
+def test_trees_of_phrases_keep_the_distribution(temperature: str, tmp_path: Path) -> None:
     """Without a head, by what other draws said."""
-    settings = DecodingSettings(max_tokens=3, temperature=0.7, top_p=0.8, stop=())
-    model, question, rows = target(), documents(1), 500
+    which, settings = SAMPLING[temperature]
+    model, question, rows = which(), documents(1), 500
     plain = Speculator(model)
     said = plain.decode(plain.prefill(question * rows), settings, torch.Generator().manual_seed(7))
     save_phrases(
@@ -171,7 +197,18 @@ def test_trees_of_phrases_keep_the_distribution(tmp_path: Path) -> None:
     context, generator = speculator.prefill(question * rows), torch.Generator().manual_seed(0)
     made = [tuple(a) for _ in range(20_000 // rows) for a in speculator.decode(context, settings, generator)]
     assert speculator.statistics.acceptance_length > 1.2
-    assert p_value_of_answers(made, exact(settings)) > 1e-3
+    assert p_value_of_answers(made, exact(model, settings)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", SAMPLING)
+def test_answers_of_another_temperature_are_found_out(temperature: str) -> None:
+    which, settings = SAMPLING[temperature]
+    model, question, rows = which(), documents(1), 500
+    warmer = dataclasses.replace(settings, temperature=settings.temperature * 1.1)
+    generator, context = torch.Generator().manual_seed(0), Speculator(model).prefill(question * rows)
+    made = [tuple(a) for _ in range(20_000 // rows) for a in Speculator(model).decode(context, warmer, generator)]
+    assert p_value_of_answers(made, exact(model, settings)) < 1e-6
 
 
 def p_value_of_answers(made: list[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
@@ -189,15 +226,14 @@ def p_value_of_answers(made: list[tuple[int, ...]], expected: dict[tuple[int, ..
     return float(chisquare(observed, [w * sum(observed) / total for w in wanted]).pvalue)
 
 
-def exact(settings: DecodingSettings) -> dict[tuple[int, ...], float]:
+def exact(model: Bagel, settings: DecodingSettings) -> dict[tuple[int, ...], float]:
     """Probability of every answer of three tokens, from one pass a prefix."""
-    model = target()
     context = model.prefill(documents(1))
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         longer: dict[tuple[int, ...], float] = {}
         for prefix, mass in found.items():
-            if mass < 1e-7:
+            if mass < 1e-9:
                 continue
             one = next_distribution(model, context, prefix, settings)
             longer |= {(*prefix, token): mass * float(one[token]) for token in one.nonzero()[:, 0].tolist()}

@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-
 from hyperbagel.bagel.checkpoint import read_config
 from hyperbagel.bagel.shipped import cache_folder, resolve
 from hyperbagel.datamodules.batch_order import BatchOrder, OrderedSource, OrderSettings
 from hyperbagel.datamodules.loader import BatchDataset, DocumentLoader, Monitor, OpenSource, ReaderSettings
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, Formatting, check_vit_pictures
+from hyperbagel.datamodules.resumable import LoadSettings, ResumableDataModule
 from hyperbagel.datamodules.skipped import SkipLog
 from hyperbagel.datamodules.sources import Samples, Source, open_source
 from hyperbagel.datamodules.vocabulary import source_words
@@ -58,7 +56,7 @@ class Batching:
 _BATCHING = Batching()
 
 
-class InterleavedDataModule(L.LightningDataModule):
+class InterleavedDataModule(ResumableDataModule):
     """Yields `DocumentBatch`es of one source each, ready for the model.
 
     The sequence of batches depends on the configuration, the rank and nothing else; the state is one number. A run
@@ -106,8 +104,6 @@ class InterleavedDataModule(L.LightningDataModule):
         self._built_for: str | None = None
         self.skips = SkipLog(reader.max_skipped)
         self._open: dict[str, list[OpenSource]] = {}
-        self._train_loader: DocumentLoader | None = None
-        self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Copy remote shards and scan new ones, in one process of each machine. Names all shards that are missing."""
@@ -146,25 +142,10 @@ class InterleavedDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DocumentLoader:
         """The training batches that were not handed out yet."""
         order = self._order("train", self.batching.seed, self.batching.batches_per_epoch)
-        fingerprint = self._fingerprint(order)
-        if self._resumed and self._resumed["data"] != fingerprint:
-            raise ValueError(
-                f"the data is not that of the checkpoint, so its batches cannot be continued: it had "
-                f"{self._resumed['data']}, now {fingerprint}. Resume with the same sources, batching and number of "
-                "ranks, or start a new run from the checkpoint's weights"
-            )
+        position = self._going_on(order)
         dataset = self._dataset("train", self.dropout)
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        self._train_loader = DocumentLoader(
-            order,
-            dataset,
-            self.reader,
-            self._monitor(),
-            position=self._consumed(),
-            repeat=overfit,
-            device=self._device,
-        )
-        return self._train_loader
+        self._train_loader = loader = self._loader(order, dataset, position, self._overfits)
+        return loader
 
     def val_dataloader(self) -> DocumentLoader | list[DocumentLoader]:
         """All validation documents."""
@@ -178,23 +159,14 @@ class InterleavedDataModule(L.LightningDataModule):
         """All test documents."""
         return self._evaluation("test")
 
-    def teardown(self, stage: str) -> None:
-        """Stop the workers."""
-        if stage == "fit" and self._train_loader is not None:
-            self._resumed = self.state_dict()
-            self._train_loader = None
-
     def state_dict(self) -> dict[str, Any]:
         """Number of batches consumed, what the data was, and the samples skipped so far."""
-        if self._train_loader is None:
-            return self._resumed
-        data = self._fingerprint(self._train_loader.order)
-        return {"batches": self._consumed(), "data": data, "skipped": self.skips.state_dict()}
+        state = super().state_dict()
+        return state if self._train_loader is None else state | {"skipped": self.skips.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a run stopped; checked against the data when training begins."""
-        self._resumed = state_dict
-        self._train_loader = None
+        super().load_state_dict(state_dict)
         self.skips.load_state_dict(state_dict.get("skipped", {}))
 
     def _build(self) -> DocumentBuilder:
@@ -227,27 +199,16 @@ class InterleavedDataModule(L.LightningDataModule):
     def _cache_dir(self) -> Path:
         return Path(self.reader.cache_dir) if self.reader.cache_dir else cache_folder()
 
-    @property
-    def _device(self) -> torch.device:
-        """Where batches go."""
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-    def _consumed(self) -> int:
-        """Batches handed out, without the one that the trainer has not finished."""
-        if self._train_loader is None:
-            return int(self._resumed.get("batches", 0))
-        position = self._train_loader.position
-        if self.trainer is None or not self.trainer.training:
-            return position
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return position - (progress.ready - progress.processed)
-
     def _evaluation(self, split: str) -> DocumentLoader | list[DocumentLoader]:
         if not self.sources[split]:
             return []
         order = self._order(split, None, None)
         dataset = self._dataset(split, None)
-        return DocumentLoader(order, dataset, self.reader, self._monitor(), repeat=True, device=self._device)
+        return self._loader(order, dataset, 0, repeat=True)
+
+    def _loader(self, order: BatchOrder, dataset: BatchDataset, position: int, repeat: bool) -> DocumentLoader:
+        settings = LoadSettings(self.reader.num_workers, self.reader.prefetch, position, repeat, self._device)
+        return DocumentLoader(order, dataset, settings, self._monitor())
 
     def _order(self, split: str, seed: int | None, batches: int | None) -> BatchOrder:
         """The batches of a split; seed: None reads everything once and in order."""
@@ -265,11 +226,9 @@ class InterleavedDataModule(L.LightningDataModule):
         return BatchOrder(ordered, OrderSettings(world, seed, self.batching.window, batches), rank)
 
     def _ranks(self) -> tuple[int, int]:
-        """Rank and number of ranks among those that read different data (not those that share a batch)."""
         if self.rank is not None and self.world_size is not None:
             return self.rank, self.world_size
-        distributed = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return (distributed["rank"], distributed["num_replicas"]) if distributed else (0, 1)
+        return super()._ranks()
 
     def _dataset(self, split: str, dropout: CondDropout | None) -> BatchDataset:
         stage = self.trainer.lightning_module if self.trainer is not None else None

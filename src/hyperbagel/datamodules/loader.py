@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
 from time import perf_counter
-from typing import Any, Final
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hyperbagel.bagel.images import ImageTransform
 from hyperbagel.bagel.segments import DocumentBatch
@@ -20,11 +14,11 @@ from hyperbagel.datamodules.batch_order import BatchOrder, OrderedBatch
 from hyperbagel.datamodules.documents import InterleavedDocument, TextPart
 from hyperbagel.datamodules.packing import PackedBatch, pack
 from hyperbagel.datamodules.pipeline import CondDropout, DocumentBuilder, keyed_random
+from hyperbagel.datamodules.resumable import LoadSettings, OrderedLoader
 from hyperbagel.datamodules.skipped import Skip, SkipLog, SkippedSampleError, SkipRecord
 from hyperbagel.datamodules.sources import Samples
 from hyperbagel.training.stage import LearnsFrom
 
-_HOST: Final = torch.device("cpu")
 _LOOK = 10_000
 """Batches without a usable document after which a source is given up."""
 
@@ -108,77 +102,31 @@ class Monitor:
     every: int = 50
 
 
-class DocumentLoader(Iterable[DocumentBatch]):
-    """The batches of a `BatchOrder`, in its order for any number of workers.
+class DocumentLoader(OrderedLoader[DocumentBatch]):
+    """Batches of documents. Pictures are put on the device, for a GPU by way of page-locked memory, so that neither
+    waits for the other.
 
-    Each `iter` goes over the rest of the current epoch, or over the next when that is done. `position` counts the
-    batches handed out since the beginning of the run, however many were loaded ahead. Pictures are put on `device`, for
-    a GPU by way of page-locked memory, so that neither waits for the other. With repeat, every `iter`
-    begins with batch 0 again (validation).
+    order: of the batches; dataset: builds them; settings: where they are loaded; monitor: what is told of them.
     """
 
-    def __init__(
-        self,
-        order: BatchOrder,
-        dataset: BatchDataset,
-        settings: ReaderSettings,
-        monitor: Monitor,
-        position: int = 0,
-        repeat: bool = False,
-        device: torch.device = _HOST,
-    ) -> None:
-        self.order, self.dataset, self.monitor, self.repeat = order, dataset, monitor, repeat
-        self.device = device
-        self._unseen = _UnseenBatches(order, position)
-        workers = settings.num_workers
-        self._loader: DataLoader[PackedBatch] = DataLoader(
-            dataset,
-            sampler=self._unseen,
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            prefetch_factor=settings.prefetch if workers else None,
-            persistent_workers=bool(workers) and not repeat,
-            generator=torch.Generator(),  # the default would draw from the global state, once an epoch
-            worker_init_fn=_outlive_signals,
-            pin_memory=device.type == "cuda",
-        )
-        # Data module and loader know each other. If the workers' queues were collected with that circle, they would be
-        # closed before their workers had been told to end, and each would be waited for in vain.
-        weakref.finalize(self, _let_go, self._loader)
+    dataset: BatchDataset
 
-    def __len__(self) -> int:
-        """Batches an epoch, resumed ones included."""
-        return len(self.order)
-
-    @property
-    def position(self) -> int:
-        """Batches handed out since the beginning of the run."""
-        return self._unseen.position
+    def __init__(self, order: BatchOrder, dataset: BatchDataset, settings: LoadSettings, monitor: Monitor) -> None:
+        super().__init__(order, dataset, settings)
+        self.monitor = monitor
 
     def __iter__(self) -> Iterator[DocumentBatch]:
-        if self.repeat:
-            self._unseen.position = 0
-        meter = _Meter()
-        stream = iter(self._loader)
-        end = self._unseen.end
-        for number in range(self.position, end):
-            begin = perf_counter()
-            packed = self._usable(next(stream), number)
+        meter, loaded, begin = _Meter(), self._loaded(), perf_counter()
+        for number, found in loaded:
+            packed = self._usable(found, number)
             meter.add(packed, perf_counter() - begin)
-            if number % self.monitor.every == 0 or number + 1 == end:
+            if number % self.monitor.every == 0 or number + 1 == self._unseen.end:
                 self.monitor.report(meter.metrics() | self._skip_metrics())
                 meter = _Meter()
             batch = packed.unpack(self.device)
             self._unseen.position = number + 1
             yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the position. That the method exists tells Lightning that resuming works."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing, see `state_dict`."""
+            begin = perf_counter()
 
     def _usable(self, packed: PackedBatch, number: int) -> PackedBatch:
         """The batch; if none of its documents is usable, the next of its source instead, so that no rank runs out of
@@ -200,24 +148,6 @@ class DocumentLoader(Iterable[DocumentBatch]):
 
     def _skip_metrics(self) -> dict[str, float]:
         return {f"data/skipped/{cause}": float(count) for cause, count in self.monitor.skips.counts.items()}
-
-
-class _UnseenBatches:
-    """The batches from a position to the end of its epoch."""
-
-    def __init__(self, order: BatchOrder, position: int) -> None:
-        self._order, self.position = order, position
-
-    @property
-    def end(self) -> int:
-        """Position at which the epoch ends."""
-        return (self.position // len(self) + 1) * len(self)
-
-    def __iter__(self) -> Iterator[OrderedBatch]:
-        return (self._order[number] for number in range(self.position, self.end))
-
-    def __len__(self) -> int:
-        return len(self._order)
 
 
 class _Meter:
@@ -243,31 +173,3 @@ class _Meter:
             "data/wait_share": self._waited / seconds,
             "data/padding_share": 1 - self._tokens / max(self._room, 1),
         }
-
-
-def _outlive_signals(worker: int) -> None:
-    """Clusters end a run with a SIGTERM to each of its processes, terminals with a SIGINT: the trainer needs its
-    batches until it has saved.
-
-    Only the trainer's own SIGTERM, with which it stops its workers, ends the worker. Systems that do not tell who sent
-    a signal end it with any.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_trainer(trainer: int) -> None:
-    """Wait for a SIGTERM from a process, the worker's parent, and exit."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)
-
-
-def _let_go(loader: DataLoader[PackedBatch]) -> None:
-    """Nothing: that a finalizer has the loader keeps it until then."""
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

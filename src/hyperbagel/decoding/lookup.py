@@ -45,6 +45,9 @@ class LookupSettings:
     """File of `hyperbagel data phrases`: what the model said in other answers counts too."""
     share: float = 0.15
     """How likely the likeliest next token has to be; elsewhere the draft head proposes."""
+    trust: float = 0.5
+    """How much a draft head's own chances count where it proposes a tree: that is then grown on by what was looked
+    up, whose chances count for the rest."""
     free: int = 5
     """Tokens that are verified in the time of one (by a CPU in float32: five)."""
     price: float = 0.05
@@ -52,9 +55,10 @@ class LookupSettings:
 
     def __post_init__(self) -> None:
         least = min(self.match, self.length, self.nodes, self.free)
-        if least < 1 or not 0 < self.share <= 1 or self.price < 0:
+        if least < 1 or not 0 < self.share <= 1 or not 0 <= self.trust <= 1 or self.price < 0:
             raise ValueError(
-                f"a lookup needs match, length, nodes and free >= 1, 0 < share <= 1 and price >= 0, got {self}"
+                "a lookup needs match, length, nodes and free >= 1, 0 < share <= 1, 0 <= trust <= 1 and price >= 0, "
+                f"got {self}"
             )
 
 
@@ -72,6 +76,15 @@ class Branches:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def children(self) -> dict[int, dict[int, tuple[int, float]]]:
+        """Of each node that has some: their numbers, and how likely each is behind it, by their tokens."""
+        known = [1.0, *self.chances]
+        found: dict[int, dict[int, tuple[int, float]]] = {}
+        for number, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True), 1):
+            if known[parent] >= _LEAST:
+                found.setdefault(parent, {})[token] = number, known[number] / known[parent]
+        return found
 
 
 class Lookup:
@@ -101,32 +114,47 @@ class Lookup:
                 counts[token] = counts.pop(token, 0) + 1
             self.tokens.append(token)
 
-    def propose(self, most: int, stop: Collection[int]) -> Branches:
-        """The likeliest paths; nothing where the next token is unsure. A stop token is left to the target, which says
-        it unasked. most: tokens of a path.
+    def propose(self, most: int, stop: Collection[int], drafted: Branches | None = None) -> Branches:
+        """The likeliest paths; without a draft nothing where the next token is unsure. A stop token is left to the
+        target, which says it unasked. most: tokens of a path; drafted: what the draft head proposes, to be grown on.
         """
         most, found = min(most, self.settings.length), Branches()
-        heap: list[tuple[float, int, int, list[int]]] = []  # chances, less than zero; order; parents; paths
+        known = {} if drafted is None else drafted.children()
+        # Chances, less than zero; order; parent; path; the draft's number of it, or -1.
+        heap: list[tuple[float, int, int, list[int], int]] = []
         order = itertools.count()
-        parent, path, chance = 0, list[int](), 1.0
+        parent, path, chance, place = 0, list[int](), 1.0, 0
         while len(found) < self.settings.nodes:
             if len(path) < most:
                 window = [*self.tokens[-self._longest :], *path][-self._longest :]
-                for token, share in self._following(window):
-                    sure = chance * share**_OPTIMISM
-                    if token >= 0 and token not in stop and sure >= _LEAST:
-                        heapq.heappush(heap, (-sure, next(order), parent, [*path, token]))
+                for token, (number, share) in self._likely(window, known.get(place)).items():
+                    if token >= 0 and token not in stop and chance * share >= _LEAST:
+                        heapq.heappush(heap, (-chance * share, next(order), parent, [*path, token], number))
             if not heap:
                 break
-            less, _, parent, path = heapq.heappop(heap)
+            less, _, parent, path, place = heapq.heappop(heap)
             chance = -less
-            if not found and chance < self.settings.share:
+            if not found and drafted is None and chance < self.settings.share:
                 break
             found.tokens.append(path[-1])
             found.parents.append(parent)
             found.chances.append(chance)
             parent = len(found)
         return found
+
+    def _likely(
+        self, window: Sequence[int], drafted: dict[int, tuple[int, float]] | None
+    ) -> dict[int, tuple[int, float]]:
+        """How likely each token is behind a window, with the draft's number of it or -1. drafted: what the draft says
+        of them."""
+        found = {token: (-1, share**_OPTIMISM) for token, share in self._following(window)}
+        if drafted is None:
+            return found
+        trust = self.settings.trust
+        mixed = {token: (-1, (1 - trust) * share) for token, (_, share) in found.items()}
+        for token, (number, share) in drafted.items():
+            mixed[token] = number, mixed.get(token, (-1, 0.0))[1] + trust * share
+        return mixed
 
     def _following(self, window: Sequence[int]) -> list[tuple[int, float]]:
         """The likeliest tokens behind a window, and how likely each is: as they followed its longest known end, and,
@@ -166,26 +194,37 @@ def worth_verifying(found: Sequence[Branches], settings: LookupSettings) -> int:
     return settings.nodes
 
 
+def branches_of(proposal: Proposal, row: int) -> Branches:
+    """The tree that a draft head proposes for a document."""
+    assert proposal.parents is not None and proposal.chances is not None
+    return Branches(proposal.tokens[row].tolist(), proposal.parents[row].tolist(), proposal.chances[row].tolist())
+
+
 def laid_over(proposal: Proposal | None, found: Sequence[Branches], settings: LookupSettings) -> Proposal | None:
-    """A proposal in which documents have what was found for them in the place of the draft's chain.
+    """A proposal in which documents have what was found for them in the place of the draft's chain or tree.
 
     What is shorter than others is filled up with any token: the target refuses it, or would have chosen it anyway.
-    Trees and drawn tokens of a draft stay as they are.
+    Drawn tokens of a draft stay as they are.
     """
-    if not any(found) or (
-        proposal is not None and (proposal.parents is not None or proposal.probabilities is not None)
-    ):
+    if not any(found) or (proposal is not None and proposal.probabilities is not None):
         return proposal
     nodes = worth_verifying(found, settings)
-    drafted: list[list[int]] = [[]] * len(found) if proposal is None else proposal.tokens.tolist()
+    drafted: list[tuple[list[int], list[int]]] = [([], [])] * len(found)
+    if proposal is not None:
+        tokens, chain = proposal.tokens.tolist(), list(range(proposal.tokens.shape[1]))
+        above = [chain] * len(tokens) if proposal.parents is None else proposal.parents.tolist()
+        drafted = list(zip(tokens, above, strict=True))
     rows = [
-        (own.tokens[:nodes], own.parents[:nodes]) if own else (theirs, list(range(len(theirs))))
-        for own, theirs in zip(found, drafted, strict=True)
+        (own.tokens[:nodes], own.parents[:nodes]) if own else theirs for own, theirs in zip(found, drafted, strict=True)
     ]
+    return _stacked(rows, None if proposal is None else proposal.tokens.device)
+
+
+def _stacked(rows: Sequence[tuple[list[int], list[int]]], device: torch.device | None) -> Proposal | None:
+    """One proposal of tokens and parents of each document; None for no tokens."""
     width = max(len(tokens) for tokens, _ in rows)
     if not width:
         return None
-    device = None if proposal is None else proposal.tokens.device
     ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens, _ in rows], device=device)
     above = [[*parents, *[0] * (width - len(parents))] for _, parents in rows]
     depths = [_depths(parents) for parents in above]

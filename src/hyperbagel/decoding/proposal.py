@@ -30,13 +30,14 @@ class TreeSettings:
 class Proposal:
     """Proposed tokens. tokens: (B, M) ids of the target; probabilities: (B, M, V) what they were drawn from, None for
     fixed proposals; parents: (B, M) node numbers, the root being 0, or None for a chain; depth: (B, M), likewise;
-    steps: tokens of the longest path."""
+    steps: tokens of the longest path; chances: (B, M) of a draft's tree, how likely all tokens up to a node are."""
 
     tokens: Tensor
     probabilities: Tensor | None = None
     parents: Tensor | None = None
     depth: Tensor | None = None
     steps: int = 0
+    chances: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hyperbagel.decoding.autoregressive import (
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
-from hyperbagel.decoding.lookup import Branches, Lookup, laid_over
+from hyperbagel.decoding.lookup import Branches, Lookup, branches_of, laid_over
 from hyperbagel.decoding.policies import PLAIN, Plan, Policy, Round
 from hyperbagel.decoding.proposal import Proposal, ProposalSettings
 from hyperbagel.decoding.rows import DraftMemory
@@ -147,7 +147,7 @@ class DecodingRun:
         plan = PLAIN if plain or forced or (found and all(found)) else self._plan()
         proposal = self._propose(plan) if plan.length else None
         if self.engine.speculation.lookup is not None:
-            proposal = laid_over(proposal, found, self.engine.speculation.lookup)
+            proposal = laid_over(proposal, self._grown(proposal, found), self.engine.speculation.lookup)
         verdict = self._verify(proposal)
         new = self._emit(verdict, proposal)
         ended = {document: answer for document, answer in self.finished.items() if document in new}
@@ -196,8 +196,20 @@ class DecodingRun:
         """How each document likely goes on; nothing at all where nothing is looked up."""
         if not self.lookups:
             return []
-        most = self.settings.max_tokens - 1
-        return [self.lookups[row].propose(most - len(self.answers[row]), self.stop) for row in self.documents]
+        return [self.lookups[row].propose(self._left(row), self.stop) for row in self.documents]
+
+    def _grown(self, proposal: Proposal | None, found: list[Branches]) -> list[Branches]:
+        """What was found; where nothing was, the draft's tree grown on by what is looked up."""
+        if proposal is None or proposal.chances is None:
+            return found
+        return [
+            own or self.lookups[document].propose(self._left(document), self.stop, branches_of(proposal, row))
+            for row, (document, own) in enumerate(zip(self.documents, found, strict=True))
+        ]
+
+    def _left(self, document: int) -> int:
+        """How many tokens may be proposed to a document: the target adds one of its own."""
+        return self.settings.max_tokens - 1 - len(self.answers[document])
 
     def _propose(self, plan: Plan) -> Proposal | None:
         assert self.unseen is not None

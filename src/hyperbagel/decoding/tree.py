@@ -57,6 +57,7 @@ class _Pool:
             parents=number.gather(1, parent.gather(1, kept)),
             depth=depth.gather(1, kept),
             steps=levels,
+            chances=score.gather(1, kept).exp(),
         )
 
 

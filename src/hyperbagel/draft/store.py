@@ -98,7 +98,7 @@ def _write(model: Bagel, rows: list[tuple[str, FeatureBatch, int]], path: Path) 
 
 
 class FeatureShards(Dataset[FeatureBatch]):
-    """Documents of stored features, read at random; `collate` makes batches of them.
+    """Documents of stored features, read at random; `collate` makes batches of them. lengths: tokens of each.
 
     base: fingerprint of the target that they have to be of (`base_hash`); None for any. entries: those that the head
     needs. Raises FileNotFoundError without shards, CheckpointError for shards of another target or without an entry.
@@ -110,9 +110,11 @@ class FeatureShards(Dataset[FeatureBatch]):
             raise FileNotFoundError(f"{folder}: holds no feature shards (features-*.safetensors)")
         self.places: list[tuple[int, int]] = []
         self.keys: list[str] = []
+        self.lengths: list[int] = []
         for number, path in enumerate(self.paths):
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+                self.lengths += file.get_tensor("start").diff().tolist()
             if base is not None and metadata.get("base") != base:
                 raise CheckpointError(
                     f"{path}: features of another target; extract them from the model that is trained for"
