@@ -72,7 +72,7 @@ def test_chances_are_those_of_the_longest_agreement_then_of_shorter_ones() -> No
 
 
 def test_a_drafts_tree_is_grown_on() -> None:
-    """By hand: 1, 2 were followed by 3 and 4. The draft proposes 4, and 5 behind it; also 6, and nothing behind that."""
+    """By hand: 1, 2 were followed by 3 and 4. The draft proposes 4, and 5 behind it; also 6, with nothing behind."""
     settings = LookupSettings(match=2, length=2, nodes=9, trust=0.75)
     lookup = Lookup(settings, [1, 2, 3, 4, 1, 2])
     drafted = Branches([4, 6, 5], [0, 0, 1], [0.5, 0.2, 0.4])

@@ -146,7 +146,7 @@ def test_choices_through_a_tree_keep_the_distribution() -> None:
 
 @cache
 def decided() -> Bagel:
-    """A target that makes up its mind: at temperature 1 it says as few answers as the other one at 0.7 and top-p 0.8."""
+    """A target that makes up its mind: at 1 it says as few answers as the other one at 0.7 and top-p 0.8."""
     model = copy.deepcopy(target())
     with torch.no_grad():
         model.understanding.norm.weight.mul_(2.0)
@@ -163,9 +163,7 @@ SAMPLING = {
 @pytest.mark.parametrize("temperature", SAMPLING)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["hyper", "parallel"])
-def test_whole_decoding_keeps_the_distribution(
-    kind: Literal["hyper", "parallel"], way: str, temperature: str
-) -> None:
+def test_whole_decoding_keeps_the_distribution(kind: Literal["hyper", "parallel"], way: str, temperature: str) -> None:
     """Three tokens each of 20,000 answers against the probabilities that plain passes give."""
     which, settings = SAMPLING[temperature]
     model = which()

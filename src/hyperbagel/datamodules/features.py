@@ -30,7 +30,7 @@ _WINDOW = 64
 class DocumentReader:
     """Batches of all documents with answers, once: what `draft.store.write_features` runs the target over.
 
-    Documents are in the order of the shards, but for `_WINDOW` batches at a time sorted by length, which spares padding.
+    They are in the order of the shards, but for `_WINDOW` batches at a time sorted by length, which spares padding.
 
     documents, without_answers, skipped: how many samples were used so far, had no answer, and were unusable.
 
