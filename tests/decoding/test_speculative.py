@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from hyperbagel.bagel.segments import TextSegment
 from hyperbagel.decoding.adaptive import Adaptive
@@ -14,12 +15,12 @@ from hyperbagel.decoding.autoregressive import DecodingSettings, decode_text
 from hyperbagel.decoding.cache import RowCache
 from hyperbagel.decoding.fused import FusedStack, RopeTable
 from hyperbagel.decoding.lookup import LookupSettings
-from hyperbagel.decoding.proposal import Proposal, TreeSettings
+from hyperbagel.decoding.proposal import Proposal, ProposalSettings, TreeSettings
 from hyperbagel.decoding.queue import AnswerQueue, Request
 from hyperbagel.decoding.speculative import DraftedContext, SpeculationSettings, Speculator, decode_speculative
 from hyperbagel.decoding.speculative_loop import DecodingRun, Verdict
 from hyperbagel.decoding.statistics import Origin, SpeculationStatistics
-from hyperbagel.decoding.tree import tree_mask
+from hyperbagel.decoding.tree import grow_tree, tree_mask
 from hyperbagel.decoding.verify import walk
 from hyperbagel.draft.batch import extract_features
 from hyperbagel.draft.unroll import unroll
@@ -278,6 +279,26 @@ def test_a_proposed_token_costs_half_a_product_and_is_the_same() -> None:
             drafter.halves, layers = halves, drafter.empty_state(2, 4).layers
             results.append(drafter.go_on(ids, feature, rope, layers.place(1), layers))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tree_knows_how_likely_its_paths_are() -> None:
+    def logits(*shares: float) -> Tensor:
+        """Of tokens 3, 4, ... of 64."""
+        found = torch.full((64,), -1e9)
+        found[3 : 3 + len(shares)] = torch.tensor(shares).log()
+        return found
+
+    class Same:
+        """Every node is followed by 3 or 4."""
+
+        def expand(self, token: Tensor, parent: Tensor) -> Tensor:
+            return logits(0.7, 0.2, 0.1).expand(1, token.shape[1], -1)
+
+    settings = ProposalSettings(2, 0.0, {4}, SETTINGS, None, TreeSettings(width=2, nodes=6))
+    grown = grow_tree(Same(), logits(0.6, 0.1, 0.3)[None], draft("hyper", trained=False), settings)
+    assert grown.parents is not None and grown.chances is not None
+    assert grown.tokens.tolist() == [[3, 5, 3, 4, 3, 4]] and grown.parents.tolist() == [[0, 0, 1, 1, 2, 2]]
+    torch.testing.assert_close(grown.chances, torch.tensor([[0.6, 0.3, 0.42, 0.0, 0.21, 0.0]]), atol=1e-6, rtol=0)
 
 
 def test_paths_follow_the_target_through_a_tree() -> None:

@@ -2,7 +2,7 @@
 answers, as a tree of the likeliest ways on.
 
 They cost nothing, need no training, and are often right where an answer repeats its question, or itself, and where a
-model speaks in set phrases.
+model speaks in set phrases. Where they are unsure, they go on from the tree that a draft head proposes.
 """
 
 from __future__ import annotations
