@@ -27,7 +27,10 @@ WAYS: dict[str, tuple[Literal["hyper", "parallel"], SpeculationSettings]] = {
     "adaptive": ("hyper", SpeculationSettings(5, policy=Adaptive(2, COSTS))),
     "parallel": ("parallel", SpeculationSettings(5)),
     "looked up": ("hyper", SpeculationSettings(5, lookup=LookupSettings(match=1))),
-    "tree grown on": ("hyper", SpeculationSettings(3, tree=TreeSettings(3, 10), lookup=LookupSettings(1, share=0.9))),
+    "tree grown on": (
+        "hyper",
+        SpeculationSettings(3, tree=TreeSettings(3, 10), lookup=LookupSettings(match=1, share=0.9, price=0)),
+    ),
     "parallel tree": ("parallel", SpeculationSettings(4, tree=TreeSettings(width=3, nodes=10))),
 }
 
