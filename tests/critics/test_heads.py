@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hyperbagel.critics.heads import DiscriminatorHead, HeadStack, check_layers, spread_layers
+from hyperbagel.critics.heads import DiscriminatorHead, HeadKind, HeadStack, PointwiseHead, check_layers, spread_layers
 
 
+@pytest.mark.parametrize("kind", [DiscriminatorHead, PointwiseHead])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (4, 9), (8, 8), (32, 16), (64, 64)])
-def test_any_size_gives_one_logit_that_sees_the_whole_map(size: tuple[int, int]) -> None:
+def test_any_size_gives_one_logit_that_sees_the_whole_map(
+    size: tuple[int, int], kind: type[DiscriminatorHead | PointwiseHead]
+) -> None:
     torch.manual_seed(0)
-    head = DiscriminatorHead(6, 8)
+    head = kind(6, 8)
     x = torch.randn(2, 6, *size, requires_grad=True)
     logits = head(x)
     assert logits.shape == (2,) and logits.isfinite().all()
@@ -28,9 +31,18 @@ def test_large_maps_are_halved_three_times() -> None:
     assert head.blocks(torch.randn(1, 3, 4, 4)).shape == (1, 4, 2, 2)
 
 
-def test_images_of_different_sizes_are_judged_as_if_alone() -> None:
+def test_a_pointwise_head_sees_contrast_and_not_the_scale_of_a_layer() -> None:
     torch.manual_seed(0)
-    stack = HeadStack(2, 5, 8)
+    head, x = PointwiseHead(6, 8), torch.randn(1, 6, 2, 2)
+    torch.testing.assert_close(head(100 * x), head(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(head(x.flip(2, 3)), head(x), atol=1e-5, rtol=1e-4)  # places count alike
+    assert (head(x + 1) - head(x)).abs() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "pointwise"])
+def test_images_of_different_sizes_are_judged_as_if_alone(kind: HeadKind) -> None:
+    torch.manual_seed(0)
+    stack = HeadStack(2, 5, 8, kind)
     sizes = [(2, 3), (4, 4), (2, 3), (1, 2)]
     tokens = [torch.randn(4, 16, 5) for _ in range(2)]  # padding holds garbage
     logits = stack(tokens, sizes)

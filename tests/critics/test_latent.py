@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.grid import LatentGrid
 from hyperbagel.bagel.model import Bagel
 from hyperbagel.bagel.segments import TextSegment
-from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic
+from hyperbagel.critics.latent import CriticSettings, JudgedBatch, LatentCritic, Start
 from tests.nano import nano_bagel
 
 
@@ -20,12 +22,12 @@ def model() -> Bagel:
     return nano_bagel().requires_grad_(False)
 
 
-def critic_of(model: Bagel) -> LatentCritic:
+def critic_of(model: Bagel, sees_start: bool = False) -> LatentCritic:
     torch.manual_seed(0)
     branch = model.generation.copy().requires_grad_(True)
     branch.add_condition(TEXT_SCALE, IMAGE_SCALE)
     torch.nn.init.normal_(branch.text_scale_embedder.mlp[2].weight)  # type: ignore[union-attr]
-    return LatentCritic(branch, model.config, CriticSettings(layers=2, channels=8))
+    return LatentCritic(branch, model.config, CriticSettings(layers=2, channels=8), sees_start)
 
 
 def context_of(model: Bagel, *texts: list[int]) -> Context:
@@ -73,6 +75,30 @@ def test_compared_in_one_pass_as_in_several(model: Bagel) -> None:
     samples = tuple(latents(model, 2, 16, seed) for seed in range(3))
     for logits, x in zip(critic.compare(model, samples, t, where), samples, strict=True):
         torch.testing.assert_close(logits, critic(model, x, t, where), atol=1e-5, rtol=1e-4)
+
+
+def test_a_critic_that_sees_the_start_begins_as_one_that_does_not_and_learns_from_the_jump(model: Bagel) -> None:
+    plain, critic, t = critic_of(model), critic_of(model, sees_start=True), torch.tensor([0.3, 0.9])
+    where = judged(model, [(2, 3), (4, 4)], [5, 6, 7], [8])
+    samples = tuple(latents(model, 2, 16, seed) for seed in range(2))
+    seen = replace(where, start=Start(latents(model, 2, 16, seed=5), torch.tensor([0.5, 1.0])))
+    for logits, expected in zip(
+        critic.compare(model, samples, t, seen), plain.compare(model, samples, t, where), strict=True
+    ):
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():  # of the second half of its inputs, one reads the jump of the first channel
+        critic.backbone.vae2llm.weight.zero_()
+        critic.backbone.vae2llm.weight[:, model.config.latent_token_dim] = 1.0
+    x, start = samples[0], Start(samples[0].clone(), torch.tensor([0.5, 1.0]))
+    start.x[0, :, 0] += 0.2 * torch.arange(16)  # a velocity of 1 over a time of 0.2
+    read: list[Tensor] = []
+    handle = critic.backbone.vae2llm.register_forward_hook(lambda _m, _i, output: read.append(output))
+    critic(model, x, t, replace(where, start=start))
+    handle.remove()
+    jump = read[0][..., 0] - (critic.backbone.vae2llm.bias[0] if critic.backbone.vae2llm.bias is not None else 0)
+    torch.testing.assert_close(jump, torch.stack([torch.arange(16.0), torch.zeros(16)]), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"JudgedBatch\.start"):
+        critic(model, x, t, where)
 
 
 def test_gradient_reaches_latents_heads_and_backbone_but_not_the_model(model: Bagel) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hyperbagel.losses.adversarial import approximate_r1, critic_loss, generator_loss
+from hyperbagel.losses.adversarial import approximate_r1, critic_loss, generator_loss, told_apart
 
 REAL = torch.tensor([[2.0, 0.5], [-1.0, 1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [1.0, -1.0]])
@@ -56,3 +56,11 @@ def test_approximate_r1_approaches_the_gradient_penalty() -> None:
     perturbed = (0.01 * noise) @ gradient
     penalty = approximate_r1(torch.zeros(200_000, 1), perturbed[:, None]) / 0.01**2
     assert float(penalty) == pytest.approx(float(gradient.square().sum()), rel=0.02)
+
+
+def test_what_is_told_apart_counts_pairs_and_halves_of_equal_ones() -> None:
+    real, fake = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [4.0, 0.0]])  # means 2, 0; 0, 2
+    told = told_apart(real.requires_grad_(), fake)
+    assert told["auc"] == (1 + 0.5 + 0.5 + 0) / 4 and told["paired"] == 0.5
+    assert not told["auc"].requires_grad
+    assert told_apart(real, real)["paired"] == 0.5

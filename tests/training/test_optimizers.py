@@ -53,6 +53,17 @@ def test_it_is_muon_on_hidden_matrices_and_adamw_on_the_rest(monkeypatch: pytest
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
 
 
+def test_named_parts_have_rates_of_their_own():
+    joint, apart = net(), net()
+    learn(joint, MuonWithAdamW(joint.named_parameters(), adamw_lr=0.01, rates={"hidden": 0.03, "lm_head": 0.0}))
+    learn(
+        apart,
+        AdamW([apart.embed_tokens.weight], 0.01, betas=(0.9, 0.98), weight_decay=0.0),
+        AdamW(apart.hidden.parameters(), 0.03, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+    assert_equal(joint, apart)
+
+
 @pytest.mark.parametrize(("unit", "precision"), [("none", 1e-4), ("amx_tile", 0.03), ("avx512_bf16", 0.03)])
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
 def test_muons_update_is_near_the_orthogonal_factor_of_the_momentum(

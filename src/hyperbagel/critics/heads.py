@@ -6,11 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HeadKind = Literal["convolutional", "pointwise"]
 _BLOCKS = 3
 
 
@@ -57,11 +59,43 @@ class DiscriminatorHead(nn.Module):
         return logit[:, 0]
 
 
+class PointwiseHead(nn.Module):
+    """RMS norm and two layers on each place alone, the mean over the map, and a linear layer to one logit.
+
+    It keeps what strides and group norms take from maps of a few places a side: levels and contrasts. The norm makes
+    layers of all depths alike large.
+
+    Examples:
+        >>> head = PointwiseHead(features=6, channels=8)
+        >>> head(torch.randn(2, 6, 5, 7)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__()
+        self.places = nn.Sequential(
+            nn.RMSNorm(features), nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
+        )
+        self.logit = nn.Linear(channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, features, h, w) -> (B,)."""
+        tokens = x.to(self.logit.weight.dtype).flatten(2).transpose(1, 2)
+        logit: Tensor = self.logit(self.places(tokens).mean(1))
+        return logit[:, 0]
+
+
+_HEADS: dict[HeadKind, type[DiscriminatorHead | PointwiseHead]] = {
+    "convolutional": DiscriminatorHead,
+    "pointwise": PointwiseHead,
+}
+
+
 class HeadStack(nn.ModuleList):
     """One head for each tapped layer, over token sequences of images of different sizes."""
 
-    def __init__(self, layers: int, features: int, channels: int) -> None:
-        super().__init__(DiscriminatorHead(features, channels) for _ in range(layers))
+    def __init__(self, layers: int, features: int, channels: int, kind: HeadKind = "convolutional") -> None:
+        super().__init__(_HEADS[kind](features, channels) for _ in range(layers))
 
     def forward(self, tokens: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Logits (B, heads) of token maps.

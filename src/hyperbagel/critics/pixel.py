@@ -158,7 +158,7 @@ class PixelCritic(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.layers = settings.tapped(encoder.depth, f"the encoder {type(encoder).__name__}")
-        self.heads = HeadStack(len(self.layers), encoder.channels, settings.channels)
+        self.heads = HeadStack(len(self.layers), encoder.channels, settings.channels, settings.kind)
 
     def forward(self, pictures: Sequence[Tensor]) -> Tensor:
         """Logits (B, heads), high for real, of pictures (3, H, W) in about [-1, 1]."""

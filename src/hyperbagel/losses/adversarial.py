@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -86,12 +87,31 @@ class Discrimination(LossTerm):
         self.critic, self.objective, self.r1_weight = critic, objective, r1_weight
 
     def forward(self, step: Step) -> Tensor:
-        """High when the critic takes generated samples for real ones."""
+        """High when the critic takes generated samples for real ones. Logs what it tells apart of a batch that it has
+        not seen before: `critic/<name>/auc` of all pairs of a real and a generated sample, `paired` of those that
+        belong together; 0.5 is chance."""
         logits = _logits(step, self, self.critic)
-        loss = critic_loss(self.needed(logits.real, "real logits"), logits.fake, self.objective)
-        if logits.perturbed is not None and logits.real is not None and self.r1_weight:
-            loss = loss + self.r1_weight * approximate_r1(logits.real, logits.perturbed)
+        real, fake = self.needed(logits.real, "real logits"), logits.fake
+        self.metrics = {f"critic/{self.critic}/{name}": value for name, value in told_apart(real, fake).items()}
+        loss = critic_loss(real, fake, self.objective)
+        if logits.perturbed is not None and self.r1_weight:
+            loss = loss + self.r1_weight * approximate_r1(real, logits.perturbed)
         return loss
+
+
+@torch.no_grad()
+def told_apart(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """How often the mean logit of a real sample is above that of a generated one. real, fake: (B, heads).
+
+    auc: of all B x B pairs; paired: of sample i and sample i. Equal ones count half.
+
+    Examples:
+        >>> told_apart(real=torch.tensor([[1.0], [3.0]]), fake=torch.tensor([[0.0], [2.0]]))
+        {'auc': tensor(0.7500), 'paired': tensor(1.)}
+    """
+    gap = real.float().mean(1)[:, None] - fake.float().mean(1)
+    won = (gap.sign() + 1) / 2
+    return {"auc": won.mean(), "paired": won.diagonal().mean()}
 
 
 def _logits(step: Step, term: LossTerm, critic: str) -> CriticLogits:

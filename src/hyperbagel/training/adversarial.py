@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from hyperbagel.critics.latent import CriticSettings, LatentCritic
+from hyperbagel.critics.latent import CriticSettings, LatentCritic, Start
 from hyperbagel.flow.randomness import normal
 from hyperbagel.losses.adversarial import Adversarial, Discrimination, Objective
 from hyperbagel.losses.base import CriticLogits
@@ -24,6 +24,9 @@ class AdversarialSettings:
     """Objective of the game."""
     student_every: int = 1
     """Batches per update of the student; on the others only critics train."""
+    critic_first: int = 0
+    """Batches before the first update of the student, on which only critics train: what they then tell apart
+    (`critic/<name>/auc`) says whether there is anything to learn from them."""
     r1_weight: float = 0.0
     """Weight of the approximate R1 penalty of the latent critic, 0 for none."""
     r1_sigma: float = 0.01
@@ -34,10 +37,12 @@ class AdversarialSettings:
     def __post_init__(self) -> None:
         if self.student_every < 1:
             raise ValueError(f"student_every is {self.student_every}: the student needs a turn, give 1 or more")
+        if self.critic_first < 0:
+            raise ValueError(f"critic_first is {self.critic_first}: give a number of batches, 0 for none")
 
     def student_turn(self, batches_seen: int) -> bool:
         """Whether the student has an update on this batch."""
-        return batches_seen % self.student_every == 0
+        return batches_seen > self.critic_first and batches_seen % self.student_every == 0
 
 
 class AdversarialGame:
@@ -48,6 +53,7 @@ class AdversarialGame:
         training: how the critic is trained.
         settings: of the game.
         weight: of the student's term.
+        sees_start: whether the critic is shown where jumps began.
 
     Examples:
         >>> from hyperbagel.modules import TSCD
@@ -56,26 +62,35 @@ class AdversarialGame:
     """
 
     def __init__(
-        self, stage: DistillationStage, training: Training, settings: AdversarialSettings, weight: float
+        self,
+        stage: DistillationStage,
+        training: Training,
+        settings: AdversarialSettings,
+        weight: float,
+        sees_start: bool = False,
     ) -> None:
         self.settings, self.model = settings, stage.model
-        self.critic = LatentCritic(stage.branch_like_teacher(training), stage.model.config, settings.heads)
+        backbone = stage.branch_like_teacher(training)
+        self.critic = LatentCritic(backbone, stage.model.config, settings.heads, sees_start)
         stage.critic = self.critic
         stage.add_network("critic", training, "critic")
         stage.add_loss(Discrimination("latent", settings.objective, r1_weight=settings.r1_weight))
         stage.add_loss(Adversarial("latent", settings.objective, weight))
 
-    def compared(self, episode: Episode, fake: Tensor, real: Tensor, t: Tensor) -> CriticLogits:
-        """The critic's logits in its own update. fake, real: (B, n, C) latents at noise level t (B,)."""
+    def compared(
+        self, episode: Episode, fake: Tensor, real: Tensor, t: Tensor, start: Start | None = None
+    ) -> CriticLogits:
+        """The critic's logits in its own update. fake, real: (B, n, C) latents at noise level t (B,); start: where the
+        jumps to them began."""
         latents: tuple[Tensor, ...] = (fake.detach(), real)
         if self.settings.r1_weight:
             noise = normal(real.shape, episode.generator).to(real)
             latents += (real + self.settings.r1_sigma * noise,)
-        return CriticLogits(*self.critic.compare(self.model, latents, t, episode.judged))
+        return CriticLogits(*self.critic.compare(self.model, latents, t, replace(episode.judged, start=start)))
 
-    def seen(self, episode: Episode, fake: Tensor, t: Tensor) -> CriticLogits:
+    def seen(self, episode: Episode, fake: Tensor, t: Tensor, start: Start | None = None) -> CriticLogits:
         """The critic's logits in the student's update."""
-        return CriticLogits(self.critic(self.model, fake, t, episode.judged))
+        return CriticLogits(self.critic(self.model, fake, t, replace(episode.judged, start=start)))
 
     def memory(self, cost: DocumentCost) -> dict[str, int]:
         """Of the critic: fake, real, and real with noise in one pass."""

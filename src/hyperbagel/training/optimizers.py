@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -80,6 +80,8 @@ class MuonWithAdamW(Optimizer):
         adamw_lr: learning rate of AdamW.
         weight_decay: decoupled weight decay of the matrices.
         momentum: of Muon.
+        rates: learning rates of AdamW for parameters with such parts in their names, as {"heads": 0.002}: those of a
+            critic are new, where its backbone is trained already.
         exclude: parts of names whose matrices AdamW takes.
 
     Raises TypeError when the parameters come without names, ValueError when there are none.
@@ -93,21 +95,24 @@ class MuonWithAdamW(Optimizer):
         weight_decay: float = 0.01,
         momentum: float = 0.95,
         exclude: tuple[str, ...] = ("embed", "lm_head", "llm2vae", "vae2llm"),
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         named = list(params)
         if not named:
             raise ValueError("MuonWithAdamW got no parameters: nothing of the model trains")
         if any(not isinstance(entry, tuple) for entry in named):
             raise TypeError("MuonWithAdamW needs named parameters: pass module.named_parameters()")
-        matrices = [p for name, p in named if p.ndim == 2 and not any(part in name for part in exclude)]
-        chosen = {id(p) for p in matrices}
-        rest = [p for _, p in named if id(p) not in chosen]
+        by_rate: defaultdict[float | None, list[Tensor]] = defaultdict(list)  # None: Muon's
+        for name, param in named:
+            own = next((rate for part, rate in (rates or {}).items() if part in name), None)
+            muon = own is None and param.ndim == 2 and not any(part in name for part in exclude)
+            by_rate[None if muon else adamw_lr if own is None else own].append(param)
         self._parts: list[Optimizer] = []
-        if matrices:
+        if matrices := by_rate.pop(None, []):
             self._parts.append(BatchedMuon(matrices, lr, weight_decay, momentum))
-        if rest:
+        for rate, rest in by_rate.items():
             fused = all(p.is_cuda for p in rest) or None  # one kernel for all; elsewhere what PyTorch does by itself
-            self._parts.append(AdamW(rest, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused))
+            self._parts.append(AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=fused))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()

@@ -124,9 +124,10 @@ def test_critic_tells_the_two_apart(nano_folder: str, nano_branch: str, tmp_path
     with torch.no_grad():
         for parameter in stage.student.llm2vae.parameters():
             parameter += 3  # makes fakes that are easy to tell
-    logged = Logged("loss/critic_latent")
-    fit(stage, batches(2) * 25, tmp_path, callbacks=[logged])
+    logged, told = Logged("loss/critic_latent"), Logged("critic/latent/auc")
+    fit(stage, batches(2) * 25, tmp_path, callbacks=[logged, told])
     assert sum(logged.values[-20:]) / 20 < 1.0
+    assert sum(told.values[-20:]) / 20 > 0.8
 
 
 def test_checkpointed_layers_change_nothing(nano_folder: str, nano_branch: str, tmp_path: Path) -> None:
@@ -137,3 +138,21 @@ def test_checkpointed_layers_change_nothing(nano_folder: str, nano_branch: str, 
         fit(stage, batches(2), tmp_path)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(recomputed.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_critic_learns_alone_first_and_is_shown_where_jumps_began(
+    nano_folder: str, nano_branch: str, tmp_path: Path
+) -> None:
+    """Three batches for the critic alone, then one in two for the student."""
+    method = TSCDMethod(critic_first=3, student_every=2, show_start=True, heads=HEADS)
+    stage = TSCD(model=nano_folder, init_from=nano_branch, method=method, student=adam(), critic=adam())
+    run = fit(stage, batches(7), tmp_path)
+    assert int(stage.student_step) == 2 and sorted(updates(run)) == [2, 7]  # the student's on batches 4 and 6
+    assert stage.critic is not None
+    of_the_jump = stage.critic.backbone.vae2llm.weight[:, stage.model.config.latent_token_dim :]
+    assert of_the_jump.abs().max() > 0
+
+
+def test_an_impossible_start_of_the_game_is_refused() -> None:
+    with pytest.raises(ValueError, match="critic_first is -1"):
+        TSCDMethod(critic_first=-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperbagel.bagel.branch import GenerationBranch
 from hyperbagel.bagel.segments import DocumentBatch
 from hyperbagel.bagel.transfer import moved
-from hyperbagel.critics.latent import LatentCritic
+from hyperbagel.critics.latent import LatentCritic, Start
 from hyperbagel.flow.schedule import interpolate, jump
 from hyperbagel.flow.segments import Segments, SegmentTimes
 from hyperbagel.flow.trajectory import trajectory
@@ -49,6 +49,8 @@ class TSCDMethod(AdversarialSettings):
     """Decay of the EMA of the target branch per student update."""
     adversarial_weight: float = 1.0
     """Weight of the adversarial comparison, the only one that the paper has; 0 leaves it out."""
+    show_start: bool = False
+    """Show the critic where jumps began, beside where they ended. What is noise to it otherwise is known then."""
     mse_weight: float = 0.0
     """Weight of the comparison by mean squared error; 0 leaves it out."""
 
@@ -105,7 +107,7 @@ class TSCD(DistillationStage):
         self.critic: LatentCritic | None = None
         self.game: AdversarialGame | None = None
         if method.adversarial_weight:
-            self.game = AdversarialGame(self, critic, method, method.adversarial_weight)
+            self.game = AdversarialGame(self, critic, method, method.adversarial_weight, method.show_start)
         if method.mse_weight:
             self.add_loss(Regression("consistency", method.mse_weight))
 
@@ -133,14 +135,15 @@ class TSCD(DistillationStage):
         # Compared as the velocities that lead there: distances would weigh long jumps most, which are the late ones.
         target = (x_t - real) / (times.t_n - times.t_end)[:, None, None]
         step = episode.step(x_t=x_t, t=times.t_n, velocity=velocity, target_velocity=target)
+        start = Start(x_t, times.t_n)
         if self.game is not None:
             with self.timed("critic"):
-                logits = self.game.compared(episode, fake, real, times.t_end)
+                logits = self.game.compared(episode, fake, real, times.t_end, start)
                 self.update("critic", self.total(step.detached().judged({"latent": logits}), "critic"))
         if student_turn:
             with self.timed("student"), frozen(*filter(None, [self.critic])):
                 if self.game is not None:
-                    step = step.judged({"latent": self.game.seen(episode, fake, times.t_end)})
+                    step = step.judged({"latent": self.game.seen(episode, fake, times.t_end, start)})
                 if self.update("student", self.total(step, "student")):
                     update_ema(self.ema, self.student, self.method.ema_decay)
 
