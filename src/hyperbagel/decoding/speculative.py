@@ -19,13 +19,14 @@ from hyperbagel.bagel.segments import Document, TextSegment
 from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.adaptive import Adaptive
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens
+from hyperbagel.decoding.contexts import DraftedContext, TextContext
 from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, Norm, RopeTable
 from hyperbagel.decoding.parallel import ParallelDrafter
 from hyperbagel.decoding.policies import Costs, Work
 from hyperbagel.decoding.rows import DraftMemory, Rows
 from hyperbagel.decoding.settings import SpeculationSettings
-from hyperbagel.decoding.speculative_loop import DecodingRun, DraftedContext, Engine, TextContext
+from hyperbagel.decoding.speculative_loop import DecodingRun, Engine
 from hyperbagel.decoding.static import StaticRounds, can_be_static, decode_static, rounds_for
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.verify import Randomness

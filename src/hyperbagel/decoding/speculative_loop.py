@@ -20,39 +20,18 @@ from hyperbagel.decoding.autoregressive import (
     require_logits,
 )
 from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.contexts import DraftedContext, TextContext
 from hyperbagel.decoding.drafter import Drafter
 from hyperbagel.decoding.fused import FusedStack, LogitsHead, RopeTable
 from hyperbagel.decoding.lookup import Branches, Lookup, branches_of, laid_over
 from hyperbagel.decoding.policies import PLAIN, Plan, Policy, Round
 from hyperbagel.decoding.proposal import Proposal, ProposalSettings
-from hyperbagel.decoding.rows import DraftMemory
 from hyperbagel.decoding.settings import SpeculationSettings
 from hyperbagel.decoding.statistics import SpeculationStatistics
 from hyperbagel.decoding.tree import tree_mask
 from hyperbagel.decoding.unseen import Unseen, Written
 from hyperbagel.decoding.verify import Randomness, draw, sample_chain, walk
 from hyperbagel.draft.phrases import Phrases
-
-
-@dataclass(frozen=True)
-class TextContext(Context):
-    """A context with its text, in which may be looked up how answers go on. Usable wherever a context is.
-
-    text: token ids of each document, negative where a picture's tokens stand.
-    """
-
-    text: Sequence[Sequence[int]] = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class DraftedContext(TextContext):
-    """A context that the draft head can read as well.
-
-    draft: what the head knows of it; endings: the last tokens of what each document asks.
-    """
-
-    draft: DraftMemory = field(kw_only=True)
-    endings: Sequence[Sequence[int]] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

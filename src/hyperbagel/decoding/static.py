@@ -19,9 +19,10 @@ from hyperbagel.bagel.context import Context
 from hyperbagel.bagel.transfer import moved
 from hyperbagel.decoding.autoregressive import DecodingSettings, OnTokens, finite_rows, require_logits
 from hyperbagel.decoding.cache import RowCache
+from hyperbagel.decoding.contexts import DraftedContext
 from hyperbagel.decoding.fused import RopeTable
 from hyperbagel.decoding.rows import DraftMemory
-from hyperbagel.decoding.speculative_loop import DraftedContext, Engine
+from hyperbagel.decoding.speculative_loop import Engine
 
 log = logging.getLogger(__name__)
 

@@ -102,13 +102,16 @@ class MuonWithAdamW(Optimizer):
             raise ValueError("MuonWithAdamW got no parameters: nothing of the model trains")
         if any(not isinstance(entry, tuple) for entry in named):
             raise TypeError("MuonWithAdamW needs named parameters: pass module.named_parameters()")
-        by_rate: defaultdict[float | None, list[Tensor]] = defaultdict(list)  # None: Muon's
+        matrices: list[Tensor] = []
+        by_rate: defaultdict[float, list[Tensor]] = defaultdict(list)
         for name, param in named:
             own = next((rate for part, rate in (rates or {}).items() if part in name), None)
-            muon = own is None and param.ndim == 2 and not any(part in name for part in exclude)
-            by_rate[None if muon else adamw_lr if own is None else own].append(param)
+            if own is None and param.ndim == 2 and not any(part in name for part in exclude):
+                matrices.append(param)
+            else:
+                by_rate[adamw_lr if own is None else own].append(param)
         self._parts: list[Optimizer] = []
-        if matrices := by_rate.pop(None, []):
+        if matrices:
             self._parts.append(BatchedMuon(matrices, lr, weight_decay, momentum))
         for rate, rest in by_rate.items():
             fused = all(p.is_cuda for p in rest) or None  # one kernel for all; elsewhere what PyTorch does by itself
