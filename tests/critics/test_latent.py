@@ -101,6 +101,15 @@ def test_a_critic_that_sees_the_start_begins_as_one_that_does_not_and_learns_fro
         critic(model, x, t, where)
 
 
+def test_what_sees_the_start_trains_in_a_backbone_of_adapters_too(model: Bagel) -> None:
+    branch = model.generation.copy().requires_grad_(False)
+    critic = LatentCritic(branch, model.config, CriticSettings(layers=2, channels=8), sees_start=True)
+    trained = {name for name, value in critic.named_parameters() if value.requires_grad}
+    assert {name for name in trained if not name.startswith("heads.")} == {
+        f"backbone.vae2llm.{part}" for part in ("weight", "bias")
+    }
+
+
 def test_gradient_reaches_latents_heads_and_backbone_but_not_the_model(model: Bagel) -> None:
     critic, x = critic_of(model), latents(model, 1, 16).requires_grad_()
     critic(model, x, torch.tensor([0.3]), judged(model, [(4, 4)], [5])).sum().backward()

@@ -113,11 +113,11 @@ class LatentCritic(nn.Module):
 
 
 def _widened(layer: nn.Linear) -> nn.Linear:
-    """The layer for twice as many inputs, of which the second half has no weight yet."""
+    """The layer for twice as many inputs, of which the second half has no weight yet. It trains, whatever else does."""
     bias = layer.bias is not None
     wide = skip_init(nn.Linear, 2 * layer.in_features, layer.out_features, bias).to(layer.weight)
     with torch.no_grad():
         wide.weight.copy_(torch.cat([layer.weight, torch.zeros_like(layer.weight)], dim=1))
         if bias:
             wide.bias.copy_(layer.bias)
-    return wide.requires_grad_(layer.weight.requires_grad)
+    return wide
