@@ -87,9 +87,11 @@ class Discrimination(LossTerm):
         self.critic, self.objective, self.r1_weight = critic, objective, r1_weight
 
     def forward(self, step: Step) -> Tensor:
-        """High when the critic takes generated samples for real ones. Logs what it tells apart of a batch that it has
-        not seen before: `critic/<name>/auc` of all pairs of a real and a generated sample, `paired` of those that
-        belong together; 0.5 is chance."""
+        """High when the critic takes generated samples for real ones.
+
+        Logs what it tells apart before it learns from the batch: `critic/<name>/auc` of all pairs of a real and a
+        generated sample, `paired` of those that belong together; 0.5 is chance.
+        """
         logits = _logits(step, self, self.critic)
         real, fake = self.needed(logits.real, "real logits"), logits.fake
         self.metrics = {f"critic/{self.critic}/{name}": value for name, value in told_apart(real, fake).items()}

@@ -135,7 +135,7 @@ class TSCD(DistillationStage):
         # Compared as the velocities that lead there: distances would weigh long jumps most, which are the late ones.
         target = (x_t - real) / (times.t_n - times.t_end)[:, None, None]
         step = episode.step(x_t=x_t, t=times.t_n, velocity=velocity, target_velocity=target)
-        start = Start(x_t, times.t_n)
+        start = Start(x_t, times.t_n) if self.method.show_start else None
         if self.game is not None:
             with self.timed("critic"):
                 logits = self.game.compared(episode, fake, real, times.t_end, start)
