@@ -85,6 +85,12 @@ class MuonWithAdamW(Optimizer):
         exclude: parts of names whose matrices AdamW takes.
 
     Raises TypeError when the parameters come without names, ValueError when there are none.
+
+    Examples:
+        >>> net = torch.nn.ModuleDict({"hidden": torch.nn.Linear(4, 4), "heads": torch.nn.Linear(4, 1)})
+        >>> optimizer = MuonWithAdamW(net.named_parameters(), lr=0.0002, rates={"heads": 0.002})
+        >>> [group["lr"] for group in optimizer.param_groups]  # hidden's matrix by Muon, its bias, and heads
+        [0.0002, 0.001, 0.002]
     """
 
     def __init__(
