@@ -41,7 +41,7 @@ def test_documents_keep_to_the_schema(kind: str) -> None:
         for scene, image in zip(meta["scenes"], drawn.images.values(), strict=True):
             assert image.shape == (64, 64, 3) and np.array_equal(draw(Scene.from_dict(scene)), image)
         assert ("geneval" in meta) == (kind == "generation")
-        assert ("edits" in meta) == (kind in ("editing", "chinese_editing", "multi_turn"))
+        assert ("edits" in meta) == (kind in ("editing", "chinese_editing", "referring", "multi_turn"))
         assert meta["language"] == "cn" or kind != "chinese_editing"
 
 

@@ -110,6 +110,19 @@ def test_turns_follow_one_another() -> None:
     assert len(random_edits(1, "test", Random(0))) == 1
 
 
+def test_referring_edits_take_away_one_of_several_objects() -> None:
+    kinds, languages = Counter(), Counter()
+    for i in range(60):
+        meta = sample("train", 8, i, "referring").document["meta"]
+        (edit,) = (Edit.from_dict(data) for data in meta["edits"])
+        assert edit.subject is not None and len(edit.source.objects) in (2, 3)
+        assert edit.source.objects[edit.subject] not in edit.target.objects
+        kinds[edit.kind] += 1
+        languages[meta["language"]] += 1
+    assert set(kinds) == {"remove", "replace"} and min(kinds.values()) > 15
+    assert set(languages) == {"en", "cn"} and min(languages.values()) > 15
+
+
 def test_a_kind_without_room_gives_none() -> None:
     lonely = Scene((SceneObject("ring", "red", "large", 32, 32, 12),), "mint")
     assert random_edit(lonely, "test", Random(0), ("remove",)) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hyperbagel.scenes.captions import caption
 from hyperbagel.scenes.claims import Claim, Noun, whole_claim
 from hyperbagel.scenes.drawing import draw
-from hyperbagel.scenes.edits import LANGUAGES, Edit, random_edits
+from hyperbagel.scenes.edits import LANGUAGES, Edit, random_edits, referring_edit
 from hyperbagel.scenes.heldout import check_split
 from hyperbagel.scenes.prompts import random_prompt
 from hyperbagel.scenes.questions import Question, random_question, understanding_scene, yes_no_question
@@ -95,9 +95,7 @@ def _all_of(scene: Scene, rng: Random) -> str:
     return Claim(tuple(rng.sample(nouns, len(nouns))), background=scene.background).metadata()["prompt"]
 
 
-def _edits(turns: int, split: str, rng: Random, languages: Sequence[str] = LANGUAGES) -> _Content:
-    edits = random_edits(turns, split, rng)
-    language = rng.choice(languages)
+def _edited(edits: list[Edit], language: str) -> _Content:
     meta = {  # with what is to be seen in the end, which an instruction does not say
         "language": language,
         "edits": [edit.to_dict() for edit in edits],
@@ -108,15 +106,19 @@ def _edits(turns: int, split: str, rng: Random, languages: Sequence[str] = LANGU
 
 
 def _editing(split: str, rng: Random) -> _Content:
-    return _edits(1, split, rng)
+    return _edited(random_edits(1, split, rng), rng.choice(LANGUAGES))
 
 
 def _chinese_editing(split: str, rng: Random) -> _Content:
-    return _edits(1, split, rng, ("cn",))
+    return _edited(random_edits(1, split, rng), "cn")
+
+
+def _referring(split: str, rng: Random) -> _Content:
+    return _edited([referring_edit(split, rng)], rng.choice(LANGUAGES))
 
 
 def _multi_turn(split: str, rng: Random) -> _Content:
-    return _edits(rng.randint(2, MAX_TURNS), split, rng)
+    return _edited(random_edits(rng.randint(2, MAX_TURNS), split, rng), rng.choice(LANGUAGES))
 
 
 def _caption(split: str, rng: Random) -> _Content:
@@ -164,13 +166,13 @@ def _translation(split: str, rng: Random) -> _Content:
 
 _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
     "generation": _generation, "detailed": _detailed, "editing": _editing, "chinese_editing": _chinese_editing,
-    "multi_turn": _multi_turn, "caption": _caption, "question": _question, "yes_no": _yes_no, "dialogue": _dialogue,
-    "reading": _reading, "translation": _translation,
+    "referring": _referring, "multi_turn": _multi_turn, "caption": _caption, "question": _question, "yes_no": _yes_no,
+    "dialogue": _dialogue, "reading": _reading, "translation": _translation,
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
 """Kinds of documents: text to image; text to image of which the text says everything; one edit, told in English or
-Chinese; one told in Chinese; 2 to 5 edits in a row; long caption; one question; one yes/no question; up to 12 different
-questions of both sorts on one picture.
+Chinese; one told in Chinese; one that removes or replaces one of several objects; 2 to 5 edits in a row; long
+caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture.
 
 Without pictures, as language models learn to read: questions on a text that says everything; an instruction in Chinese,
 answered by the same in English."""

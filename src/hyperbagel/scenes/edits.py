@@ -132,6 +132,8 @@ _EDITS: Final[dict[str, Callable[[Scene, Random], Edit]]] = {
     "recolor": _recolor, "add": _add, "remove": _remove, "replace": _replace, "move": _move, "background": _background,
 }  # fmt: skip
 EDIT_KINDS: Final = tuple(_EDITS)
+REFERRING_KINDS: Final = ("remove", "replace")
+"""Kinds that name an object which is not to be seen any more; elsewhere, what is named is drawn."""
 
 
 def random_edit(scene: Scene, split: str, rng: Random, kinds: Sequence[str] = EDIT_KINDS) -> Edit | None:
@@ -148,6 +150,14 @@ def random_edit(scene: Scene, split: str, rng: Random, kinds: Sequence[str] = ED
         if is_clear(edit.target.objects) and allows(split, edit.target.objects):
             return edit
     return None
+
+
+def referring_edit(split: str, rng: Random) -> Edit:
+    """An edit of one of `REFERRING_KINDS` in a scene of two or three objects."""
+    while True:
+        scene = random_scene([Spec()] * rng.choice((2, 3)), split, rng)
+        if edit := random_edit(scene, split, rng, (rng.choice(REFERRING_KINDS),)):
+            return edit
 
 
 def random_edits(turns: int, split: str, rng: Random) -> list[Edit]:
