@@ -85,7 +85,8 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 	$(call fit,understanding,runs/scenes/with_autoencoder)
 	$(call fit,generation,runs/scenes/with_understanding)
 	$(call fit,joint,runs/scenes/with_generation)
-	$(call fit,drawing,runs/scenes/with_both)
+	$(call fit,referring,runs/scenes/with_both)
+	$(call fit,drawing,runs/scenes/with_referring)
 
 # The branch of stage 1 teaches stage 2: its 48 steps are nearly the teacher's, at half the cost.
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)
