@@ -1,13 +1,15 @@
 # `make` lists the targets. Each of them first does the set-up it needs.
 # Overrides: PYTHON (3.11 or newer), VENV (folder of the virtual environment), WORKERS (test processes),
 # OLDEST_PYTHON (for `test-oldest`; the lowest versions are not built for newer ones than 3.11),
-# TEACHER (the model that `distill` starts from: a folder, or the name of one in the package).
+# TEACHER (the model that `distill` starts from: a folder, or the name of one in the package),
+# PROCESSES (how many `distill` trains with: one for each core, or GPU, with a batch of its own).
 
 PYTHON ?= python3
 OLDEST_PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
 TEACHER ?= scenes
+PROCESSES ?= 1
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -74,7 +76,7 @@ demo: setup ## Show what the package's model does, train all stages briefly, and
 	@echo 'Curves and pictures of the trainings: $(BIN)/tensorboard --logdir runs/demo'
 
 # Trains by a recipe, or goes on where that stopped: its name, the model that it starts from, and further settings.
-fit = $(BIN)/hyperbagel fit --config scenes/$(1) --model.init_args.model $(2) $(3) --ckpt_path last
+fit = $(BIN)/hyperbagel fit --config scenes/$(1) --model.init_args.model $(2) $(3) $(SPREAD) --ckpt_path last
 # Settings of a stage that starts from a branch, or is taught by one, of the stages before: its name.
 BRANCHES := runs/scenes/branches
 from = --model.init_args.init_from $(BRANCHES)/$(1).safetensors
@@ -87,6 +89,9 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 	$(call fit,joint,runs/scenes/with_generation)
 	$(call fit,referring,runs/scenes/with_both)
 	$(call fit,drawing,runs/scenes/with_referring)
+
+distill: SPREAD = $(if $(filter-out 1,$(PROCESSES)),--trainer.devices $(PROCESSES) \
+	--trainer.strategy ddp_find_unused_parameters_true)
 
 # The branch of stage 1 teaches stage 2: its 48 steps are nearly the teacher's, at half the cost.
 distill: setup ## Distil the embedded model to 6 and then 1 evaluation (resumes where it stopped)

@@ -111,14 +111,20 @@ def test_what_is_laid_over_a_recipe_may_name_it_or_not(config: str) -> None:
     assert laid == alone
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def trainings(*given: str) -> list[list[str]]:
+    """The arguments of `hyperbagel` in each training that `make` would run."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "-n", "-C", CONFIGS.parent, *given]
+    # A `make` that these tests run under hands its settings on, as variables of any name.
+    shown = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
+    return [line.split()[1:] for line in shown.stdout.splitlines() if " fit --config " in line]
+
+
 @pytest.mark.parametrize(("target", "stages"), [("pretrain", 6), ("distill", 8)])
 def test_stages_that_make_runs_start_from_what_those_before_them_leave(target: str, stages: int) -> None:
     """All but the first, which starts from what the package has."""
-    command = ["make", "-n", "-C", CONFIGS.parent, target]
-    # A `make` that these tests run under hands its settings on, as variables of any name.
-    shown = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
-    commands = [line.split()[1:] for line in shown.stdout.splitlines() if " fit --config " in line]
+    commands = trainings(target)
     made = {"fresh/scenes", "scenes"}
     for command in commands:
         settings = read_arguments(command)
@@ -128,6 +134,11 @@ def test_stages_that_make_runs_start_from_what_those_before_them_leave(target: s
         assert made.issuperset(filter(None, branches)), command
         made.add(named.export.init_args.folder if named.export else model.settings.export)
     assert len(commands) == stages and len(made) == stages + 2
+
+
+def test_stages_are_distilled_by_as_many_processes_as_asked_for() -> None:
+    spread = "--trainer.devices 2 --trainer.strategy ddp_find_unused_parameters_true --ckpt_path last"
+    assert [" ".join(command).endswith(spread) for command in trainings("distill", "PROCESSES=2")] == [True] * 8
 
 
 @pytest.mark.parametrize("path", (CONFIGS / "scenes").glob("*.yaml"), ids=lambda path: path.stem)

@@ -40,7 +40,7 @@ def test_documents_keep_to_the_schema(kind: str) -> None:
         assert meta["kind"] == kind and meta["split"] == "train" and meta["language"] in ("en", "cn")
         for scene, image in zip(meta["scenes"], drawn.images.values(), strict=True):
             assert image.shape == (64, 64, 3) and np.array_equal(draw(Scene.from_dict(scene)), image)
-        assert ("geneval" in meta) == (kind == "generation")
+        assert ("geneval" in meta) == (kind in ("generation", "counting"))
         assert ("edits" in meta) == (kind in ("editing", "chinese_editing", "referring", "multi_turn"))
         assert meta["language"] == "cn" or kind != "chinese_editing"
 
@@ -50,6 +50,17 @@ def test_generation_prompts_stand_in_the_metadata() -> None:
         document = sample("test", 0, i, "generation").document
         assert document["segments"][0]["text"] == document["meta"]["geneval"]["prompt"]
         assert document["meta"]["geneval"]["prompt"].startswith("a photo of ")
+
+
+def test_counting_shows_two_to_four_of_one_shape() -> None:
+    documents = [sample("train", 0, i, "counting").document for i in range(40)]
+    numbers = set()
+    for document in documents:
+        (wanted,) = document["meta"]["geneval"]["include"]
+        (scene,) = document["meta"]["scenes"]
+        assert [item["shape"] for item in scene["objects"]] == [wanted["class"]] * wanted["count"]
+        numbers.add(wanted["count"])
+    assert numbers == {2, 3, 4}
 
 
 def test_questions_on_a_text_are_answered_in_it() -> None:

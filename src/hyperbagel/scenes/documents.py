@@ -78,10 +78,14 @@ def edit_document(edits: list[Edit], language: str) -> list[tuple[str | Scene, b
     return segments
 
 
-def _generation(split: str, rng: Random) -> _Content:
-    claim, scene = random_prompt(split, rng)
+def _generation(split: str, rng: Random, task: str | None = None) -> _Content:
+    claim, scene = random_prompt(split, rng, task)
     metadata = claim.metadata()
     return _Content([(metadata["prompt"], False), (scene, True)], {"geneval": metadata})
+
+
+def _counting(split: str, rng: Random) -> _Content:
+    return _generation(split, rng, "counting")
 
 
 def _detailed(split: str, rng: Random) -> _Content:
@@ -165,14 +169,14 @@ def _translation(split: str, rng: Random) -> _Content:
 
 
 _KINDS: Final[dict[str, Callable[[str, Random], _Content]]] = {
-    "generation": _generation, "detailed": _detailed, "editing": _editing, "chinese_editing": _chinese_editing,
-    "referring": _referring, "multi_turn": _multi_turn, "caption": _caption, "question": _question, "yes_no": _yes_no,
-    "dialogue": _dialogue, "reading": _reading, "translation": _translation,
+    "generation": _generation, "counting": _counting, "detailed": _detailed, "editing": _editing,
+    "chinese_editing": _chinese_editing, "referring": _referring, "multi_turn": _multi_turn, "caption": _caption,
+    "question": _question, "yes_no": _yes_no, "dialogue": _dialogue, "reading": _reading, "translation": _translation,
 }  # fmt: skip
 KINDS: Final = tuple(_KINDS)
-"""Kinds of documents: text to image; text to image of which the text says everything; one edit, told in English or
-Chinese; one told in Chinese; one that removes or replaces one of several objects; 2 to 5 edits in a row; long
-caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture.
+"""Kinds of documents: text to image; a number of one shape; text to image of which the text says everything; one edit,
+told in English or Chinese; one told in Chinese; one that removes or replaces one of several objects; 2 to 5 edits in a
+row; long caption; one question; one yes/no question; up to 12 different questions of both sorts on one picture.
 
 Without pictures, as language models learn to read: questions on a text that says everything; an instruction in Chinese,
 answered by the same in English."""
