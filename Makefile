@@ -90,6 +90,7 @@ pretrain: setup ## Train the embedded model anew (hours; resumes where it stoppe
 	$(call fit,referring,runs/scenes/with_both)
 	$(call fit,drawing,runs/scenes/with_referring)
 
+# A process finds for itself which weights took part: critics and students take turns.
 distill: SPREAD = $(if $(filter-out 1,$(PROCESSES)),--trainer.devices $(PROCESSES) \
 	--trainer.strategy ddp_find_unused_parameters_true)
 
